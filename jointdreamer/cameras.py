@@ -1,0 +1,186 @@
+"""Cameras: the conventions, the random rig of V views, the orbit, rays, relative poses.
+
+World: right-handed, z up, azimuth 0 = +x = the front of the object, elevation 0 = the horizon. A camera looks at the
+origin; `c2w` is OpenGL camera-to-world: its columns are right, up, backward (it looks along its own -z) and position.
+Angles are radians here and `_deg` where a person writes them. Letters: B rigs, V views, R pixels.
+"""
+
+from dataclasses import dataclass, fields, replace
+from math import pi, radians, tau
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jointdreamer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B rigs of V cameras, and the point light each of them carries."""
+
+    c2w: Tensor  # (B, V, 4, 4) camera to world, OpenGL
+    fovy: Tensor  # (B, V) radians
+    elevation: Tensor  # (B, V) radians
+    azimuth: Tensor  # (B, V) radians
+    distance: Tensor  # (B, V) from the origin, world units
+    light: Tensor  # (B, V, 3) position of the point light, world units
+    resolution: int  # R, pixels along each side
+
+    @property
+    def n_rigs(self) -> int:
+        return self.c2w.shape[0]
+
+    @property
+    def n_views(self) -> int:
+        return self.c2w.shape[1]
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        tensors = (f.name for f in fields(self) if f.name != "resolution")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+
+@dataclass(frozen=True)
+class Rig:
+    """How a training rig is drawn: V views 90 degrees apart (360 / V), one elevation, fov and distance for all.
+
+    `relative_distance` is divided by tan(fovy / 2), so the object keeps its size in the image whatever the fov.
+    `elevation_sampler`: a fair coin per rig picks uniform in angle or uniform on the sphere. "sphere" draws the latter
+    uniformly in sin(elevation); "released" uses the released formula asin(2p - 1), p uniform in angle, which is not
+    area-uniform and never exceeds 19.47 degrees for the range 0..30.
+
+    Raises UserError for ranges that no camera can have.
+    """
+
+    n_rigs: int = 1
+    n_views: int = 4
+    elevation_deg: tuple[float, float] = (0.0, 30.0)
+    fovy_deg: tuple[float, float] = (15.0, 60.0)
+    relative_distance: tuple[float, float] = (0.8, 1.0)
+    light_distance: tuple[float, float] = (0.8, 1.5)
+    elevation_sampler: Literal["sphere", "released"] = "sphere"
+
+    def __post_init__(self):
+        if self.n_rigs < 1 or self.n_views < 1:
+            raise UserError(f"a rig needs n_rigs and n_views of at least 1, got {self.n_rigs} and {self.n_views}")
+        limits = {
+            "elevation_deg": (-90.0, 90.0),
+            "fovy_deg": (1e-3, 179.0),
+            "relative_distance": (1e-6, float("inf")),
+            "light_distance": (0.0, float("inf")),
+        }
+        for name, (lowest, highest) in limits.items():
+            low, high = getattr(self, name)
+            if not lowest <= low <= high <= highest:
+                raise UserError(
+                    f"cameras.{name} must be [low, high] within [{lowest:g}, {highest:g}], got [{low}, {high}]"
+                )
+        if self.elevation_sampler not in ("sphere", "released"):
+            raise UserError(f"unknown elevation_sampler {self.elevation_sampler!r}: choose sphere or released")
+
+
+def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cameras:
+    """B random rigs of V views (CONVENTIONS section 4), on the generator's device.
+
+    Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig. Everything else is drawn once
+    per rig. The light stands in the direction of the camera plus a standard normal, at `light_distance`.
+    """
+    b, v = rig.n_rigs, rig.n_views
+
+    def uniform(low: float, high: float) -> Tensor:  # (B, 1)
+        u = torch.rand(b, 1, generator=generator, device=generator.device)
+        return low + (high - low) * u
+
+    elevation = _sample_elevation(rig, uniform)
+    phase = uniform(0.0, 1.0)
+    fovy = torch.deg2rad(uniform(*rig.fovy_deg))
+    distance = uniform(*rig.relative_distance) / torch.tan(fovy / 2)
+    light_distance = uniform(*rig.light_distance)
+    light_noise = torch.randn(b, 1, 3, generator=generator, device=generator.device)
+
+    azimuth = -pi + (phase + torch.arange(v, device=phase.device)) / v * tau  # (B, V)
+    elevation, fovy, distance = (x.expand(b, v).clone() for x in (elevation, fovy, distance))
+    c2w = look_at(elevation, azimuth, distance)
+    light = torch.nn.functional.normalize(c2w[..., :3, 3] + light_noise, dim=-1) * light_distance[..., None]
+    return Cameras(c2w, fovy, elevation, azimuth, distance, light, resolution)
+
+
+def _sample_elevation(rig: Rig, uniform) -> Tensor:
+    """Radians (B, 1). Both formulas are evaluated, so that the number of draws does not depend on the coin."""
+    low, high = (radians(x) for x in rig.elevation_deg)
+    coin, in_angle, u = uniform(0.0, 1.0), uniform(low, high), uniform(0.0, 1.0)
+    if rig.elevation_sampler == "sphere":
+        sines = torch.tensor([low, high], dtype=torch.float64).sin().tolist()
+    else:
+        sines = [2 * (x + pi / 2) / pi - 1 for x in (low, high)]
+    on_sphere = torch.asin(sines[0] + (sines[1] - sines[0]) * u)
+    return torch.where(coin < 0.5, in_angle, on_sphere)
+
+
+def orbit_cameras(
+    n_views: int, resolution: int, elevation_deg: float = 15.0, distance: float = 3.0, fovy_deg: float = 40.0
+) -> Cameras:
+    """One rig of n views around the object, azimuth k 360 / n degrees: view 0 is the front.
+
+    The end is not repeated, so a video made of the views loops without a doubled frame (the release renders 0 and
+    360). The light is at the camera. On the CPU.
+    """
+    azimuth = torch.arange(n_views, dtype=torch.float32)[None] * (tau / n_views)
+    elevation, fovy, far = (torch.full_like(azimuth, x) for x in (radians(elevation_deg), radians(fovy_deg), distance))
+    c2w = look_at(elevation, azimuth, far)
+    return Cameras(c2w, fovy, elevation, azimuth, far, c2w[..., :3, 3].clone(), resolution)
+
+
+def look_at(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
+    """Camera-to-world (..., 4, 4) of cameras that look at the origin; radians, world units.
+
+    Built from the angles rather than from a cross product with z, so it also holds straight above the object.
+    """
+    ce, se, ca, sa = elevation.cos(), elevation.sin(), azimuth.cos(), azimuth.sin()
+    zero = torch.zeros_like(ce)
+    right = torch.stack([-sa, ca, zero], -1)
+    up = torch.stack([-se * ca, -se * sa, ce], -1)
+    backward = torch.stack([ce * ca, ce * sa, se], -1)
+    c2w = torch.stack([right, up, backward, distance[..., None] * backward], -1)  # (..., 3, 4)
+    last = torch.zeros_like(c2w[..., :1, :])
+    last[..., 3] = 1
+    return torch.cat([c2w, last], -2)
+
+
+def rays(
+    c2w: Tensor,  # (B, V, 4, 4) camera to world
+    fovy: Tensor,  # (B, V) radians
+    resolution: int,
+) -> tuple[Tensor, Tensor]:
+    """Ray origins and unit directions, both (B, V, R, R, 3), through pixel centres; row 0 is the top of the image."""
+    focal = 0.5 * resolution / torch.tan(fovy / 2)  # (B, V) pixels
+    centre = torch.arange(resolution, dtype=c2w.dtype, device=c2w.device) + 0.5 - resolution / 2
+    y, x = torch.meshgrid(-centre, centre, indexing="ij")
+    in_camera = torch.stack([x, y, torch.zeros_like(x)], -1) / focal[..., None, None, None]
+    in_camera = in_camera - in_camera.new_tensor([0.0, 0.0, 1.0])
+    rays_d = torch.einsum("bvij,bvrcj->bvrci", c2w[..., :3, :3], in_camera)
+    rays_d = torch.nn.functional.normalize(rays_d, dim=-1)
+    rays_o = c2w[..., None, None, :3, 3].expand_as(rays_d)
+    return rays_o, rays_d
+
+
+def relative_pose(c2w_1: Tensor, c2w_2: Tensor) -> Tensor:
+    """Camera 2 in the frame of camera 1, (..., 4, 4): inverse(c2w_1) c2w_2, a true rigid motion."""
+    rotation = c2w_1[..., :3, :3].transpose(-1, -2)
+    world_to_1 = torch.zeros_like(c2w_1)
+    world_to_1[..., :3, :3] = rotation
+    world_to_1[..., :3, 3] = -(rotation @ c2w_1[..., :3, 3:])[..., 0]
+    world_to_1[..., 3, 3] = 1
+    return world_to_1 @ c2w_2
+
+
+def mvdream_camera(c2w: Tensor) -> Tensor:
+    """What the multi-view UNet is told: (..., 4, 4) -> (..., 16), row by row, with a translation of unit length.
+
+    The argument stays as it is: the official function normalises it in place, under the renderer's feet.
+    """
+    translation = c2w[..., :3, 3:]
+    unit = translation / (translation.norm(dim=-2, keepdim=True) + 1e-8)
+    top = torch.cat([c2w[..., :3, :3], unit], -1)
+    return torch.cat([top, c2w[..., 3:, :]], -2).flatten(-2)

@@ -1,0 +1,1 @@
+"""Energies: how well the views of one object agree (C of Eq. 3). Larger is more coherent."""

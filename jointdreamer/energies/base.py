@@ -1,0 +1,33 @@
+"""What an energy sees and what it returns. An author writes no autograd, no schedule and no sign convention."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.cameras import Cameras
+from jointdreamer.prompts import Conditioning
+
+
+@dataclass(frozen=True)
+class Views:
+    """V views of one object, seen by B camera rigs, at one noise level."""
+
+    x0: Tensor  # (B, V, C, h, w) one-step denoised latents; the only part that carries a gradient
+    rgb: Tensor  # (B, V, 3, R, R) in [0, 1], the render, detached
+    opacity: Tensor  # (B, V, 1, R, R), detached
+    cameras: Cameras  # c2w (B, V, 4, 4), fovy, elevation, azimuth, distance
+    timesteps: Tensor  # (B,)
+    text: Conditioning  # cond, uncond (B, V, L, D): what the text-to-image prior was told
+    decode: Callable[[Tensor], Tensor]  # latents -> images, for energies that look at pixels
+    generator: torch.Generator | None = None  # every random draw goes through it, so that a resume is exact
+
+
+class Energy(nn.Module, ABC):
+    """C(x, c) of Eq. 3: how well the views agree. Larger is more coherent."""
+
+    @abstractmethod
+    def forward(self, views: Views) -> Tensor:
+        """Return (B,), one number per rig: a sum over its views, never a mean over the batch."""

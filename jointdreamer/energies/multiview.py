@@ -1,0 +1,110 @@
+"""MVS energy (Eq. 8): the views agree when a multi-view diffusion model would have drawn them together."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from jointdreamer.diffusion import alpha_sigma, noise_like, to_x0
+from jointdreamer.energies.base import Energy, Views
+from jointdreamer.errors import UserError
+from jointdreamer.models.autoencoder import encode_images, scale_factor
+from jointdreamer.models.multiview_unet import load_multiview, predict
+from jointdreamer.models.weights import find_weights, load_part
+
+
+class MultiViewEnergy(Energy):
+    """C = -1/2 sum over the rig's views, channels and pixels of (x0 - x0_mv)^2, with x0_mv a constant.
+
+    x0_mv is the multi-view model's own one-step estimate for the same renders: own encoding, own noise, the same
+    timestep and text (release; the 1/2, which Eq. 8 lacks, gives dC/dx0 = x0_mv - x0). A sum over ONE rig: the release
+    also divides by the views of the whole batch, so energy_weight 1.25 here is its 5 at the paper's batch of 4.
+
+    source: diffusers folder, MVDream checkpoint, or a hub id of either; file: the checkpoint's name inside a folder
+    vae: folder or hub id whose vae/ encodes the renders; by default the one that comes with `source`
+    image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+    guidance_scale: the usual uncond + s (text - uncond), unlike the paper's form elsewhere; MVDream uses 50
+    rescale: blend of x0_mv brought to the spread of the text-only estimate (over a whole rig); the release uses 0.5
+    x0_limit: clamp x0_mv to +- this; off by default
+    dtype: by default float16 on CUDA and float32 elsewhere
+
+    Raises UserError, one line, if the weights are missing, damaged or do not fit.
+    """
+
+    alphas_cumprod: Tensor
+
+    def __init__(
+        self,
+        source: str | Path,
+        file: str | None = None,
+        vae: str | Path | None = None,
+        image_size: int | None = None,
+        guidance_scale: float = 50.0,
+        rescale: float = 0.5,
+        x0_limit: float | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        super().__init__()
+        device = torch.device(device)
+        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        needs = () if file else ("unet/config.json", "scheduler/scheduler_config.json")
+        path = find_weights(source, "multi-view model", file=file, needs=needs)
+        model = load_multiview(path, dtype)
+        if vae is not None:
+            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+            folder = find_weights(vae, "autoencoder of the multi-view model", needs=("vae/config.json",))
+            autoencoder = load_part(AutoencoderKL, folder, "vae", dtype)
+        elif model.vae is not None:
+            autoencoder = model.vae
+        else:
+            raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
+        self.unet = model.unet.to(device)
+        self.vae = autoencoder.to(device)
+        self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)
+        self.prediction_type = model.prediction_type
+        self.image_size = image_size or self.unet.config.sample_size * scale_factor(self.vae)
+        self.guidance_scale = guidance_scale
+        self.rescale = rescale
+        self.x0_limit = x0_limit
+
+    def forward(self, views: Views) -> Tensor:
+        target = self.estimate(views)  # (B, V, C, h', w')
+        if target.shape[2] != views.x0.shape[2]:
+            raise UserError(
+                f"the multi-view model's latents have {target.shape[2]} channels, the text-to-image model's "
+                f"{views.x0.shape[2]}: they must share one kind of autoencoder"
+            )
+        if target.shape[-2:] != views.x0.shape[-2:]:
+            size = views.x0.shape[-2:]
+            resized = interpolate(target.flatten(0, 1), size, mode="bilinear", align_corners=False)
+            target = resized.unflatten(0, target.shape[:2])
+        return -0.5 * (views.x0 - target).square().sum((1, 2, 3, 4))
+
+    @torch.no_grad()
+    def estimate(self, views: Views) -> Tensor:
+        """x0_mv (B, V, C, h', w'): what the multi-view model sees in the noised renders. Without a graph.
+
+        Draws from `views.generator`: the autoencoder's posterior, then the noise.
+        """
+        latents = encode_images(self.vae, views.rgb, self.image_size, views.generator)
+        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, views.timesteps)
+        x_t = alpha_t * latents + sigma_t * noise_like(latents, views.generator)
+
+        prediction = predict(
+            self.unet,
+            torch.cat([x_t, x_t]),
+            views.timesteps.repeat(2),
+            torch.cat([views.text.cond, views.text.uncond]),
+            views.cameras.c2w.to(x_t.device).repeat(2, 1, 1, 1),
+        )
+        # x0 is linear in the prediction, so guiding x0 is guiding the noise
+        cond, uncond = (to_x0(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction.chunk(2))
+        x0 = uncond + self.guidance_scale * (cond - uncond)
+        if self.rescale:
+            rig = (1, 2, 3, 4)
+            factor = (cond.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
+            x0 = self.rescale * factor * x0 + (1 - self.rescale) * x0
+        return x0 if self.x0_limit is None else x0.clamp(-self.x0_limit, self.x0_limit)

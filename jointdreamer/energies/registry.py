@@ -1,0 +1,37 @@
+"""Energies by name."""
+
+import inspect
+from importlib import import_module
+
+from jointdreamer.energies.base import Energy
+from jointdreamer.errors import UserError
+
+ENERGIES = {  # short name -> where it lives; imported only when chosen
+    "none": "jointdreamer.energies.none:NoEnergy",
+    "mvs": "jointdreamer.energies.multiview:MultiViewEnergy",
+    "random": "jointdreamer.energies.random:RandomEnergy",
+}
+
+
+def build_energy(name: str, **options) -> Energy:
+    """Build an energy from its short name, or from your own "module:Class".
+
+    Raises UserError for a name, module, class or option that does not exist.
+    """
+    module, _, cls = ENERGIES.get(name, name).partition(":")
+    if not cls:
+        raise UserError(f"unknown energy {name!r}: choose one of {', '.join(ENERGIES)}, or 'your_module:YourClass'")
+    try:
+        found = import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and misses something of its own
+        raise UserError(f"energy {name!r}: no module {module!r}; is its folder on PYTHONPATH?") from error
+    kind = getattr(found, cls, None)
+    if not (inspect.isclass(kind) and issubclass(kind, Energy)):
+        raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
+    try:
+        inspect.signature(kind).bind(**options)
+    except TypeError as error:
+        raise UserError(f"energy {name!r}: {error}; it takes {inspect.signature(kind)}") from error
+    return kind(**options)

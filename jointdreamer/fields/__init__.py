@@ -1,0 +1,1 @@
+"""Radiance fields: what is where, and of which colour."""

@@ -1,0 +1,33 @@
+"""What a radiance field answers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FieldOutput:
+    """A field at N points."""
+
+    sigma: Tensor  # (N,) density per unit of length, >= 0
+    albedo: Tensor  # (N, 3) in [0, 1]
+    normal: Tensor | None  # (N, 3) unit length, world frame, outward; None if not asked for
+
+
+class Field(nn.Module, ABC):
+    """Density and albedo in the box [-radius, radius]^3 of the world."""
+
+    radius: float
+
+    @abstractmethod
+    def density(self, x: Tensor) -> Tensor:
+        """World points (N, 3) -> sigma (N,). The cheap question: occupancy, pruning and meshes ask only this."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, normals: bool = False) -> FieldOutput:
+        """World points (N, 3) -> density, albedo and, only if asked for, normals."""
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters under the names by which a schedule rates them: "encoding", "density", "albedo"."""

@@ -1,0 +1,124 @@
+"""Any Stable-Diffusion-like diffusers folder as a prior: Stable Diffusion 2.1-base, or the bundled toybox model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
+from jointdreamer.errors import UserError
+from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
+from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
+from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
+from jointdreamer.prompts import Conditioning
+
+PARTS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+TEXT_PARTS = ("text_encoder/config.json", "tokenizer/tokenizer_config.json")
+
+
+class LatentDiffusion(Guidance):
+    """A frozen latent diffusion model, read from a diffusers folder or hub id.
+
+    source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/
+    image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+    dtype: by default float16 on CUDA and float32 elsewhere, whatever the files hold
+    x0_limit: clamp the clean sample implied by the guided prediction to +- this; off by default
+    cfg_rescale: blend phi of Lin et al. (2023): phi times the guided prediction brought to the spread of the text
+        prediction, plus (1 - phi) times itself; spreads per view, unbiased. 0 in the paper's NeRF stages
+
+    Raises UserError, one line, if the weights are missing, damaged or of a kind that needs other inputs.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        image_size: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        x0_limit: float | None = None,
+        cfg_rescale: float = 0.0,
+    ):
+        super().__init__()
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        device = torch.device(device)
+        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        self.folder = find_weights(source, "text-to-image model", needs=PARTS + TEXT_PARTS)
+        alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
+        self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
+        self.vae = load_part(AutoencoderKL, self.folder, "vae", dtype).to(device)
+        self.unet: Any = load_part(UNet2DConditionModel, self.folder, "unet", dtype).to(device)
+        config = self.unet.config
+        if config.class_embed_type or config.addition_embed_type or config.in_channels != config.out_channels:
+            raise UserError(
+                f"{self.folder / 'unet'} is no plain text-to-image UNet: it wants more than noisy latents and text "
+                f"(class_embed_type {config.class_embed_type!r}, addition_embed_type {config.addition_embed_type!r}, "
+                f"{config.in_channels} channels in, {config.out_channels} out); use a Stable Diffusion 1 or 2 base"
+            )
+        self.image_size = image_size or config.sample_size * scale_factor(self.vae)
+        self.x0_limit = x0_limit
+        self.cfg_rescale = cfg_rescale
+
+    def encode(self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True) -> Tensor:
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            return encode_images(self.vae, rgb, self.image_size, generator)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode_latents(self.vae, latents)
+
+    @torch.no_grad()
+    def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:
+        """Eq. of Section 4.3: (1 + s) e(y) - s e(0), both from one call of the UNet, text half first.
+
+        Raises UserError if the text embeddings are of another width than the UNet's.
+        """
+        x_t = noised.latents_noisy
+        b, v = x_t.shape[:2]
+        width = self.unet.config.cross_attention_dim
+        if text.cond.shape[-1] != width:
+            raise UserError(f"the UNet reads text embeddings of width {width}, got {text.cond.shape[-1]}")
+        words = torch.cat([text.cond, text.uncond]).flatten(0, 1)
+        prediction = self.unet(
+            torch.cat([x_t, x_t]).flatten(0, 1).to(self.unet.dtype),
+            noised.timesteps.repeat_interleave(v).repeat(2),
+            encoder_hidden_states=words.to(self.unet.dtype),
+            return_dict=False,
+        )[0]
+        prediction = prediction.float().unflatten(0, (2, b, v))
+        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
+        cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction)
+
+        noise = (1 + guidance_scale) * cond - guidance_scale * uncond
+        if self.cfg_rescale:
+            spread = cond.std((-3, -2, -1), keepdim=True) / noise.std((-3, -2, -1), keepdim=True)
+            noise = self.cfg_rescale * spread * noise + (1 - self.cfg_rescale) * noise
+        if self.x0_limit is not None:
+            x0 = x0_from_noise(x_t, noise, alpha_t, sigma_t).clamp(-self.x0_limit, self.x0_limit)
+            noise = noise_from_x0(x_t, x0, alpha_t, sigma_t)
+        return NoisePrediction(noise, cond, uncond)
+
+    def text_parts(self) -> tuple[Any, Any]:
+        """The folder's (tokenizer, text_encoder), for prompts.encode_prompt; nothing here keeps them.
+
+        The encoder is on the UNet's device in its dtype. Raises UserError, one line, if either is missing, damaged, or
+        if they do not belong together.
+        """
+        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar per loaded file, on the stderr where our own messages go
+        encoder = load_part(CLIPTextModel, self.folder, "text_encoder", self.unet.dtype).to(self.unet.device)
+        where = self.folder / "tokenizer"
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=True)
+        except Exception as error:  # whatever a damaged file provokes
+            raise UserError(f"cannot load the tokenizer in {where}: {error}".splitlines()[0]) from error
+        # transformers 5 answers missing vocabulary files with a tokenizer of two tokens
+        if len(tokenizer) != encoder.config.vocab_size:
+            raise UserError(
+                f"the tokenizer in {where} has {len(tokenizer)} tokens, its text encoder "
+                f"{encoder.config.vocab_size}: its files are incomplete, download it again"
+            )
+        return tokenizer, encoder

@@ -1,0 +1,152 @@
+"""Pictures of renders: grids, normals as colours, contact sheets; PNG and mp4 files, there whole or not at all.
+
+Images are (3, H, W) or (1, H, W) in [0, 1] on the way in, uint8 (H, W, 3) on the way out.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from jointdreamer.errors import UserError
+from jointdreamer.files import atomic_path
+
+PAPER = 255  # the colour between and around the cells
+INK = (20, 20, 20)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(..., 3 or 1, H, W) in [0, 1] -> (..., H, W, 3) uint8. Outside of [0, 1] is cut, NaN is black."""
+    if image.ndim < 3 or image.shape[-3] not in (1, 3):
+        raise ValueError(f"wanted an image (..., 3 or 1, H, W), got {tuple(image.shape)}")
+    image = image.detach().float().nan_to_num(0.0, 1.0, 0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
+    image = image.expand(*image.shape[:-3], 3, *image.shape[-2:])
+    return image.movedim(-3, -1).contiguous().cpu().numpy()
+
+
+def normals_to_rgb(normal: Tensor, opacity: Tensor | None = None) -> Tensor:
+    """Normals (..., 3, H, W) of any length -> colours in [0, 1]: x, y, z from -1..1 to red, green, blue from 0..1.
+
+    Where the length is zero: grey. With opacity (..., 1, H, W) in [0, 1] the colours lie over white.
+    """
+    unit = normal / normal.norm(dim=-3, keepdim=True).clamp_min(1e-8)
+    rgb = (0.5 + 0.5 * unit).clamp(0, 1)
+    return rgb if opacity is None else opacity * rgb + (1 - opacity)
+
+
+def grid(
+    images: Tensor | Sequence[Tensor],
+    columns: int | None = None,
+    labels: Sequence[str] | None = None,
+    padding: int = 2,
+) -> np.ndarray:
+    """Images (N, 3 or 1, H, W) of one size -> one picture, row by row, with a line of text above each where given.
+
+    columns: as nearly square as can be unless given. labels: N of them; a long one is cut to its cell.
+    Raises: ValueError for no images, sizes that differ, or another number of labels.
+    """
+    cells = [to_uint8(image) for image in images]
+    if not cells or any(cell.shape != cells[0].shape for cell in cells):
+        raise ValueError(f"wanted images of one size, got {[cell.shape for cell in cells] or 'none'}")
+    if labels is not None and len(labels) != len(cells):
+        raise ValueError(f"wanted {len(cells)} labels, got {len(labels)}")
+    columns = columns or math.ceil(math.sqrt(len(cells)))
+    height, width = cells[0].shape[:2]
+    size = max(10, min(20, width // 8))
+    text = size + 4 if labels is not None else 0
+    rows = math.ceil(len(cells) / columns)
+    sheet = np.full(
+        (rows * (height + text + padding) + padding, columns * (width + padding) + padding, 3), PAPER, np.uint8
+    )
+    corners = []
+    for index, cell in enumerate(cells):
+        top = padding + (index // columns) * (height + text + padding)
+        left = padding + (index % columns) * (width + padding)
+        sheet[top + text : top + text + height, left : left + width] = cell
+        corners.append((left, top))
+    if labels is None:
+        return sheet
+    picture = Image.fromarray(sheet)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    for corner, label in zip(corners, labels, strict=True):
+        draw.text(corner, _fit(" ".join(label.split()), width, draw, font), fill=INK, font=font)
+    return np.asarray(picture)
+
+
+def _fit(label: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    # a lone surrogate (a byte of the command line that was no text) cannot be drawn
+    label = label.encode("utf-8", "replace").decode()[:500]
+    if draw.textlength(label, font) <= width:
+        return label
+    while label and draw.textlength(label + "...", font) > width:
+        label = label[:-1]
+    return label + "..."
+
+
+def contact_sheet(rows: Mapping[str, Tensor], azimuth_deg: Sequence[float] | None = None) -> np.ndarray:
+    """V views side by side, one row for each kind of picture.
+
+    rows: name -> (V, 3 or 1, H, W), e.g. rgb, normal, opacity; all of one size. azimuth_deg: V of them, shown on top.
+    """
+    if not rows:
+        raise ValueError("wanted at least one row of views, got none")
+    views = [image.expand(3, -1, -1) for images in rows.values() for image in images]
+    columns = len(next(iter(rows.values())))
+    if any(len(images) != columns for images in rows.values()):
+        raise ValueError(f"wanted rows of one length, got { ({name: len(images) for name, images in rows.items()}) }")
+    if azimuth_deg is None:
+        return grid(views, columns)
+    labels = [f"{azimuth:.0f}" for azimuth in azimuth_deg]
+    first = grid(views[:columns], columns, labels)
+    return first if len(rows) == 1 else np.concatenate([first, grid(views[columns:], columns)])
+
+
+def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:
+    """Write uint8 (H, W, 3), or a (3 or 1, H, W) image in [0, 1], as a PNG."""
+    pixels = to_uint8(image) if isinstance(image, Tensor) else image
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def write_video(path: str | Path, frames: Tensor | Iterable[Tensor | np.ndarray], fps: int = 30) -> None:
+    """Write frames, (T, 3 or 1, H, W) in [0, 1] or any iterable of such images or of uint8 (H, W, 3), as an H.264 mp4.
+
+    Any size: H.264 as players read it wants even sides, so an odd one repeats its last row or column.
+    Raises: UserError when the disk is full; ValueError for no frames or sizes that differ.
+    """
+    if Path(path).suffix != ".mp4":
+        raise UserError(f"{path}: wanted a name that ends in .mp4")
+    writer, shape = None, None
+    with atomic_path(path) as temporary:
+        try:
+            for frame in frames:
+                pixels = to_uint8(frame) if isinstance(frame, Tensor) else frame
+                if shape is None:
+                    shape = pixels.shape
+                    height, width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
+                    writer = imageio_ffmpeg.write_frames(
+                        str(temporary),
+                        (width, height),
+                        fps=fps,
+                        codec="libx264",
+                        quality=8,
+                        macro_block_size=1,  # its default of 16 would resize the picture
+                        ffmpeg_log_level="error",
+                        output_params=["-movflags", "+faststart"],
+                    )
+                    writer.send(None)
+                elif pixels.shape != shape:
+                    raise ValueError(f"wanted frames of one size {shape}, got {pixels.shape}")
+                assert writer is not None
+                pixels = np.pad(pixels, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
+                writer.send(np.ascontiguousarray(pixels))
+        finally:
+            if writer is not None:
+                writer.close()
+        if shape is None:
+            raise ValueError(f"wanted frames for {path}, got none")

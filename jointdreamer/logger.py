@@ -1,0 +1,358 @@
+"""What a run says: metrics.jsonl and train.log always, a progress line, and wandb when asked.
+
+The same calls work with and without wandb. `metrics.jsonl` holds nothing that a clock had a say in, so an interrupted
+and an uninterrupted run end with the same bytes; times go to the progress line, to `train.log` and to wandb.
+"""
+
+import logging
+import math
+import netrc
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from tqdm import tqdm
+
+from jointdreamer.errors import UserError
+from jointdreamer.files import disk_full, is_disk_full, to_json, write_text
+
+QUIET_SECONDS = 10.0  # between two progress lines where no terminal shows a bar
+
+
+class NonFiniteLoss(UserError):
+    """The loss became NaN or infinite.
+
+    A UserError: one line and status 2, no traceback. The cause is a setting (a rate, a weight, half precision) far from
+    the line that notices, so a stack would point at the wrong place, and a change of settings is the way out.
+    """
+
+
+def check_finite(step: int, loss: Any, losses: Mapping[str, Any] | None = None, checkpoint: int | None = None) -> float:
+    """The loss as a float. `losses` (name -> scalar) name the guilty one; `checkpoint` is the step that was last saved.
+
+    Raises: NonFiniteLoss. Call it before the optimiser's step, so that the parameters are still good.
+    """
+    value = float(loss)
+    if math.isfinite(value):
+        return value
+    guilty = [name for name, part in (losses or {}).items() if not math.isfinite(float(part))]
+    kept = "no checkpoint was written yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
+    raise NonFiniteLoss(
+        f"step {step}: the loss is {value}{' (from ' + ', '.join(guilty) + ')' if guilty else ''}, so the run stopped; "
+        f"{kept}. Lower the learning rates (schedule.lr...) or use full precision, under another name=..."
+    )
+
+
+class Logger:
+    """Rows of numbers, pictures and messages of one run, in its folder and wherever else they are wanted.
+
+    folder: the run folder. steps: how many the run has; start: the step it resumes at.
+    every: a row each so many steps, and at the last one. wandb: options of `wandb.init` (project, group, tags, ...), or
+    None for no wandb; config: what wandb shows as the config. stream: where progress goes (stderr).
+    Raises: UserError when the disk is full. A failing wandb is one warning, never an error.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        steps: int,
+        start: int = 0,
+        every: int = 10,
+        wandb: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        stream: Any = None,
+    ):
+        if every < 1:
+            raise UserError(f"every.log={every}: wanted a number of steps, 1 or more")
+        self.folder, self.steps, self.every = Path(folder), steps, every
+        self._stream = sys.stderr if stream is None else stream
+        self._tty = bool(getattr(self._stream, "isatty", lambda: False)())
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._text = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
+        self._bar: tqdm | None = None
+        if self._tty:
+            self._bar = tqdm(total=steps, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
+        self._start = start
+        self._package = logging.getLogger("jointdreamer")
+        self._before = (self._package.propagate, self._package.level)
+        self._handler = _Messages(self.message)
+        self._package.addHandler(self._handler)
+        # through us instead of the root's handlers: a warning then keeps the bar whole and reaches train.log
+        self._package.propagate = False
+        self._package.setLevel(logging.INFO)
+        self._wandb = None if wandb is None else _Wandb(self.folder, wandb, config or {}, self.message)
+        self._started = self._last_line = time.monotonic()  # last: wandb takes its time to start
+
+    # Numbers
+
+    def log(
+        self,
+        step: int,
+        loss: Any,
+        losses: Mapping[str, Any] | None = None,
+        now: SimpleNamespace | None = None,
+        **more: Any,
+    ) -> None:
+        """Count `step` (from 0) as done; each `every` steps write its row.
+
+        losses: unweighted terms by name, `loss/<name>` in the row. now: the plan's numbers, `now/<name>`, nested ones
+        `now/lr/encoding`. more: further numbers under their own names. Scalars may be tensors.
+        """
+        done, clock = step + 1, time.monotonic()
+        seconds = (clock - self._started) / max(1, done - self._start)
+        due = step % self.every == 0 or done == self.steps
+        line_due = done == self.steps or clock - self._last_line >= QUIET_SECONDS or done == self._start + 1
+        if self._bar is not None:
+            shown = {"loss": f"{float(loss):.4g}"} | (
+                {"px": now.resolution} if now is not None and hasattr(now, "resolution") else {}
+            )
+            self._bar.set_postfix(shown | {"s/step": f"{seconds:.3g}"}, refresh=False)
+            self._bar.update(done - self._bar.n)
+        if due or (line_due and self._bar is None):
+            line = self._progress_line(done, float(loss), now, seconds)
+            if due:
+                self._write_log(line)
+            if line_due and self._bar is None:
+                self._last_line = clock
+                print(line, file=self._stream, flush=True)
+        if due:
+            row = {"step": step, "loss": _number(loss)}
+            row |= {f"loss/{name}": _number(value) for name, value in (losses or {}).items()}
+            row |= {name: _number(value) for name, value in more.items()}
+            row |= _flat("now", now) if now is not None else {}
+            self._write(self._metrics, to_json(row))
+            if self._wandb is not None:
+                self._wandb.log(row | {"seconds_per_step": seconds})
+
+    def _progress_line(self, done: int, loss: float, now: SimpleNamespace | None, seconds: float) -> str:
+        resolution = f"  {now.resolution} px" if now is not None and hasattr(now, "resolution") else ""
+        left = f"ETA {duration((self.steps - done) * seconds)}"
+        return f"step {done}/{self.steps}  loss {loss:.4g}{resolution}  {seconds:.3g} s/step  {left}"
+
+    # Words and pictures
+
+    def message(self, text: str) -> None:
+        """A line for the person who watches, and for `train.log`."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+        self._write_log(text)
+
+    def image(self, name: str, step: int, path: str | Path) -> None:
+        """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""
+        self._media("image", name, step, path)
+
+    def video(self, name: str, step: int, path: str | Path) -> None:
+        """Show an mp4 that was written to `path`."""
+        self._media("video", name, step, path)
+
+    def mesh(self, name: str, step: int, path: str | Path) -> None:
+        """Show a GLB or OBJ that was written to `path`."""
+        self._media("mesh", name, step, path)
+
+    def _media(self, kind: str, name: str, step: int, path: str | Path) -> None:
+        if self._wandb is not None:
+            self._wandb.media(kind, name, step, Path(path))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """The run's result, for wandb's table of runs."""
+        if self._wandb is not None:
+            self._wandb.summary(values)
+
+    # Ends and files
+
+    def close(self, failed: bool = False) -> None:
+        """Put everything back and let wandb finish. Calling it twice does no harm."""
+        if self._metrics.closed:
+            return
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._wandb is not None:
+            self._wandb.finish(failed)
+        self._package.removeHandler(self._handler)
+        self._package.propagate, level = self._before
+        self._package.setLevel(level)
+        for file in (self._metrics, self._text):
+            with suppress(OSError):  # every write is flushed: what is left here has failed before and was reported
+                file.close()
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close(failed=error is not None)
+
+    def _write_log(self, text: str) -> None:
+        self._write(self._text, f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")
+
+    def _write(self, file: Any, line: str) -> None:
+        try:
+            file.write(line + "\n")
+            file.flush()  # a killed process loses nothing that reached the system
+        except OSError as error:
+            if is_disk_full(error, self.folder):
+                raise disk_full(Path(file.name)) from error
+            raise
+
+
+class _Messages(logging.Handler):
+    """Hands the package's log records to `Logger.message`, one line each."""
+
+    def __init__(self, show: Callable[[str], None]):
+        super().__init__(logging.INFO)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        self._show(prefix + " ".join(record.getMessage().split()))
+
+
+def duration(seconds: float) -> str:
+    """12s, 3m05s, 2h07m."""
+    whole = round(max(0.0, seconds))
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{whole % 60:02d}s" if minutes else f"{whole}s"
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) or hasattr(value, "item"):
+        value = value.item()
+    return value
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        items = [_flat(f"{prefix}/{key}", inner) for key, inner in value.items()]
+        return {key: inner for item in items for key, inner in item.items()}
+    return {prefix: _number(value)}
+
+
+# wandb
+
+
+def logged_in(wandb: Any) -> bool:
+    """Whether wandb finds credentials by itself, so has no reason to ask for them. Neither asks nor connects."""
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except TypeError:  # a release whose login cannot be told not to ask
+        pass
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    home = Path.home()
+    default = home / ".netrc" if (home / ".netrc").exists() else home / "_netrc"
+    try:
+        found = netrc.netrc(os.environ.get("NETRC") or str(default)).hosts.get(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool(found and found[2])
+
+
+class _Wandb:
+    """wandb, as something that may fail: the first failure is one warning, after it nothing more is sent."""
+
+    def __init__(
+        self, folder: Path, options: Mapping[str, Any], config: Mapping[str, Any], warn: Callable[[str], None]
+    ):
+        self._warn, self._run, self._module = warn, None, None
+        id_file = folder / "wandb" / "run_id.txt"
+        if not id_file.exists():  # not from `random`: that would move the run's own random numbers
+            write_text(id_file, secrets.token_hex(4) + "\n")
+        self._options = {
+            "project": "jointdreamer",
+            **options,
+            "id": id_file.read_text(encoding="utf-8").strip(),
+            "dir": str(folder),
+            "config": dict(config),
+        }
+        try:
+            import wandb
+
+            self._module = wandb
+            mode = os.environ.get("WANDB_MODE") or options.get("mode")
+            if mode not in ("disabled", "offline"):
+                mode = None if logged_in(wandb) else "offline"
+                if mode == "offline":
+                    warn(f"wandb: not logged in, so it writes to {folder / 'wandb'} only (later: wandb sync)")
+            try:
+                self._start(mode)
+            except Exception as error:
+                if mode is not None:
+                    raise
+                warn(f"warning: wandb could not start online ({_one_line(error)}): going on offline")
+                wandb.teardown()  # else it takes the run for still being in use
+                self._start("offline")
+        except Exception as error:
+            self._give_up("start", error)
+
+    def _start(self, mode: str | None) -> None:
+        """Mode None leaves the choice to wandb's own settings, which say online unless somebody changed them."""
+        wandb: Any = self._module
+        known = getattr(wandb.Settings, "model_fields", {})
+        wanted = {"init_timeout": 30.0, "finish_timeout": 120.0, "silent": True, "console": "off"}
+        self._run = wandb.init(
+            **{
+                **self._options,
+                "mode": mode,
+                "resume": "allow" if mode is None else None,  # it knows the past of an online run only
+                "settings": wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+            }
+        )
+        # our own axis: after a resume, steps that wandb has seen come again, and it drops those of its own axis
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        if mode is None and self._run.url:
+            self._warn(f"wandb: {self._run.url}")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self._try("log", lambda run, wandb: run.log({key: value for key, value in row.items() if value is not None}))
+
+    def media(self, kind: str, name: str, step: int, path: Path) -> None:
+        def send(run: Any, wandb: Any) -> None:
+            if kind == "image":
+                shown = wandb.Image(str(path))
+            elif kind == "video":
+                shown = wandb.Video(str(path), format="mp4")
+            else:
+                shown = wandb.Object3D(str(path))
+            run.log({name: shown, "step": step})
+
+        self._try(f"log the {kind}", send)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._try("write the summary", lambda run, wandb: run.summary.update(dict(values)))
+
+    def finish(self, failed: bool) -> None:
+        self._try("finish", lambda run, wandb: run.finish(exit_code=1 if failed else 0))
+        self._run = None
+
+    def _try(self, what: str, send: Callable[[Any, Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            send(self._run, self._module)
+        except Exception as error:
+            self._give_up(what, error)
+
+    def _give_up(self, what: str, error: Exception) -> None:
+        self._run = None
+        self._warn(f"warning: wandb could not {what} ({_one_line(error)}): the run goes on without it")
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,0 +1,1 @@
+"""Pretrained networks: where their weights are, and how they are read."""

@@ -1,0 +1,300 @@
+"""Volume rendering: an occupancy grid says where to look, a march finds the samples, a sum makes the image.
+
+Samples are packed: those of all rays in one vector, ray by ray and near to far, with `ray_indices` beside them. Along a
+ray they are `step_size` apart, and each stands for an interval around it:
+
+    alpha_i = 1 - exp(-sigma_i step_size),   T_i = prod_{j<i} (1 - alpha_j),   weights_i = T_i alpha_i
+    opacity = sum w,   depth = sum w t,   rgb = sum w c + (1 - opacity) background
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.cameras import Cameras, rays
+from jointdreamer.errors import UserError
+from jointdreamer.fields.background import SphericalBackground
+from jointdreamer.fields.base import Field
+from jointdreamer.renderers.shading import Shading, shade
+
+# Bounds the memory of one march, and of one occupancy update.
+MAX_CANDIDATES = 2**23
+MAX_CELLS = 2**18
+
+
+@dataclass(frozen=True)
+class Render:
+    """B rigs of V views with R x R pixels, and the N samples they were made of. Lengths in world units."""
+
+    rgb: Tensor  # (B, V, 3, R, R) in [0, 1]
+    opacity: Tensor  # (B, V, 1, R, R) in [0, 1]
+    depth: Tensor  # (B, V, 1, R, R) sum w t along the ray: not divided by the opacity
+    z_variance: Tensor  # (B, V, 1, R, R) sum w (t - depth)^2
+    normal: Tensor | None  # (B, V, 3, R, R) sum w n in the world frame, not normalised
+    weights: Tensor  # (N,)
+    ray_indices: Tensor  # (N,) of the pixel in (B, V, R, R), ascending
+    sample_normals: Tensor | None  # (N, 3)
+    sample_dirs: Tensor  # (N, 3) unit directions of the rays
+
+
+class VolumeRenderer(nn.Module):
+    """Renders the box [-field_radius, field_radius]^3.
+
+    grid_resolution: cells of the occupancy grid along each axis. Until the first update every cell counts as occupied.
+    n_samples: samples along the diagonal of the box; step_size = 2 sqrt(3) field_radius / n_samples.
+    alpha_threshold: samples with less alpha than this, or than the mean occupancy if that is less, are dropped.
+    transmittance_threshold: so are those that less than this much light reaches.
+    prune: whether to look for such samples at all. It takes a density pass without gradient over all samples, which pays
+        back where many are dropped (it does from the first steps on: the inside of an object is dark).
+
+    The buffers `occupancy` (decaying maximum of sigma * step_size seen in each cell) and `occupied` are the whole state.
+    """
+
+    occupancy: Tensor  # (G, G, G), indexed x, y, z
+    occupied: Tensor  # (G, G, G) bool
+
+    def __init__(
+        self,
+        field_radius: float = 1.0,
+        grid_resolution: int = 32,
+        n_samples: int = 512,
+        alpha_threshold: float = 0.01,
+        transmittance_threshold: float = 1e-4,
+        prune: bool = True,
+        update_every: int = 16,
+        warmup_steps: int = 256,
+        decay: float = 0.95,
+    ) -> None:
+        super().__init__()
+        if min(field_radius, grid_resolution, n_samples) <= 0:
+            raise UserError(
+                "a renderer needs field_radius, grid_resolution and n_samples above 0, got "
+                f"{field_radius}, {grid_resolution} and {n_samples}"
+            )
+        self.field_radius = field_radius
+        self.grid_resolution = grid_resolution
+        self.step_size = 2 * math.sqrt(3) * field_radius / n_samples
+        self.n_samples = n_samples
+        self.alpha_threshold = alpha_threshold
+        self.transmittance_threshold = transmittance_threshold
+        self.prune = prune
+        self.update_every = update_every
+        self.warmup_steps = warmup_steps
+        self.decay = decay
+        shape = (grid_resolution,) * 3
+        self.register_buffer("occupancy", torch.zeros(shape))
+        self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
+
+    def forward(
+        self,
+        field: Field,
+        background: SphericalBackground,
+        cameras: Cameras,
+        *,
+        shading: Shading = Shading(),  # noqa: B008  (frozen)
+        normals: bool = False,
+        generator: torch.Generator | None = None,
+        chunk: int | None = None,
+    ) -> Render:
+        """Render all views.
+
+        normals: whether to find normals; a shading that needs them finds them in any case.
+        generator: draws, in this order, the offset of the samples of each ray (up to one step) and the background.
+            None is evaluation: no offset, the background's evaluation colour.
+        chunk: rays rendered at a time, for high resolutions under no_grad; the result does not depend on it.
+        """
+        cameras = cameras.to(self.occupancy.device)
+        rays_o, rays_d = (x.reshape(-1, 3) for x in rays(cameras.c2w, cameras.fovy, cameras.resolution))
+        light = cameras.light[:, :, None, None].expand(-1, -1, *[cameras.resolution] * 2, -1).reshape(-1, 3)
+        if generator is None:
+            offset = torch.zeros(len(rays_o), device=rays_o.device)
+        else:
+            offset = torch.rand(len(rays_o), generator=generator, device=generator.device).to(rays_o.device)
+        behind = background.sample(rays_d, generator)
+
+        normals = normals or shading.needs_normals
+        tensors = (rays_o, rays_d, offset, behind, light)
+        parts = [
+            self._render_rays(field, *part, shading, normals)
+            for part in zip(*(x.split(chunk or len(rays_o)) for x in tensors), strict=True)
+        ]
+        starts = range(0, len(rays_o), chunk or len(rays_o))
+        ray_indices = torch.cat([part["ray_indices"] + start for part, start in zip(parts, starts, strict=True)])
+
+        def image(name: str) -> Tensor:
+            pixels = torch.cat([part[name] for part in parts])
+            shape = (cameras.n_rigs, cameras.n_views, cameras.resolution, cameras.resolution, -1)
+            return pixels.view(shape).movedim(-1, 2).contiguous()
+
+        return Render(
+            rgb=image("rgb"),
+            opacity=image("opacity"),
+            depth=image("depth"),
+            z_variance=image("z_variance"),
+            normal=image("normal") if normals else None,
+            weights=torch.cat([part["weights"] for part in parts]),
+            ray_indices=ray_indices,
+            sample_normals=torch.cat([part["sample_normals"] for part in parts]) if normals else None,
+            sample_dirs=rays_d[ray_indices],
+        )
+
+    def _render_rays(
+        self,
+        field: Field,
+        rays_o: Tensor,  # (R, 3)
+        rays_d: Tensor,  # (R, 3)
+        offset: Tensor,  # (R,) in steps
+        behind: Tensor,  # (R, 3) background colours
+        light: Tensor,  # (R, 3)
+        shading: Shading,
+        normals: bool,
+    ) -> dict[str, Tensor]:
+        """Pixels (R, C) and samples by the names they have in `Render`."""
+        ray_indices, t = self.march(rays_o, rays_d, offset)
+        x = points(rays_o, rays_d, ray_indices, t)
+        if self.prune:
+            keep = self._visible(field, x, ray_indices, len(rays_o))
+            ray_indices, t, x = ray_indices[keep], t[keep], x[keep]
+
+        out = field(x, normals=normals)
+        rgb = shade(out.albedo, out.normal, x, light[ray_indices] if shading.needs_normals else light, shading)
+
+        counts = torch.bincount(ray_indices, minlength=len(rays_o))
+        weights = volume_weights(out.sigma * self.step_size, ray_indices, counts)
+        values = [torch.ones_like(t)[:, None], t[:, None], rgb]
+        if out.normal is not None:
+            values.append(out.normal)
+        sums = sum_per_ray(weights[:, None] * torch.cat(values, dim=-1), counts)
+        opacity, depth = sums[:, :1].clamp(max=1), sums[:, 1:2]  # the sum may round above 1
+        z_variance = sum_per_ray((weights * (t - depth[:, 0][ray_indices]).square())[:, None], counts)
+        parts = {
+            "rgb": (sums[:, 2:5] + behind * (1 - opacity)).clamp(0, 1),
+            "opacity": opacity,
+            "depth": depth,
+            "z_variance": z_variance,
+            "weights": weights,
+            "ray_indices": ray_indices,
+        }
+        if out.normal is not None:
+            parts |= {"normal": sums[:, 5:8], "sample_normals": out.normal}
+        return parts
+
+    @torch.no_grad()
+    def march(self, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Samples in occupied cells: the packed `ray_indices` (N,) and distances `t` (N,) of (R, 3) rays.
+
+        The samples of a ray lie at t = (k + offset + 1/2) step_size for whole k >= 0.
+        """
+        size = max(1, MAX_CANDIDATES // (self.n_samples + 1))  # no ray has more than n_samples + 1 in the box
+        parts = zip(*(x.split(size) for x in (rays_o, rays_d, offset)), strict=True)
+        found = [self._march(*part) for part in parts]
+        ray_indices = torch.cat([ray + size * i for i, (ray, _) in enumerate(found)])
+        return ray_indices, torch.cat([t for _, t in found])
+
+    def _march(self, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        lower, upper = self._occupied_box()
+        t_near, t_far = intersect_box(rays_o, rays_d, lower, upper)
+        shift = offset + 0.5
+        first = (t_near / self.step_size - shift).ceil()
+        counts = ((t_far / self.step_size - shift).floor() - first + 1).clamp(min=0).long()
+
+        ends = counts.cumsum(0)
+        ray_indices = torch.repeat_interleave(counts)
+        starts = (first + shift - (ends - counts)).double()  # fp32 cannot count all candidates together
+        t = (starts[ray_indices] + torch.arange(len(ray_indices), device=starts.device)) * self.step_size
+        t = t.to(rays_o.dtype)
+
+        to_cells = self.grid_resolution / (2 * self.field_radius)
+        cells = points((rays_o + self.field_radius) * to_cells, rays_d * to_cells, ray_indices, t)
+        inside = self.occupied.view(-1)[self._flat(cells.long())].nonzero().squeeze(-1)
+        return ray_indices[inside], t[inside]
+
+    def _occupied_box(self) -> tuple[Tensor, Tensor]:
+        """Corners (3,) of the smallest box around the occupied cells; empty (lower > upper) if there are none."""
+        lower, upper = [], []
+        for others in ((1, 2), (0, 2), (0, 1)):
+            along = self.occupied.any(others[1]).any(others[0])
+            cell = torch.arange(self.grid_resolution, device=along.device)
+            lower.append(torch.where(along, cell, self.grid_resolution).min())
+            upper.append(torch.where(along, cell + 1, 0).max())
+        size = 2 * self.field_radius / self.grid_resolution
+        return torch.stack(lower) * size - self.field_radius, torch.stack(upper) * size - self.field_radius
+
+    def _flat(self, cells: Tensor) -> Tensor:
+        """Cells (N, 3) -> their flat index (N,); a point on the border belongs to the last cell inside."""
+        x, y, z = cells.clamp(0, self.grid_resolution - 1).unbind(-1)
+        return (x * self.grid_resolution + y) * self.grid_resolution + z
+
+    @torch.no_grad()
+    def _visible(self, field: Field, x: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
+        """The samples (indices) that add to the image."""
+        tau = field.density(x) * self.step_size
+        alpha, transmittance = alpha_and_transmittance(tau, ray_indices, torch.bincount(ray_indices, minlength=n_rays))
+        threshold = self.occupancy.mean().clamp(max=self.alpha_threshold)
+        return ((alpha >= threshold) & (transmittance >= self.transmittance_threshold)).nonzero().squeeze(-1)
+
+    @torch.no_grad()
+    def update_occupancy(self, field: Field, step: int, generator: torch.Generator) -> None:
+        """Look again where there is something: every `update_every` steps, at a random point of each cell looked at.
+
+        All cells during the first `warmup_steps`; later a quarter of them at random, and as many of the occupied ones.
+        """
+        if step % self.update_every != 0:
+            return
+        device, n_cells = self.occupancy.device, self.occupancy.numel()
+        if step < self.warmup_steps:
+            cells = torch.arange(n_cells)
+        else:
+            quarter = max(1, n_cells // 4)
+            cells = torch.randint(n_cells, (quarter,), generator=generator, device=generator.device).cpu()
+            occupied = self.occupied.view(-1).nonzero().squeeze(-1).cpu()
+            if len(occupied) > quarter:
+                chosen = torch.randint(len(occupied), (quarter,), generator=generator, device=generator.device).cpu()
+                occupied = occupied[chosen]
+            cells = torch.cat([cells, occupied])
+        corner = torch.stack(torch.unravel_index(cells, self.occupancy.shape), dim=-1).to(device)
+        inside = torch.rand(len(cells), 3, generator=generator, device=generator.device).to(device)
+        x = (corner + inside) * (2 * self.field_radius / self.grid_resolution) - self.field_radius
+        seen = torch.cat([field.density(part) for part in x.split(MAX_CELLS)]) * self.step_size
+
+        cells = cells.to(device)
+        old = self.occupancy.view(-1)
+        new = old.index_copy(0, cells, self.decay * old[cells])  # a cell drawn twice decays once
+        self.occupancy.copy_(new.scatter_reduce(0, cells, seen.to(old.dtype), "amax").view_as(self.occupancy))
+        # Magnitudes of the release: a mean far below 0.01 would otherwise call every trace of density occupied.
+        self.occupied.copy_(self.occupancy > self.occupancy.mean().clamp(max=0.01))
+
+
+def points(origins: Tensor, directions: Tensor, ray_indices: Tensor, t: Tensor) -> Tensor:
+    """o + t d of the samples' rays, (N, 3)."""
+    return torch.addcmul(origins.index_select(0, ray_indices), directions.index_select(0, ray_indices), t[:, None])
+
+
+def intersect_box(rays_o: Tensor, rays_d: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays (R, 3) enter and leave the box, (R,) each, both at least 0; enter > leave for a ray that misses it."""
+    tiny = torch.finfo(rays_d.dtype).tiny
+    inverse = 1 / torch.where(rays_d.abs() < tiny, tiny, rays_d)  # a ray along a face: no 0 * inf
+    one, other = (lower - rays_o) * inverse, (upper - rays_o) * inverse
+    return torch.minimum(one, other).amax(-1).clamp(min=0), torch.maximum(one, other).amin(-1)
+
+
+def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and T (N,) from packed optical depths tau = sigma * step_size; counts (R,) samples per ray."""
+    # One running sum over all rays, minus what it was where the ray began: fp64, or the rays before would swallow it.
+    before = tau.double().cumsum(0) - tau
+    starts = (counts.cumsum(0) - counts).clamp(max=max(len(tau) - 1, 0))
+    depth = before - before[starts[ray_indices]]
+    return -torch.expm1(-tau), torch.exp(-depth).to(tau.dtype)
+
+
+def volume_weights(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> Tensor:
+    """T * alpha (N,) of packed samples, differentiable."""
+    alpha, transmittance = alpha_and_transmittance(tau, ray_indices, counts)
+    return transmittance * alpha
+
+
+def sum_per_ray(values: Tensor, counts: Tensor) -> Tensor:
+    """Packed values (N, C) -> their sums (R, C); counts (R,) samples per ray. Deterministic on every device."""
+    return torch.segment_reduce(values, "sum", lengths=counts, axis=0, initial=0, unsafe=True)

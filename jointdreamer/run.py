@@ -1,0 +1,563 @@
+"""The run folder: a function of the config, its checkpoints, its records, and the seeds and signals of the run in it.
+
+```python
+with RunFolder.open(run_path(out_dir, name, prompt, seed), config) as run, stop_on_signals() as stop:
+    start = run.resume(field=field, optimizer=optimizer, generator=generator)     # 0 in a new folder
+    for step in range(start, steps):
+        ...
+        if stop.requested or due(step + 1, 1000):
+            run.save(step + 1, field=field, optimizer=optimizer, generator=generator)
+```
+A checkpoint's number counts completed steps: `step_005000.pt` was written after step 4999, and step 5000 is next.
+"""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pickle
+import platform
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unicodedata
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from jointdreamer.errors import UserError
+from jointdreamer.files import (
+    atomic_path,
+    disk_full,
+    flush_to_disk,
+    is_disk_full,
+    remove_leftovers,
+    to_json,
+    write_text,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs without the lock
+    fcntl = None
+
+log = logging.getLogger(__name__)
+
+# Keys that change where a run lies and what is shown of it, not what it computes.
+MAY_DIFFER = ("out_dir", "logger", "every", "hydra")
+CONTRACT = ("prompt", "seed", "energy", "models", "steps", "minutes", "seconds_per_step", "peak_memory_gb", "device")
+PACKAGES = ("accelerate", "diffusers", "hydra-core", "numba", "numpy", "safetensors", "tokenizers", "torch")
+PACKAGES += ("transformers", "trimesh", "wandb")
+
+
+# Names
+
+
+def slug(text: str, length: int = 40) -> str:
+    """A folder name for any text: its ASCII letters and digits, cut, then 8 hex digits of the hash of all of it.
+
+    Two texts never share one, and nothing of the text (`../`, newlines, emoji, 10,000 characters) can leave the folder.
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "_", ascii_text)[:length].strip("_") or "prompt"
+    return f"{words}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+
+
+def run_path(out_dir: str | Path, name: str, prompt: str, seed: int) -> Path:
+    """`out_dir/name/slug(prompt)/seed0`. `name` may have slashes (table3/mvs) and must stay inside `out_dir`.
+
+    Raises: UserError for a name that is empty, absolute, or climbs out.
+    """
+    parts = name.split("/")
+    if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") or len(part) > 100 for part in parts):
+        raise UserError(f"name={name[:100]!r}: wanted words like table3/mvs that name a folder inside out_dir")
+    return Path(out_dir).joinpath(*parts, slug(prompt), f"seed{seed}")
+
+
+# The folder
+
+
+class RunFolder:
+    """A folder that belongs to one config, and to one process at a time. Made by `RunFolder.open`."""
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: int | None, keep: int):
+        self.path = path
+        self.config = config
+        self.keep = keep
+        self._lock = lock
+        self._opened = time.monotonic()
+        self._seconds_before = 0.0
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any], keep: int = 2) -> "RunFolder":
+        """Make the folder, or take up the one that is there.
+
+        config: the resolved config as plain dicts, lists and values; written to `config.yaml` the first time.
+        keep: how many checkpoints stay (the newest ones).
+        Raises: UserError if the folder cannot be written, is in use by another process, holds something else than a
+        run, or belongs to another config (keys in MAY_DIFFER do not count).
+        """
+        if keep < 1:
+            raise UserError(f"keep={keep}: wanted the number of checkpoints to keep, 1 or more")
+        path = Path(path)
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+        plain: dict[str, Any] = yaml.safe_load(text)  # here a tuple is the list that it becomes in the file
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()  # shows that we can write, better than permission bits do
+            lock = _lock(path)
+        except OSError as error:
+            if is_disk_full(error, path):
+                raise disk_full(path) from error
+            raise UserError(
+                f"cannot write in the run folder {path} ({error.strerror}): choose another place with out_dir=..."
+            ) from error
+        try:
+            remove_leftovers(path)
+            if (path / "config.yaml").exists():
+                _check_same_config(path, plain)
+            elif any(entry.name != ".lock" for entry in path.iterdir()):
+                raise UserError(
+                    f"{path} holds files but no config.yaml, so it is not a run folder: move it away, or choose "
+                    "another place with out_dir=..."
+                )
+            else:
+                write_text(path / "config.yaml", text)
+        except BaseException:
+            _unlock(lock)
+            raise
+        return cls(path, plain, lock, keep)
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        _unlock(self._lock)
+        self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    # Checkpoints
+
+    @property
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(completed steps, file) of the checkpoints there are, oldest first."""
+        found = []
+        for file in (self.path / "checkpoints").glob("step_*.pt"):
+            if number := re.fullmatch(r"step_(\d+)\.pt", file.name):
+                found.append((int(number[1]), file))
+        return sorted(found)
+
+    def save(self, step: int, **parts: Any) -> Path:
+        """Write `checkpoints/step_<step>.pt`, whole or not at all, then let go of all but the newest `keep`.
+
+        step: completed steps, the step to do next.
+        parts: whatever has a `state_dict`, `torch.Generator`s, or plain values (tensors, numbers, strings, lists,
+            dicts). The state of torch's, numpy's and Python's global random generators is added.
+        Raises: UserError if the disk is full or a tensor holds NaN or infinity (older checkpoints stay as they are);
+        TypeError for a part that `torch.load(weights_only=True)` would refuse to read.
+        """
+        checkpoint = {
+            "step": step,
+            "seconds": self.seconds,
+            "random": _random_state(),
+            "parts": {name: _plain(_state(part), name) for name, part in parts.items()},
+        }
+        for name, tensor in _tensors(checkpoint["parts"]):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"step {step}: {name} holds NaN or infinity, so no checkpoint was written and the one before "
+                    "stays; lower the learning rates (schedule.lr...) or use full precision, under another name=..."
+                )
+        file = self.path / "checkpoints" / f"step_{step:06d}.pt"
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():  # a checkpoint promises that the rows before it are on the disk
+            flush_to_disk(metrics)
+        with atomic_path(file) as temporary, temporary.open("wb") as stream:
+            torch.save(checkpoint, stream)
+        for _, old in self.checkpoints[: -self.keep]:
+            old.unlink()
+        return file
+
+    def resume(self, **parts: Any) -> int:
+        """Put the newest readable checkpoint into `parts` and the random generators; return the step to do next.
+
+        parts: as for `save`, all with `load_state_dict`, or `torch.Generator`s; plain values are not taken (a number
+            that must survive belongs to an object with a state). The same names as were saved.
+        A checkpoint that is cut short or damaged is set aside with a one-line warning and the one before is used; with
+        none left the run starts again at 0. `metrics.jsonl` loses the rows from the returned step on.
+        Raises: UserError if the checkpoint holds other parts than asked for.
+        """
+        step, checkpoint = 0, self.read_checkpoint()
+        if checkpoint is not None:
+            step, states = checkpoint["step"], checkpoint["parts"]
+            if states.keys() != parts.keys():
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.path} holds {', '.join(states)} and this code wants "
+                    f"{', '.join(parts)}: it was made by another version; move the folder away to start again"
+                )
+            for name, part in parts.items():
+                _load(part, states[name])
+            _set_random_state(checkpoint["random"])
+            self._seconds_before, self._opened = checkpoint["seconds"], time.monotonic()
+        truncate_metrics(self.path / "metrics.jsonl", step)
+        return step
+
+    def read_checkpoint(self) -> dict[str, Any] | None:
+        """The newest readable checkpoint as a dict of `step`, `seconds`, `random`, `parts`, on the CPU; None without.
+
+        Reads without executing code, and checks every byte against the checksums in the file.
+        """
+        found = self.checkpoints
+        for position, (step, file) in reversed(list(enumerate(found))):
+            try:
+                return _read(file, step)
+            except MemoryError:
+                raise
+            except PermissionError as error:
+                raise UserError(f"cannot read {file} ({error.strerror}): give yourself the right to read it") from error
+            except Exception as error:  # damaged bytes can surface as nearly any error of zipfile, pickle or torch
+                before = f"the one of step {found[position - 1][0]}" if position else "none: starting again at step 0"
+                why = " ".join(str(error).split())[:120] or type(error).__name__
+                log.warning("checkpoint %s is damaged (%s); using %s", file, why, before)
+                file.replace(file.with_name(file.name + ".damaged"))
+        return None
+
+    # Records
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work in this run, those before the resumed checkpoint included."""
+        return self._seconds_before + time.monotonic() - self._opened
+
+    def write_command(self, argv: Sequence[str]) -> None:
+        """Write `command.txt`, quoted for a shell; the first command stays."""
+        if not (self.path / "command.txt").exists():
+            write_text(self.path / "command.txt", shlex.join(argv) + "\n")
+
+    def write_environment(self, weights: Sequence[Mapping[str, Any]] = (), **more: Any) -> None:
+        """Write `environment.json`: commit, versions, machine, and `weights` (a dict of path, sha256, ... for each).
+
+        Where the run was resumed on something else, what there was before is kept under `before`.
+        """
+        file = self.path / "environment.json"
+        record = {**environment(), "weights": [dict(weight) for weight in weights], **more}
+        before = []
+        if file.exists():
+            old = json.loads(file.read_text(encoding="utf-8"))
+            before = old.pop("before", [])
+            if old != json.loads(to_json(record)):
+                before.append(old)
+        write_text(file, to_json({**record, **({"before": before} if before else {})}, indent=2) + "\n")
+
+    def write_result(self, **result: Any) -> Path:
+        """Write `result.json`, the last file of a run: with it the run is complete.
+
+        Raises: KeyError if one of the keys of CONTRACT is missing.
+        """
+        if missing := [key for key in CONTRACT if key not in result]:
+            raise KeyError(f"result.json must have {', '.join(missing)}")
+        write_text(self.path / "result.json", to_json(result, indent=2) + "\n")
+        return self.path / "result.json"
+
+    def result(self, steps: int | None = None) -> dict[str, Any] | None:
+        """What `result.json` says, or None while the run is not complete (or completed another number of `steps`)."""
+        try:
+            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        complete = isinstance(result, dict) and (steps is None or result.get("steps") == steps)
+        return result if complete else None
+
+
+# Config and lock
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        items = [_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items()]
+        return {key: inner for item in items for key, inner in item.items()}
+    return {prefix: value}
+
+
+def _check_same_config(path: Path, config: dict[str, Any]) -> None:
+    try:
+        existing = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(existing, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}/config.yaml cannot be read ({why}): move the folder away to start again") from error
+
+    def what_counts(whole: dict[str, Any]) -> dict[str, Any]:
+        return _flat({key: value for key, value in whole.items() if key not in MAY_DIFFER})
+
+    there, here = what_counts(existing), what_counts(config)
+    absent = object()
+    differing = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
+    if differing:
+
+        def show(values: dict[str, Any], key: str) -> str:
+            text = repr(values[key]) if key in values else "absent"
+            return text if len(text) <= 60 else text[:57] + "..."
+
+        shown = "; ".join(f"{key} is {show(there, key)} there, {show(here, key)} here" for key in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"the run folder {path} belongs to another config: {shown}{more}. Give the same values to resume it, "
+            "name=... for a folder of its own, or move that folder away"
+        )
+
+
+def _lock(path: Path) -> int | None:
+    """Lock `path/.lock` until `_unlock` or the end of the process, however it ends."""
+    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise UserError(
+                f"another process (pid {holder}) is working in {path}: wait for it, stop it, or choose another name=..."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            log.warning("%s cannot be locked (%s): take care to run only one process in it", path, error.strerror)
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+# What a checkpoint holds
+
+
+def _state(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part.state_dict() if hasattr(part, "state_dict") else part
+
+
+def _load(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    else:
+        part.load_state_dict(state)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """`value` made of CPU tensors and Python's own types only; `where` names it in the error."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        # a view would drag its whole storage into the file
+        whole = value.untyped_storage().nbytes() == value.nbytes
+        return value if whole and value.is_contiguous() else value.contiguous().clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key, where): _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_plain(inner, f"{where}.{index}") for index, inner in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise TypeError(f"{where} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
+
+
+def _tensors(value: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield where, value
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(inner, f"{where}.{key}" if where else str(key))
+
+
+def _read(file: Path, step: int) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
+        if (bad := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"wrong checksum in {bad}")
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, dict) or not {"step", "seconds", "random", "parts"} <= checkpoint.keys():
+        raise pickle.UnpicklingError("it is not a checkpoint of ours")
+    if checkpoint["step"] != step:
+        raise ValueError(f"its name says step {step}, its content step {checkpoint['step']}")
+    return checkpoint
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(gauss)),
+        "python": random.getstate(),
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python's, numpy's and torch's global generators; return a CPU generator of its own, seeded alike.
+
+    Raises: UserError unless 0 <= seed < 2**32 (what numpy takes).
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: wanted a whole number from 0 to 4294967295")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+# Metrics and records
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Cut `metrics.jsonl` before its first row of `step` or later, or its first row that is not whole.
+
+    So a run that was interrupted ends with the same file as one that was not. Cut in place, in one operation: what a
+    kill can leave is either the old file or the new.
+    """
+    if not path.exists():
+        return
+    end = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            try:
+                whole = line.endswith(b"\n") and json.loads(line)["step"] < step
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                break
+            end += len(line)
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+
+
+def environment() -> dict[str, Any]:
+    """The commit, the versions and the machine, as plain values."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    commit, dirty = _commit(Path(__file__).resolve())
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": versions,
+    }
+
+
+def _commit(file: Path) -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it) of the repository that tracks `file`; (None, None) without one."""
+    # a hook's GIT_DIR would point at another repository
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str | None:
+        try:
+            command = ["git", "-C", str(file.parent), *arguments]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=20, env=clean, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", file.name) is None:  # installed below some other repository
+        return None, None
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
+def peak_memory_gb() -> float:
+    """The most memory used so far, GB (1e9 bytes): of the GPU where there is one, else resident of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+# Signals
+
+
+class Stop:
+    """Whether someone asked the run to stop: `requested` is the signal's number, or None."""
+
+    requested: int | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal, as a shell has it: a stopped run has not kept its promise, so never 0."""
+        return 128 + (self.requested or 0)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turn SIGINT (Ctrl-C) and SIGTERM into a flag that the loop looks at after each step; the second aborts at once.
+
+    The second raises KeyboardInterrupt where the program stands. Outside the main thread, where Python takes no
+    signal handlers, the flag stays unset.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.requested is not None:
+            raise KeyboardInterrupt
+        stop.requested = number
+        # not print: the signal may have come in the middle of one
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping after this step and saving; once more aborts at once\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

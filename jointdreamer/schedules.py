@@ -1,0 +1,115 @@
+"""Time is data: values that depend on the step, written as knots in YAML and read as `now.lr.density` in the loop.
+
+    guidance_scale: 30                                   a constant
+    resolution:     [[0, 64], [3000, 256]]               each value holds until the next knot
+    t_min:          [[0, 0.98], [3000, 0.02, linear]]    a `linear` knot is reached in a straight line
+
+Pure in the step, so a resumed run continues exactly (the released Geometry Fading is undone by its own resume).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from jointdreamer.errors import UserError
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A value of the step: knots (step, value, linear), the first at step 0, steps increasing."""
+
+    knots: tuple[tuple[int, Any, bool], ...]
+
+    @staticmethod
+    def parse(spec: Any, name: str = "schedule") -> "Schedule":
+        """From a constant (number, text, true/false, null) or a list of [step, value] and [step, value, linear].
+
+        Raises UserError that starts with `name` when the spec is neither.
+        """
+        if not _is_list(spec):
+            if not (spec is None or isinstance(spec, str | bool) or _is_number(spec)):
+                raise UserError(f"{name}: expected a constant or knots [[step, value], ...], got {spec!r}")
+            return Schedule(((0, spec, False),))
+        knots = tuple(_parse_knot(knot, name) for knot in spec)
+        if not knots or knots[0][0] != 0 or knots[0][2]:
+            raise UserError(f"{name}: the first knot must be [0, value], got {_show(spec)}")
+        for (step, value, _), (next_step, next_value, linear) in zip(knots, knots[1:], strict=False):
+            if next_step <= step:
+                raise UserError(f"{name}: the steps of the knots must increase, got {step} and then {next_step}")
+            if linear and not (_is_number(value) and _is_number(next_value)):
+                raise UserError(f"{name}: a linear knot needs numbers, got {value!r} to {next_value!r}")
+        return Schedule(knots)
+
+    def __call__(self, step: int) -> Any:
+        """The value at this step; the last knot holds for ever."""
+        i = max(i for i, knot in enumerate(self.knots) if knot[0] <= max(step, 0))
+        start, value, _ = self.knots[i]
+        if i + 1 < len(self.knots) and self.knots[i + 1][2]:
+            end, target, _ = self.knots[i + 1]
+            return value + (target - value) * (step - start) / (end - start)
+        return value
+
+    def max(self) -> Any:
+        """The largest value it ever takes: a knot's, since straight lines peak at their ends."""
+        return max(value for _, value, _ in self.knots)
+
+
+def _show(spec: Any) -> str:
+    return str([list(k) if _is_list(k) else k for k in spec])
+
+
+def _parse_knot(knot: Any, name: str) -> tuple[int, Any, bool]:
+    good = _is_list(knot) and len(knot) in (2, 3) and isinstance(knot[0], int) and not isinstance(knot[0], bool)
+    if not good or _is_list(knot[1]) or (len(knot) == 3 and knot[2] != "linear"):
+        raise UserError(f"{name}: expected a knot [step, value] or [step, value, linear], got {knot!r}")
+    return knot[0], knot[1], len(knot) == 3
+
+
+class Plan:
+    """Every schedule of a run, by name: `Plan(spec).at(step).lr.density`.
+
+    `spec` is a mapping, possibly nested, of what Schedule.parse reads; `steps`, the length of the run, is a plain
+    number and stays one: `plan.steps`. Raises UserError with the dotted name of what it cannot read.
+    """
+
+    def __init__(self, spec: Mapping[str, Any]):
+        steps = spec.get("steps")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise UserError(f"schedule.steps must be a whole number of at least 1, got {steps!r}")
+        self.steps: int = steps
+        self._tree = _parse_tree({key: value for key, value in spec.items() if key != "steps"}, "schedule")
+
+    def at(self, step: int) -> SimpleNamespace:
+        """Every value at this step, nested like the spec."""
+        return _evaluate(self._tree, step)
+
+    def max(self, name: str) -> Any:
+        """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan."""
+        node: Any = self._tree
+        for part in name.split("."):
+            node = node[part]
+        return node.max()
+
+
+def _parse_tree(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {
+        key: _parse_tree(value, f"{name}.{key}")
+        if isinstance(value, Mapping)
+        else Schedule.parse(value, f"{name}.{key}")
+        for key, value in spec.items()
+    }
+
+
+def _evaluate(tree: Mapping[str, Any], step: int) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{key: node(step) if isinstance(node, Schedule) else _evaluate(node, step) for key, node in tree.items()}
+    )

@@ -1,0 +1,175 @@
+"""The architectures of the toybox models: stock diffusers and transformers classes, small."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, vocabulary
+
+TEXT_LENGTH = 24  # tokens; the longest caption takes 17
+TEXT_WIDTH = 128
+LATENT_CHANNELS, LATENT_SIZE = 4, 16
+
+
+def build_tokenizer() -> Any:
+    """A CLIPTokenizer that knows every word of the world as one token; other words fall apart into letters.
+
+    The merges build each word from its letters, left to right, so the stock class needs nothing else.
+    """
+    from transformers import CLIPTokenizer
+
+    letters = _byte_letters()
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    ranks: dict[tuple[str, str], int] = {}
+    for word in vocabulary():
+        # Earlier merges come first when the word is read, so they are applied before it gets merges of its own.
+        pieces = _merge([*word[:-1], word[-1] + "</w>"], ranks)
+        while len(pieces) > 1:
+            ranks[(pieces[0], pieces[1])] = len(ranks)
+            tokens.append(pieces[0] + pieces[1])
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
+    tokens = list(dict.fromkeys(tokens))
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=list(ranks), model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
+
+
+def _merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding of one word: the pair of lowest rank is joined until none is known."""
+    while len(pieces) > 1:
+        pairs = list(zip(pieces[:-1], pieces[1:], strict=True))
+        best = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
+        if pairs[best] not in ranks:
+            break
+        pieces = [*pieces[:best], pieces[best] + pieces[best + 1], *pieces[best + 2 :]]
+    return pieces
+
+
+def _byte_letters() -> list[str]:
+    """The 256 characters that stand for bytes in byte-level BPE: printable bytes themselves, the rest from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def _text_config(tokenizer: Any, layers: int = 2) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 4 * TEXT_WIDTH,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": TEXT_LENGTH,
+        "projection_dim": TEXT_WIDTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def build_text_encoder(tokenizer: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer)))
+
+
+def build_clip(tokenizer: Any) -> Any:
+    """Two small towers that embed 64x64 images and captions into 128 dimensions."""
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 8,
+        "projection_dim": TEXT_WIDTH,
+    }
+    return CLIPModel(CLIPConfig(text_config=_text_config(tokenizer), vision_config=vision, projection_dim=TEXT_WIDTH))
+
+
+def build_vae() -> Any:
+    """64x64 RGB -> 16x16x4."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+
+
+def build_unet(multiview: bool = False) -> Any:
+    """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding."""
+    from diffusers import UNet2DConditionModel
+
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128, 160),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        **camera,
+    )
+
+
+def build_scheduler() -> Any:
+    """Stable Diffusion's noise; the networks predict x0 (learned faces in minutes where noise prediction did not)."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="sample",
+        timestep_spacing="trailing",
+    )
+
+
+AZIMUTH_BINS = 16
+
+
+class JudgeNet(nn.Module):
+    """A plain convolutional network: 64x64 RGB -> the judge's answers, each a set of logits."""
+
+    HEADS = {
+        "azimuth": AZIMUTH_BINS,
+        "face": 2,
+        "kind": len(KINDS),
+        "color": len(COLORS),
+        "pattern": len(PATTERNS),
+        "accessory": len(ACCESSORIES),
+        "accessory_color": len(COLORS),
+    }
+
+    def __init__(self, width: int = 32):
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for k, wide in enumerate((width, 2 * width, 3 * width, 4 * width)):
+            layers += [nn.Conv2d(channels, wide, 3, 2 if k else 1, 1), nn.GroupNorm(8, wide), nn.SiLU()]
+            layers += [nn.Conv2d(wide, wide, 3, 2 if k == 0 else 1, 1), nn.GroupNorm(8, wide), nn.SiLU()]
+            channels = wide
+        self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 256), nn.SiLU(), nn.Dropout(0.1))
+        self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in self.HEADS.items()})
+
+    def forward(self, rgb: torch.Tensor) -> dict[str, torch.Tensor]:
+        """rgb (N, 3, 64, 64) in [0, 1] -> logits (N, n) by head."""
+        seen = self.trunk(2 * rgb - 1)
+        return {name: head(seen) for name, head in self.heads.items()}

@@ -1,0 +1,145 @@
+"""Train a toybox model from scratch: `python -m jointdreamer.toybox.train MODEL`.
+
+MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text encoder),
+`multi-view` (starts from text-to-image), `clip`, `judge`. Work lies in `toybox_training/`; `--install` puts the
+newest weights into the package. A killed run goes on where it was when the same command is given again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.files import atomic_path
+from jointdreamer.toybox import recipes
+
+DEFAULT_STEPS = {"vae": 2000, "text-to-image": 12000, "multi-view": 9000, "clip": 3000, "judge": 4000}
+
+
+class Trainer:
+    """Runs a recipe: loss(step, rng) -> scalar; keeps an EMA, a curve, and a checkpoint to go on from."""
+
+    def __init__(self, folder: Path, networks: dict[str, nn.Module], lr: float, steps: int, ema: float = 0.999):
+        self.folder, self.networks, self.lr, self.steps, self.decay = folder, networks, lr, steps, ema
+        trained = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        self.trained = trained
+        self.average = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in networks.items()}
+        self.step, self.curve = 0, []
+        self.path = folder / "checkpoint.pt"
+        if self.path.exists():
+            self._load()
+
+    def run(self, loss: Callable[[int, np.random.Generator], Tensor], sheet: Callable[[int], None], every: int) -> None:
+        """Train to `steps`, showing progress; a sample sheet and a checkpoint every `every` steps."""
+        began, first, recent = time.time(), self.step, []
+        while self.step < self.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * recipes.warm_up_and_cosine(self.step, self.steps)
+            rng = np.random.default_rng([self.step, 7])  # a step's draws depend on the step alone: resuming is exact
+            torch.manual_seed(self.step)
+            value = loss(self.step, rng)
+            self.optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
+            self.optimizer.step()
+            self.step += 1
+            self._update_average()
+            recent.append(value.item())
+            if self.step % 50 == 0 or self.step == self.steps:
+                self.curve.append((self.step, float(np.mean(recent))))
+                rate = (time.time() - began) / (self.step - first)
+                left = rate * (self.steps - self.step) / 60
+                print(
+                    f"{self.folder.name}  step {self.step}/{self.steps}  loss {np.mean(recent):.4f}  "
+                    f"{rate:.2f} s/step  {left:.0f} min left",
+                    flush=True,
+                )
+                recent = []
+            if self.step % every == 0 or self.step == self.steps:
+                self._save()
+                with self.averaged():
+                    sheet(self.step)
+                recipes.plot_curve(self.curve, self.folder / "loss.png")
+
+    def averaged(self):
+        """A context in which the networks hold their averaged weights."""
+        return recipes.swapped(self.networks, self.average)
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        for name, net in self.networks.items():
+            frozen = not any(p.requires_grad for p in net.parameters())
+            for key, value in net.state_dict().items():
+                kept = self.average[name][key]
+                if value.is_floating_point() and not frozen:
+                    kept.lerp_(value, 1 - decay)
+                else:
+                    kept.copy_(value)
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "curve": self.curve,
+            "optimizer": self.optimizer.state_dict(),
+            "networks": {name: net.state_dict() for name, net in self.networks.items()},
+            "average": self.average,
+        }
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def _load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.step, self.curve, self.average = state["step"], state["curve"], state["average"]
+        for name, net in self.networks.items():
+            net.load_state_dict(state["networks"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        print(f"{self.folder.name}: going on from step {self.step}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=["data", *DEFAULT_STEPS])
+    parser.add_argument("--steps", type=int, help="optimiser steps (the learning rate's cosine ends there)")
+    parser.add_argument("--batch", type=int, default=32, help="images a step")
+    parser.add_argument("--folder", type=Path, default=Path("toybox_training"), help="where pictures and checkpoints go")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--pictures", type=int, default=60_000, help="flat pictures of `data`; a sixth as many rigs")
+    parser.add_argument("--install", action="store_true", help="put the newest weights into the package and stop")
+    args = parser.parse_args(argv)
+    for name in ("batch", "threads", "pictures"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps must be at least 1, got {args.steps}")
+    torch.set_num_threads(args.threads)
+    if args.model == "data":
+        recipes.make_data(args.folder, args.pictures)
+        return 0
+    missing = recipes.missing_input(args.model, args.folder)
+    if missing:
+        print(f"{args.model} needs {missing} first: python -m jointdreamer.toybox.train {missing}", file=sys.stderr)
+        return 2
+
+    recipe: Any = recipes.RECIPES[args.model](args.folder, args.batch)
+    trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
+    if not args.install:
+        trainer.folder.mkdir(parents=True, exist_ok=True)
+        trainer.run(recipe.loss, recipe.sheet, every=max(1, min(500, trainer.steps // 4)))
+    with trainer.averaged():
+        where = recipe.install() if args.install else recipe.save(trainer.folder / "model")
+    facts = {"model": args.model, "step": trainer.step, "images": trainer.step * args.batch, "saved": str(where)}
+    print(json.dumps(facts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What every energy of the registry promises: (B,), a finite gradient, rigs apart, nothing random of its own."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jointdreamer.cameras import Cameras, Rig, sample_cameras
+from jointdreamer.diffusion import noise_from_x0
+from jointdreamer.distillation import Noised, add_noise, energy_gradient
+from jointdreamer.energies.registry import ENERGIES, build_energy
+from jointdreamer.guidance.base import NoisePrediction
+from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+from jointdreamer.prompts import Conditioning
+
+B, V = 3, 4
+
+
+@pytest.fixture(params=sorted(ENERGIES))
+def energy(request, tiny_mv_folder):
+    """Every name in the table; what each needs to be built at all is said here."""
+    options = {"mvs": {"source": tiny_mv_folder()}}
+    return build_energy(request.param, **options.get(request.param, {}))
+
+
+@pytest.fixture
+def scene(tiny_sd_folder):
+    g = torch.Generator().manual_seed(0)
+    guidance = LatentDiffusion(tiny_sd_folder())
+    cameras = sample_cameras(Rig(n_rigs=B, n_views=V), 16, g)
+    render = SimpleNamespace(rgb=torch.rand(B, V, 3, 16, 16, generator=g), opacity=torch.rand(B, V, 1, 16, 16))
+    noised = add_noise(guidance, torch.randn(B, V, 4, 8, 8, generator=g), 0.3, 0.7, g)
+    noise = noise_from_x0(noised.latents_noisy, torch.zeros(1), noised.alpha_t, noised.sigma_t)
+    text = Conditioning(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2)))
+    return SimpleNamespace(
+        guidance=guidance,
+        cameras=cameras,
+        render=render,
+        noised=noised,
+        pred=NoisePrediction(noise, noise, 0.9 * noise),
+        text=text,
+    )
+
+
+def rig(scene, i):
+    """Rig i of the scene, alone."""
+
+    def cut(kind, record):
+        values = {k: x[i : i + 1] if isinstance(x, torch.Tensor) else x for k, x in vars(record).items()}
+        return kind(**values)
+
+    return SimpleNamespace(
+        guidance=scene.guidance,
+        cameras=cut(Cameras, scene.cameras),
+        render=cut(SimpleNamespace, scene.render),
+        noised=cut(Noised, scene.noised),
+        pred=cut(NoisePrediction, scene.pred),
+        text=cut(Conditioning, scene.text),
+    )
+
+
+def ask(energy, s, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return energy_gradient(energy, s.guidance, s.noised, s.pred, s.render, s.cameras, s.text, 1.25, g)
+
+
+def test_one_finite_number_per_rig_and_a_finite_gradient(energy, scene):
+    grad, coherence = ask(energy, scene)
+    assert coherence.shape == (B,) and coherence.isfinite().all()
+    assert grad.shape == scene.noised.latents_noisy.shape and grad.isfinite().all()
+
+
+def test_the_generator_decides_everything(energy, scene):
+    torch.manual_seed(1)
+    grad, coherence = ask(energy, scene)
+    torch.manual_seed(2)
+    again, same = ask(energy, scene)
+    assert torch.equal(grad, again) and torch.equal(coherence, same)
+
+
+def test_rigs_are_independent(energy, scene, monkeypatch):
+    """A rig alone gives what it gives among others, once its noise does not depend on how many are drawn."""
+    module = __import__(type(energy).__module__, fromlist=["noise_like"])
+    if hasattr(module, "noise_like"):
+        monkeypatch.setattr(module, "noise_like", lambda x, g: torch.ones_like(x))
+        monkeypatch.setattr("jointdreamer.models.autoencoder.noise_like", lambda x, g: torch.zeros_like(x))
+    grad, coherence = ask(energy, scene)
+    for i in range(B):
+        alone, c = ask(energy, rig(scene, i))
+        torch.testing.assert_close(alone[0], grad[i], rtol=1e-3, atol=1e-4 * float(grad[i].abs().max()) + 1e-6)
+        torch.testing.assert_close(c[0], coherence[i], rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_of_an_energy_is_trained(energy):
+    assert not any(p.requires_grad for p in energy.parameters())

@@ -1,0 +1,140 @@
+"""MVS energy (Eq. 8) against its equations, the network asked half by half; the random energy's white gradient."""
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.energies.base import Views
+from jointdreamer.energies.multiview import MultiViewEnergy
+from jointdreamer.energies.random import RandomEnergy
+from jointdreamer.errors import UserError
+from jointdreamer.models.multiview_unet import predict
+from jointdreamer.prompts import Conditioning
+
+B, V = 2, 4
+
+
+def views(latent_size=8, channels=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Views(
+        x0=torch.randn(B, V, channels, latent_size, latent_size, generator=g, requires_grad=True),
+        rgb=torch.rand(B, V, 3, 20, 20, generator=g),
+        opacity=torch.ones(B, V, 1, 20, 20),
+        cameras=sample_cameras(Rig(n_rigs=B, n_views=V), 20, g),
+        timesteps=torch.tensor([100, 600]),
+        text=Conditioning(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2))),
+        decode=lambda latents: latents,
+        generator=torch.Generator().manual_seed(11),
+    )
+
+
+def estimate(energy, seen, kind, scale, rescale):
+    """x0_mv by the equations, in float64 around the raw network."""
+    g = torch.Generator().manual_seed(11)
+    small = interpolate(seen.rgb.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False)
+    posterior = energy.vae.encode(2 * small - 1).latent_dist
+    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
+    z = (0.18215 * z).unflatten(0, (B, V))
+    abar = scaled_linear_alphas_cumprod()[seen.timesteps].view(B, 1, 1, 1, 1)
+    a, s = abar.sqrt(), (1 - abar).sqrt()
+    x_t = a * z + s * torch.randn(z.shape, generator=g)
+    x0 = []
+    for text in (seen.text.cond, seen.text.uncond):
+        out = predict(energy.unet, x_t, seen.timesteps, text, seen.cameras.c2w).double()
+        x0.append({"epsilon": (x_t - s * out) / a, "sample": out, "v_prediction": a * x_t - s * out}[kind])
+    guided = x0[1] + scale * (x0[0] - x0[1])
+    result = []
+    for of_text, of_both in zip(x0[0], guided, strict=True):  # one rig at a time
+        result.append(rescale * of_both * of_text.std() / of_both.std() + (1 - rescale) * of_both)
+    return torch.stack(result)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(("scale", "rescale"), [(50.0, 0.5), (3.0, 0.0)])
+def test_energy_is_eq_8(tiny_mv_folder, kind, scale, rescale):
+    energy = MultiViewEnergy(tiny_mv_folder(kind), guidance_scale=scale, rescale=rescale)
+    seen = views()
+    with torch.no_grad():
+        target = estimate(energy, seen, kind, scale, rescale)
+    coherence = energy(seen)
+    expected = [-0.5 * (x - t).square().sum() for x, t in zip(seen.x0.double(), target, strict=True)]
+    torch.testing.assert_close(coherence.double(), torch.stack(expected), rtol=1e-3, atol=1e-3)
+    (grad,) = torch.autograd.grad(coherence.sum(), seen.x0)
+    size = float(target.abs().max())
+    torch.testing.assert_close(grad.double(), (target - seen.x0).detach(), rtol=1e-3, atol=1e-4 * size)
+
+
+def test_guidance_and_rescale_are_mvdream_s_by_default(tiny_mv_folder):
+    energy = MultiViewEnergy(tiny_mv_folder())
+    assert (energy.guidance_scale, energy.rescale, energy.x0_limit, energy.image_size) == (50.0, 0.5, None, 16)
+
+
+def test_the_target_is_a_constant_and_the_network_is_asked_once(tiny_mv_folder):
+    energy = MultiViewEnergy(tiny_mv_folder())
+    calls = []
+    energy.unet.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[0]))
+    seen = views()
+    seen.rgb.requires_grad_()
+    energy(seen).sum().backward()
+    assert calls == [2 * B * V]
+    assert seen.rgb.grad is None and seen.x0.grad is not None
+
+
+def test_a_smaller_estimate_is_resized_to_the_latents(tiny_mv_folder):
+    energy = MultiViewEnergy(tiny_mv_folder())
+    seen = views(latent_size=16)
+    coherence = energy(seen)
+    target = energy.estimate(views(latent_size=16))
+    assert target.shape == (B, V, 4, 8, 8)
+    large = interpolate(target.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False).view_as(seen.x0)
+    torch.testing.assert_close(coherence, -0.5 * (seen.x0 - large).square().sum((1, 2, 3, 4)))
+
+
+def test_x0_limit_bounds_the_target(tiny_mv_folder):
+    free, limited = (MultiViewEnergy(tiny_mv_folder(), x0_limit=limit) for limit in (None, 1.05))
+    one, two = free.estimate(views()), limited.estimate(views())
+    assert one.abs().max() > 1.05
+    torch.testing.assert_close(two, one.clamp(-1.05, 1.05))
+
+
+def test_the_autoencoder_may_come_from_elsewhere(tiny_mv_folder, tiny_sd_folder, tmp_path):
+    folder = tmp_path / "without"
+    shutil.copytree(tiny_mv_folder(), folder)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(UserError, match=r"energy\.vae"):
+        MultiViewEnergy(folder)
+    assert MultiViewEnergy(folder, vae=tiny_sd_folder())(views()).shape == (B,)
+
+
+def test_latents_of_another_kind_are_refused(tiny_mv_folder):
+    with pytest.raises(UserError, match=r"4 channels.*12"):
+        MultiViewEnergy(tiny_mv_folder())(views(channels=12))
+
+
+def test_text_of_another_width_is_refused(tiny_mv_folder):
+    seen = views()
+    wide = Conditioning(*(torch.randn(B, V, 12, 24) for _ in range(2)))
+    with pytest.raises(UserError, match=r"16.*24"):
+        MultiViewEnergy(tiny_mv_folder())(Views(**{**vars(seen), "text": wide}))
+
+
+def test_random_energy_has_a_fresh_white_gradient():
+    energy, seen = RandomEnergy(scale=3.0), views(latent_size=32)
+    grads = [torch.autograd.grad(energy(seen).sum(), seen.x0)[0] for _ in range(2)]
+    n = grads[0].numel()
+    for grad in grads:
+        assert grad.mean().item() == pytest.approx(0, abs=5 * 3 / n**0.5)
+        assert grad.std().item() == pytest.approx(3, rel=0.03)
+    correlation = torch.corrcoef(torch.stack([grads[0].flatten(), grads[1].flatten()]))[0, 1]
+    assert abs(correlation.item()) < 5 / n**0.5
+
+
+def test_random_energy_is_linear_in_x0():
+    energy, seen = RandomEnergy(), views()
+    doubled = SimpleNamespace(x0=2 * seen.x0, generator=torch.Generator().manual_seed(11))
+    torch.testing.assert_close(energy(doubled), 2 * energy(seen), rtol=1e-4, atol=1e-3)

@@ -1,0 +1,250 @@
+"""The hash encoding against plain loops written from tiny-cuda-nn's equations, and its two backends against each other."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from jointdreamer.errors import UserError
+from jointdreamer.fields import encoding
+from jointdreamer.fields.encoding import HashEncoding
+
+needs_numba = pytest.mark.skipif("numba" not in encoding.available_backends(), reason="numba is not installed")
+
+# Level 0 is dense and 1 and 2 are hashed; the table of level 0 has 4 unused entries.
+SMALL = {"n_levels": 3, "n_features": 2, "log2_table_size": 7, "base_resolution": 4, "growth": 1.7}
+# On cell borders (p = s x + 1/2 is whole), on the border of the box, outside it, and in general position.
+SPECIAL = torch.tensor(
+    [[0, 0, 0], [1, 1, 1], [0, 1, 0.5], [0.5, 0.5, 0.5], [1 / 6, 0.5, 5 / 6], [1, 0.3, 0.999],
+     [-0.01, 0.4, 0.5], [-3, -2, -1], [1.2, 0.5, 7.0], [0.3, 1.00001, -0.00001]]
+)  # fmt: skip
+
+
+def oracle(x, params, n_levels, n_features, log2_table_size, base_resolution, growth):
+    """Features (N, L * F) in float64 by loops over points, levels, corners and features."""
+    out = np.zeros((len(x), n_levels * n_features))
+    start = 0
+    for level in range(n_levels):
+        scale = float(np.float32(base_resolution * growth**level - 1))
+        resolution = math.ceil(scale) + 1
+        entries = min(-(-(resolution**3) // 8) * 8, 2**log2_table_size)
+        for n, point in enumerate(x):
+            p = [c * scale + 0.5 for c in point]
+            for corner in range(8):
+                weight, vertex = 1.0, []
+                for axis in range(3):
+                    bit = (corner >> axis) & 1
+                    fraction = p[axis] - math.floor(p[axis])
+                    weight *= fraction if bit else 1 - fraction
+                    vertex.append((math.floor(p[axis]) + bit) % 2**32)
+                if resolution**3 <= entries:
+                    index = (vertex[0] + vertex[1] * resolution + vertex[2] * resolution**2) % 2**32
+                else:
+                    index = vertex[0] ^ (vertex[1] * 2654435761 % 2**32) ^ (vertex[2] * 805459861 % 2**32)
+                for f in range(n_features):
+                    entry = (start + index % entries) * n_features + f
+                    out[n, level * n_features + f] += weight * params[entry]
+        start += entries
+    assert start * n_features == len(params)
+    return out
+
+
+def grid(backend, dtype=torch.float32, **options):
+    torch.manual_seed(1)
+    module = HashEncoding(**{**SMALL, **options}, backend=backend)
+    torch.nn.init.normal_(module.params)
+    return module.to(dtype)
+
+
+def general(n, dtype=torch.float64, margin=1e-3):
+    """n points of the box that keep clear of every cell border of SMALL, where the derivatives jump."""
+    scales = torch.tensor([3.0, 5.8, 10.56])
+    x = torch.rand(20 * n + 20, 3, dtype=torch.float64)
+    fraction = (x[..., None] * scales + 0.5) % 1
+    return x[((fraction > margin) & (fraction < 1 - margin)).all(-1).all(-1)][:n].to(dtype)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"n_features": 1}, {"n_features": 3, "n_levels": 1}, {"log2_table_size": 10, "base_resolution": 5}]
+)
+def test_features_follow_the_equations(options):
+    module = grid("torch", torch.float64, **options)
+    x = torch.cat([SPECIAL.double(), torch.rand(30, 3, dtype=torch.float64)])
+    expected = oracle(x.numpy(), module.params.detach().numpy(), **{**SMALL, **options})
+    np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=1e-4)  # float32 scales
+
+
+def test_paper_size_is_tiny_cuda_nns():
+    module = HashEncoding(backend="torch")
+    assert module.params.numel() == 12_599_920  # what the library reports for this configuration
+    assert module.resolutions[0] == 16 and module.resolutions[-1] == 4096
+    assert module.scales.dtype == np.float32
+    assert module.params.abs().max() <= 1e-4 and module.params.std() > 0.5e-4
+
+
+def test_corner_past_the_border_runs_into_the_next_row():
+    """At x = 1 of a dense level with R vertices, half of the weight lies on vertex R, which is the next row's first."""
+    module = grid("torch", torch.float64, n_levels=1, n_features=1, log2_table_size=10)
+    with torch.no_grad():
+        module.params.zero_()
+        module.params[4] = 1.0  # vertex (0, 1, 0) with R = 4
+    x = torch.tensor([[1.0, 0.5 / 3, 0.5 / 3]], dtype=torch.float64)  # p = (3.5, 1, 1): vertices y = 1, z = 1
+    assert module(x).item() == 0
+    x[0, 1:] = torch.tensor([-0.5 / 3, -0.5 / 3])  # p = (3.5, 0, 0): vertices (3, 0, 0) and (4, 0, 0) = (0, 1, 0)
+    assert module(x).item() == pytest.approx(0.5)
+
+
+def test_encoding_is_continuous_also_across_the_border():
+    module = grid("torch", torch.float64)
+    below, above = (SPECIAL.double() + sign * 1e-9 for sign in (-1, 1))
+    torch.testing.assert_close(module(below), module(above), atol=1e-6, rtol=0)
+
+
+def test_torch_derivatives_of_first_and_second_order():
+    module = grid("torch", torch.float64)
+    x, params = general(4).requires_grad_(), module.params
+
+    def features(x, params):
+        return torch.func.functional_call(module, {"params": params}, (x,))
+
+    assert gradcheck(features, (x, params), eps=1e-7, atol=1e-5, fast_mode=True)
+    assert gradgradcheck(features, (x, params), eps=1e-7, atol=1e-4, fast_mode=True)
+
+
+def test_position_gradient_is_autograds():
+    module = grid("torch", torch.float64)
+    x = torch.cat([SPECIAL.double(), general(20)]).requires_grad_()
+    grad = torch.randn(len(x), module.out_features, dtype=torch.float64)
+    expected = torch.autograd.grad(module(x), x, grad)[0]
+    torch.testing.assert_close(module.position_gradient(x, grad), expected)
+
+
+def derivatives(module, x, grad, direction):
+    """Everything up to second order, from the features and from `position_gradient`."""
+    x, grad = x.clone().requires_grad_(), grad.clone().requires_grad_()
+    features = module(x)
+    first = torch.autograd.grad(features, (x, module.params), grad, create_graph=True)
+    second = torch.autograd.grad((first[0] * direction).sum(), (x, module.params, grad), retain_graph=True)
+    of_params = torch.autograd.grad((first[1] * torch.sin(module.params.detach())).sum(), (x, grad))
+    position = module.position_gradient(x, grad)
+    of_position = torch.autograd.grad((position * direction).sum(), (x, module.params, grad))
+    return [features, *first, *second, *of_params, position, *of_position]
+
+
+@needs_numba
+@pytest.mark.parametrize("options", [{}, {"n_features": 1}, {"n_features": 4, "n_levels": 1}, {"log2_table_size": 12}])
+def test_numba_is_torch(options):
+    slow, fast = grid("torch", **options), grid("numba", **options)
+    x = torch.cat([SPECIAL, torch.rand(700, 3)])  # more than one block
+    grad, direction = torch.randn(len(x), slow.out_features), torch.randn(len(x), 3)
+    for ours, theirs in zip(derivatives(fast, x, grad, direction), derivatives(slow, x, grad, direction), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+
+
+@needs_numba
+def test_numba_agrees_with_the_equations_at_full_size():
+    """Sixteen levels up to resolution 4096, where float32 leaves three digits of the position in the cell."""
+    options = dict(SMALL, n_levels=16, log2_table_size=12, base_resolution=16, growth=1.447269237440378)
+    module = grid("numba", **options)
+    x = torch.rand(40, 3)
+    expected = oracle(x.double().numpy(), module.params.detach().double().numpy(), **options)
+    np.testing.assert_allclose(module(x).detach().numpy(), expected, atol=2e-2)
+    np.testing.assert_allclose(module(x).detach().numpy()[:, :16], expected[:, :16], atol=2e-4)
+
+
+@needs_numba
+def test_numba_gives_the_same_bits_on_any_number_of_threads():
+    module = grid("numba", log2_table_size=10, base_resolution=16)
+    x, direction = torch.rand(5000, 3), torch.randn(5000, 3)
+    grad = torch.randn(5000, module.out_features)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for n_threads in (1, 2, 2):
+            torch.set_num_threads(n_threads)
+            results.append(derivatives(module, x, grad, direction))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_numba
+def test_positions_that_need_no_gradient_get_none(monkeypatch):
+    """The gradient of the parameters must not pay for that of the points, nor the other way round."""
+    calls = []
+    for name in ("gather", "scatter", "position_gradient"):
+        function = getattr(encoding, name)
+        monkeypatch.setattr(encoding, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    module = grid("numba")
+    module(torch.rand(10, 3)).sum().backward()
+    assert calls == ["gather", "scatter"]
+    calls.clear()
+    module.position_gradient(torch.rand(10, 3), torch.rand(10, module.out_features)).sum().backward()
+    assert calls == ["position_gradient", "scatter"]
+
+
+@pytest.mark.parametrize("backend", encoding.available_backends())
+def test_no_points(backend):
+    module = grid(backend)
+    x = torch.empty(0, 3, requires_grad=True)
+    features = module(x)
+    assert features.shape == (0, module.out_features)
+    assert module.position_gradient(x, features).shape == (0, 3)
+    features.sum().backward()
+    assert module.params.grad is not None and not module.params.grad.any()
+
+
+@pytest.mark.parametrize("backend", encoding.available_backends())
+def test_wild_points_do_not_crash(backend):
+    x = torch.tensor([[1e6, -1e6, 0.5], [1e30, -1e30, 0.0], [float("inf"), float("nan"), 0.0]])
+    assert grid(backend)(x).shape == (3, 6)
+
+
+@needs_numba
+def test_auto_takes_numba_for_float32_and_torch_for_float64():
+    assert grid("auto").backend == "numba"
+    assert grid("auto", torch.float64).backend == "torch"
+    assert grid("auto", torch.float64)(torch.rand(2, 3, dtype=torch.float64)).dtype == torch.float64
+    with pytest.raises(UserError, match="choose 'torch' or 'auto'"):
+        grid("numba", torch.float64)(torch.rand(2, 3, dtype=torch.float64))
+
+
+def test_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(encoding, "available_backends", lambda: ("torch",))
+    with pytest.raises(UserError, match="choose one of auto, torch.*pip install numba"):
+        HashEncoding(backend="numba")
+    with pytest.raises(UserError, match="'tcnn' is not available here: choose one of auto, torch"):
+        HashEncoding(backend="tcnn")
+    assert HashEncoding(**SMALL).backend == "torch"
+
+
+def test_impossible_sizes():
+    with pytest.raises(UserError, match="n_levels"):
+        HashEncoding(n_levels=0)
+
+
+@needs_numba
+def test_folder_that_cannot_be_written(tmp_path):
+    """Without any folder for Numba's cache the kernels still compile: as a module whose source Numba cannot locate."""
+    source = Path(encoding.__file__).with_name("hash_kernels.py")
+    program = (
+        "import numpy as np\n"
+        "scope = {'__name__': 'nowhere'}\n"
+        f"exec(compile(open({str(source)!r}).read(), '<nowhere>', 'exec'), scope)\n"
+        "add = scope['compiled'](lambda a: a + 1)\n"
+        "assert add(np.zeros(3)).tolist() == [1, 1, 1]\n"
+    )
+    blocked = tmp_path / "file"
+    blocked.write_text("")  # a folder inside a file cannot be made, not even by root
+    environment = {**os.environ, "HOME": str(blocked / "home"), "XDG_CACHE_HOME": str(blocked / "cache")}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,436 @@
+"""MVDream on the stock UNet. The oracle for the mapping is the original code's own layout, written down name by name.
+
+`ldm_unet_shapes` lists every weight of the original UNet from its architecture (CONVENTIONS section 3) and knows
+nothing of diffusers; what the converted network computes is checked by a second forward pass, written from the
+architecture too.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_norm, linear, pad, silu
+
+from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
+from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.errors import UserError
+from jointdreamer.models.multiview_unet import load_multiview, load_multiview_unet, predict, set_views
+
+WIDTHS, BLOCKS, ATTENDS, TEXT = (64, 128, 128), 2, (True, True, False), 24
+
+
+# The original layout
+
+
+def ldm_unet_shapes():
+    """Name -> shape of every weight of model.diffusion_model."""
+    s, temb = {}, 4 * WIDTHS[0]
+
+    def affine(name, *shape):
+        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
+
+    def resnet(name, cin, cout):
+        affine(f"{name}.in_layers.0", cin)
+        affine(f"{name}.in_layers.2", cout, cin, 3, 3)
+        affine(f"{name}.emb_layers.1", cout, temb)
+        affine(f"{name}.out_layers.0", cout)
+        affine(f"{name}.out_layers.3", cout, cout, 3, 3)
+        if cin != cout:
+            affine(f"{name}.skip_connection", cout, cin, 1, 1)
+
+    def transformer(name, c):
+        affine(f"{name}.norm", c)
+        affine(f"{name}.proj_in", c, c)
+        block = f"{name}.transformer_blocks.0"
+        for attn, context in (("attn1", c), ("attn2", TEXT)):
+            s[f"{block}.{attn}.to_q.weight"] = (c, c)
+            s[f"{block}.{attn}.to_k.weight"] = s[f"{block}.{attn}.to_v.weight"] = (c, context)
+            affine(f"{block}.{attn}.to_out.0", c, c)
+        affine(f"{block}.ff.net.0.proj", 8 * c, c)
+        affine(f"{block}.ff.net.2", c, 4 * c)
+        for norm in ("norm1", "norm2", "norm3"):
+            affine(f"{block}.{norm}", c)
+        affine(f"{name}.proj_out", c, c)
+
+    for name, width in (("time_embed", WIDTHS[0]), ("camera_embed", 16)):
+        affine(f"{name}.0", temb, width)
+        affine(f"{name}.2", temb, temb)
+    affine("input_blocks.0.0", WIDTHS[0], 4, 3, 3)
+    skips, c, i = [WIDTHS[0]], WIDTHS[0], 1
+    for level, width in enumerate(WIDTHS):
+        for _ in range(BLOCKS):
+            resnet(f"input_blocks.{i}.0", c, width)
+            c = width
+            if ATTENDS[level]:
+                transformer(f"input_blocks.{i}.1", c)
+            skips.append(c)
+            i += 1
+        if level < len(WIDTHS) - 1:
+            affine(f"input_blocks.{i}.0.op", c, c, 3, 3)
+            skips.append(c)
+            i += 1
+    resnet("middle_block.0", c, c)
+    transformer("middle_block.1", c)
+    resnet("middle_block.2", c, c)
+    i = 0
+    for level in reversed(range(len(WIDTHS))):
+        for position in range(BLOCKS + 1):
+            resnet(f"output_blocks.{i}.0", c + skips.pop(), WIDTHS[level])
+            c = WIDTHS[level]
+            if ATTENDS[level]:
+                transformer(f"output_blocks.{i}.1", c)
+            if level and position == BLOCKS:
+                affine(f"output_blocks.{i}.{2 if ATTENDS[level] else 1}.conv", c, c, 3, 3)
+            i += 1
+    affine("out.0", c)
+    affine("out.2", 4, c, 3, 3)
+    return s
+
+
+def ldm_vae_shapes(widths=(32, 64), blocks=1):
+    """Name -> shape of every weight of first_stage_model."""
+    s = {}
+
+    def affine(name, *shape):
+        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
+
+    def resnet(name, cin, cout):
+        affine(f"{name}.norm1", cin)
+        affine(f"{name}.conv1", cout, cin, 3, 3)
+        affine(f"{name}.norm2", cout)
+        affine(f"{name}.conv2", cout, cout, 3, 3)
+        if cin != cout:
+            affine(f"{name}.nin_shortcut", cout, cin, 1, 1)
+
+    def middle(name, c):
+        resnet(f"{name}.mid.block_1", c, c)
+        affine(f"{name}.mid.attn_1.norm", c)
+        for part in ("q", "k", "v", "proj_out"):
+            affine(f"{name}.mid.attn_1.{part}", c, c, 1, 1)
+        resnet(f"{name}.mid.block_2", c, c)
+
+    affine("encoder.conv_in", widths[0], 3, 3, 3)
+    c = widths[0]
+    for level, width in enumerate(widths):
+        for j in range(blocks):
+            resnet(f"encoder.down.{level}.block.{j}", c, width)
+            c = width
+        if level < len(widths) - 1:
+            affine(f"encoder.down.{level}.downsample.conv", c, c, 3, 3)
+    middle("encoder", c)
+    affine("encoder.norm_out", c)
+    affine("encoder.conv_out", 8, c, 3, 3)
+    affine("quant_conv", 8, 8, 1, 1)
+    affine("post_quant_conv", 4, 4, 1, 1)
+    affine("decoder.conv_in", c, 4, 3, 3)
+    middle("decoder", c)
+    for level in reversed(range(len(widths))):
+        for j in range(blocks + 1):
+            resnet(f"decoder.up.{level}.block.{j}", c, widths[level])
+            c = widths[level]
+        if level:
+            affine(f"decoder.up.{level}.upsample.conv", c, c, 3, 3)
+    affine("decoder.norm_out", c)
+    affine("decoder.conv_out", 3, c, 3, 3)
+    return s
+
+
+def random_state(vae=True):
+    g = torch.Generator().manual_seed(0)
+    shapes = {f"model.diffusion_model.{k}": v for k, v in ldm_unet_shapes().items()}
+    if vae:
+        shapes |= {f"first_stage_model.{k}": v for k, v in ldm_vae_shapes().items()}
+    state = {k: torch.randn(v, generator=g) / max(1, math.prod(v[1:])) ** 0.5 for k, v in shapes.items()}
+    state["cond_stage_model.model.ln_final.weight"] = torch.ones(3)  # the text tower is nobody's here
+    state["betas"] = torch.ones(1000)
+    state["alphas_cumprod"] = scaled_linear_alphas_cumprod()
+    return state
+
+
+@pytest.fixture(scope="module")
+def state():
+    return random_state()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(state, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mvdream") / "sd-v2.1-base-4view.pt"
+    torch.save(state, path)
+    return path
+
+
+# The original forward pass
+
+
+def ldm_forward(state, x, t, text, camera, views):
+    """The original network in float64. x (N, 4, h, w), t (N,), text (N, L, D), camera (N, 16)."""
+    w = {k.removeprefix("model.diffusion_model."): v.double() for k, v in state.items()}
+
+    def lin(name, x):
+        return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+    def conv(name, x, stride=1):
+        weight = w[f"{name}.weight"]
+        return conv2d(x, weight, w[f"{name}.bias"], stride=stride, padding=weight.shape[-1] // 2)
+
+    def gn(name, x, eps):
+        return group_norm(x, 32, w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+    def ln(name, x):
+        return layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def resnet(name, x):
+        h = conv(f"{name}.in_layers.2", silu(gn(f"{name}.in_layers.0", x, 1e-5)))
+        h = h + lin(f"{name}.emb_layers.1", silu(emb))[:, :, None, None]
+        h = conv(f"{name}.out_layers.3", silu(gn(f"{name}.out_layers.0", h, 1e-5)))
+        return h + (conv(f"{name}.skip_connection", x) if f"{name}.skip_connection.weight" in w else x)
+
+    def attention(name, x, context):
+        q, k, v = (lin(f"{name}.to_{p}", y) for p, y in (("q", x), ("k", context), ("v", context)))
+        n, length, c = q.shape
+        q, k, v = (y.view(n, y.shape[1], c // 64, 64).transpose(1, 2) for y in (q, k, v))
+        p = (q @ k.transpose(-1, -2) / 8).softmax(-1)
+        return lin(f"{name}.to_out.0", (p @ v).transpose(1, 2).reshape(n, length, c))
+
+    def transformer(name, x):
+        n, c, height, width = x.shape
+        h = lin(f"{name}.proj_in", gn(f"{name}.norm", x, 1e-6).flatten(2).transpose(1, 2))
+        block = f"{name}.transformer_blocks.0"
+        together = h.reshape(n // views, views * height * width, c)
+        y = ln(f"{block}.norm1", together)
+        h = (together + attention(f"{block}.attn1", y, y)).reshape(n, height * width, c)
+        h = h + attention(f"{block}.attn2", ln(f"{block}.norm2", h), text)
+        value, gate = lin(f"{block}.ff.net.0.proj", ln(f"{block}.norm3", h)).chunk(2, -1)
+        h = h + lin(f"{block}.ff.net.2", value * gelu(gate))
+        return x + lin(f"{name}.proj_out", h).transpose(1, 2).reshape(n, c, height, width)
+
+    half = WIDTHS[0] // 2
+    angles = t[:, None].double() * torch.exp(-math.log(10000) * torch.arange(half).double() / half)
+    emb = lin("time_embed.2", silu(lin("time_embed.0", torch.cat([angles.cos(), angles.sin()], -1))))
+    emb = emb + lin("camera_embed.2", silu(lin("camera_embed.0", camera)))
+
+    h = conv("input_blocks.0.0", x)
+    skips, i = [h], 1
+    for level in range(len(WIDTHS)):
+        for _ in range(BLOCKS):
+            h = resnet(f"input_blocks.{i}.0", h)
+            h = transformer(f"input_blocks.{i}.1", h) if ATTENDS[level] else h
+            skips.append(h)
+            i += 1
+        if level < len(WIDTHS) - 1:
+            h = conv(f"input_blocks.{i}.0.op", h, stride=2)
+            skips.append(h)
+            i += 1
+    h = resnet("middle_block.2", transformer("middle_block.1", resnet("middle_block.0", h)))
+    i = 0
+    for level in reversed(range(len(WIDTHS))):
+        for position in range(BLOCKS + 1):
+            h = resnet(f"output_blocks.{i}.0", torch.cat([h, skips.pop()], 1))
+            h = transformer(f"output_blocks.{i}.1", h) if ATTENDS[level] else h
+            if level and position == BLOCKS:
+                up = interpolate(h, scale_factor=2.0, mode="nearest")
+                h = conv(f"output_blocks.{i}.{2 if ATTENDS[level] else 1}.conv", up)
+            i += 1
+    return conv("out.2", silu(gn("out.0", h, 1e-5)))
+
+
+def ldm_encode(state, x):
+    """The original encoder's moments in float64, for one block per level and two levels."""
+    w = {k.removeprefix("first_stage_model."): v.double() for k, v in state.items()}
+
+    def conv(name, x, **options):
+        weight = w[f"{name}.weight"]
+        return conv2d(x, weight, w[f"{name}.bias"], **{"padding": weight.shape[-1] // 2, **options})
+
+    def gn(name, x):
+        return group_norm(x, 32, w[f"{name}.weight"], w[f"{name}.bias"], 1e-6)
+
+    def resnet(name, x):
+        h = conv(f"{name}.conv1", silu(gn(f"{name}.norm1", x)))
+        h = conv(f"{name}.conv2", silu(gn(f"{name}.norm2", h)))
+        return h + (conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.weight" in w else x)
+
+    h = resnet("encoder.down.0.block.0", conv("encoder.conv_in", x))
+    h = conv("encoder.down.0.downsample.conv", pad(h, (0, 1, 0, 1)), stride=2, padding=0)
+    h = resnet("encoder.mid.block_1", resnet("encoder.down.1.block.0", h))
+    q, k, v = (conv(f"encoder.mid.attn_1.{p}", gn("encoder.mid.attn_1.norm", h)).flatten(2) for p in "qkv")
+    p = (q.transpose(1, 2) @ k / q.shape[1] ** 0.5).softmax(-1)
+    h = h + conv("encoder.mid.attn_1.proj_out", (v @ p.transpose(1, 2)).view_as(h))
+    h = resnet("encoder.mid.block_2", h)
+    return conv("quant_conv", conv("encoder.conv_out", silu(gn("encoder.norm_out", h))))
+
+
+def inputs(b=2, v=4, width=TEXT, size=8):
+    g = torch.Generator().manual_seed(3)
+    return (
+        torch.randn(b, v, 4, size, size, generator=g),
+        torch.tensor([7, 640])[:b],
+        torch.randn(b, v, 5, width, generator=g),
+        sample_cameras(Rig(n_rigs=b, n_views=v), 8, g).c2w,
+    )
+
+
+def test_every_weight_of_the_checkpoint_lands_and_nothing_is_invented(checkpoint, state):
+    model = load_multiview(checkpoint)
+    n = sum(v.numel() for k, v in state.items() if k.startswith(("model.", "first_stage_model.")))
+    assert sum(p.numel() for part in (model.unet, model.vae) for p in part.parameters()) == n
+    assert not any(p.is_meta or p.requires_grad for p in model.unet.parameters())
+    assert model.prediction_type == "epsilon"
+    assert torch.equal(model.alphas_cumprod, scaled_linear_alphas_cumprod())
+    assert tuple(model.unet.config.attention_head_dim) == (1, 2, 2)  # 64 channels per head
+
+
+def test_the_converted_unet_computes_what_the_original_does(checkpoint, state):
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs()
+    camera = mvdream_camera(c2w)
+    expected = ldm_forward(
+        state,
+        x.flatten(0, 1).double(),
+        t.repeat_interleave(4),
+        text.flatten(0, 1).double(),
+        camera.flatten(0, 1).double(),
+        views=4,
+    )
+    with torch.no_grad():
+        out = predict(unet, x, t, text, c2w)
+    assert out.shape == x.shape
+    torch.testing.assert_close(out.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_the_converted_vae_encodes_what_the_original_does(checkpoint, state):
+    vae = load_multiview(checkpoint).vae
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    mean, _ = ldm_encode(state, x.double()).chunk(2, 1)
+    posterior = vae.encode(x).latent_dist
+    torch.testing.assert_close(posterior.mean.double(), mean, rtol=1e-3, atol=1e-4 * float(mean.abs().max()))
+    assert vae.decode(posterior.mean).sample.shape == x.shape
+    assert vae.config.scaling_factor == 0.18215
+
+
+def test_permuting_views_with_their_cameras_permutes_the_answer(checkpoint):
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs()
+    order = [2, 0, 3, 1]
+    with torch.no_grad():
+        straight = predict(unet, x, t, text, c2w)
+        permuted = predict(unet, x[:, order], t, text[:, order], c2w[:, order])
+    torch.testing.assert_close(permuted, straight[:, order], rtol=1e-3, atol=1e-4 * float(straight.abs().max()))
+
+
+def test_views_see_each_other_and_rigs_do_not(checkpoint):
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs()
+    other = x.clone()
+    other[0, 3] += 1
+    with torch.no_grad():
+        before, after = predict(unet, x, t, text, c2w), predict(unet, other, t, text, c2w)
+    assert (before - after)[0, 0].abs().max() > 1e-3
+    torch.testing.assert_close(before[1], after[1])
+
+
+def test_one_view_is_the_plain_unet(checkpoint):
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs(b=2, v=1)
+    with torch.no_grad():
+        single = predict(unet, x, t, text, c2w)
+        unet.set_attn_processor(AttnProcessor2_0())
+        camera = mvdream_camera(c2w)[:, 0]
+        plain = unet(x[:, 0], t, encoder_hidden_states=text[:, 0], class_labels=camera).sample
+    assert torch.equal(single[:, 0], plain)
+
+
+def test_the_camera_matters(checkpoint):
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs()
+    with torch.no_grad():
+        a, b = predict(unet, x, t, text, c2w), predict(unet, x, t, text, c2w.roll(1, 1))
+    assert (a - b).abs().max() > 1e-3
+
+
+def test_predict_leaves_the_cameras_alone_and_follows_the_number_of_views(checkpoint):
+    unet = load_multiview_unet(checkpoint)
+    for v in (4, 2):
+        x, t, text, c2w = inputs(v=v)
+        before = c2w.clone()
+        with torch.no_grad():
+            predict(unet, x, t, text, c2w)
+        assert torch.equal(c2w, before)
+        assert {p.n_views for p in unet.attn_processors.values()} == {v}
+
+
+def test_half_rigs_are_a_fault(checkpoint):
+    unet = load_multiview_unet(checkpoint)
+    x, t, text, c2w = inputs(b=1, v=2)
+    set_views(unet, 3)
+    with pytest.raises(ValueError, match="2 rows are not whole rigs of 3 views"):
+        unet(x[0], t, encoder_hidden_states=text[0], class_labels=mvdream_camera(c2w)[0])
+
+
+def test_a_wrapped_checkpoint_without_vae_or_schedule(tmp_path):
+    state = {k: v for k, v in random_state(vae=False).items() if k.startswith("model.")}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    model = load_multiview(tmp_path / "model.ckpt", torch.float16)
+    assert model.vae is None and model.unet.dtype == torch.float16
+    torch.testing.assert_close(model.alphas_cumprod, scaled_linear_alphas_cumprod())
+
+
+def test_safetensors_of_the_same_layout(state, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(state, tmp_path / "model.safetensors")
+    assert load_multiview(tmp_path / "model.safetensors").vae is not None
+
+
+def test_diffusers_folder(tiny_mv_folder):
+    model = load_multiview(tiny_mv_folder("sample"))
+    assert model.prediction_type == "sample" and model.vae is not None
+    x, t, text, c2w = inputs(width=16)
+    with torch.no_grad():
+        assert predict(model.unet, x, t, text, c2w).shape == x.shape
+
+
+# What a user can get wrong
+
+
+def test_a_single_view_folder_is_refused(tiny_sd_folder):
+    with pytest.raises(UserError, match="no multi-view UNet.*projection"):
+        load_multiview(tiny_sd_folder())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: {k: v for k, v in s.items() if "camera_embed" not in k}, "single-view"),
+        (lambda s: {k: v for k, v in s.items() if "diffusion_model" not in k}, "no model.diffusion_model"),
+        (lambda s: {k: v for k, v in s.items() if not k.endswith("out.2.bias")}, "no complete"),
+        (lambda s: s | {"model.diffusion_model.extra.weight": torch.ones(1)}, "no complete"),
+        (lambda s: {k: v for k, v in s.items() if "decoder.conv_out" not in k}, "no complete"),
+    ],
+)
+def test_checkpoints_that_are_not_whole_are_one_line(state, tmp_path, change, words):
+    torch.save(change(state), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=words) as error:
+        load_multiview(tmp_path / "model.pt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"half a download")
+    with pytest.raises(UserError, match="cannot read the checkpoint") as error:
+        load_multiview(tmp_path / "model.pt")
+    assert "\n" not in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint was run",))
+
+
+def test_a_pickle_with_code_is_refused(tmp_path, capsys):
+    torch.save({"state_dict": Bomb()}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="cannot read"):
+        load_multiview(tmp_path / "model.pt")
+    assert "was run" not in capsys.readouterr().out

@@ -1,0 +1,114 @@
+"""Pictures: exact pixels, any size, and files that are whole or not there."""
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jointdreamer.errors import UserError
+from jointdreamer.images import contact_sheet, grid, normals_to_rgb, to_uint8, write_png, write_video
+
+
+def flat(*color: float, size: int = 8) -> torch.Tensor:
+    return torch.tensor(color).reshape(3, 1, 1).expand(3, size, size)
+
+
+def test_to_uint8_rounds_cuts_and_survives_nan():
+    values = torch.tensor([-1.0, 0.0, 0.5, 0.999, 1.0, 7.0, float("nan"), float("inf")])
+    pixels = to_uint8(values.reshape(1, 1, 8))
+    assert pixels.shape == (1, 8, 3) and pixels.dtype == np.uint8
+    assert pixels[0, :, 0].tolist() == [0, 0, 128, 255, 255, 255, 0, 255]
+    assert to_uint8(torch.zeros(2, 4, 3, 5, 6)).shape == (2, 4, 5, 6, 3)
+    with pytest.raises(ValueError, match="wanted an image"):
+        to_uint8(torch.zeros(4, 4))
+
+
+def test_normals_become_colours_whatever_their_length():
+    normal = torch.tensor([[2.0, 0, 0], [0, 0, -0.1], [0, 0, 0]]).T.reshape(3, 1, 3)
+    rgb = normals_to_rgb(normal)
+    expected = torch.tensor([[1, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0.5]]).T.reshape(3, 1, 3)
+    assert torch.allclose(rgb, expected)
+    half = normals_to_rgb(normal, torch.full((1, 1, 3), 0.5))
+    assert torch.allclose(half, 0.5 * expected + 0.5)
+
+
+def test_grid_puts_every_image_in_its_place():
+    images = torch.stack([torch.full((3, 2, 3), value / 10) for value in range(5)])
+    sheet = grid(images, columns=3, padding=1)
+    assert sheet.shape == (2 * 3 + 1, 3 * 4 + 1, 3)
+    for index in range(5):
+        row, column = divmod(index, 3)
+        cell = sheet[1 + 3 * row : 3 + 3 * row, 1 + 4 * column : 4 + 4 * column]
+        assert (cell == to_uint8(images[index])).all()
+    assert (sheet[0] == 255).all() and (sheet[4:6, 9:12] == 255).all()
+
+
+@pytest.mark.parametrize("label", ["front", "", "日本 🦊", "\udcff\n\0", "x" * 10_000])
+def test_labels_stay_above_their_image(label):
+    images = torch.zeros(2, 3, 40, 40)
+    sheet = grid(images, columns=2, labels=[label, ""], padding=2)
+    text = sheet.shape[0] - 40 - 2 * 2
+    assert text >= 10
+    assert (sheet[2 + text : 42 + text, 2:42] == 0).all()  # the picture itself is untouched
+    assert (sheet[: 2 + text, 44:] == 255).all()  # and so is the neighbour's label
+    if label == "front":
+        assert (sheet[: 2 + text, :42] < 128).any()
+
+
+def test_grid_says_what_it_wanted():
+    with pytest.raises(ValueError, match="none"):
+        grid([])
+    with pytest.raises(ValueError, match="one size"):
+        grid([torch.zeros(3, 2, 2), torch.zeros(3, 3, 3)])
+    with pytest.raises(ValueError, match="2 labels"):
+        grid(torch.zeros(2, 3, 4, 4), labels=["a"])
+
+
+def test_contact_sheet_has_a_column_a_view_and_a_row_a_kind():
+    rgb = torch.stack([flat(1.0, 0, 0, size=32), flat(0, 1.0, 0, size=32)])
+    opacity = torch.zeros(2, 1, 32, 32)
+    sheet = contact_sheet({"rgb": rgb, "opacity": opacity}, [0, 180])
+    assert sheet.shape[1] == 2 * 34 + 2
+    assert sheet[-20, 10].tolist() == [0, 0, 0] and sheet[-55, 10].tolist() == [255, 0, 0]
+    assert sheet[-55, 45].tolist() == [0, 255, 0]
+    assert contact_sheet({"rgb": rgb}).shape == (36, 70, 3)
+    with pytest.raises(ValueError, match="one length"):
+        contact_sheet({"rgb": rgb, "opacity": opacity[:1]})
+
+
+def test_png_is_exact_and_replaces_in_one_go(tmp_path):
+    image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    write_png(tmp_path / "views/a.png", image)
+    assert (np.asarray(Image.open(tmp_path / "views/a.png")) == to_uint8(image)).all()
+    with pytest.raises(TypeError):
+        write_png(tmp_path / "views/a.png", np.zeros((2, 2, 3)))  # type: ignore[arg-type]
+    assert [entry.name for entry in (tmp_path / "views").iterdir()] == ["a.png"]
+    assert (np.asarray(Image.open(tmp_path / "views/a.png")) == to_uint8(image)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (50, 90), (33, 31)])
+def test_video_plays_back_in_its_size_and_order(tmp_path, height, width):
+    frames = torch.stack([torch.full((3, height, width), value) for value in (0.1, 0.5, 0.9)])
+    write_video(tmp_path / "turntable/rgb.mp4", frames, fps=10)
+    back = imageio.imread(tmp_path / "turntable/rgb.mp4")
+    assert back.shape == (3, height + height % 2, width + width % 2, 3)
+    assert np.abs(back.mean((1, 2, 3)) / 255 - [0.1, 0.5, 0.9]).max() < 0.03
+    assert [entry.name for entry in (tmp_path / "turntable").iterdir()] == ["rgb.mp4"]
+
+
+def test_video_takes_frames_as_they_come(tmp_path):
+    write_video(tmp_path / "a.mp4", (np.full((16, 16, 3), value, np.uint8) for value in (0, 255)))
+    assert imageio.imread(tmp_path / "a.mp4").shape == (2, 16, 16, 3)
+
+
+def test_a_video_that_fails_leaves_the_old_one(tmp_path):
+    write_video(tmp_path / "a.mp4", torch.zeros(2, 3, 16, 16))
+    before = (tmp_path / "a.mp4").read_bytes()
+    with pytest.raises(ValueError, match="one size"):
+        write_video(tmp_path / "a.mp4", [torch.zeros(3, 16, 16), torch.zeros(3, 18, 18)])
+    with pytest.raises(ValueError, match="none"):
+        write_video(tmp_path / "a.mp4", [])
+    with pytest.raises(UserError, match=r"\.mp4"):
+        write_video(tmp_path / "a.gif", torch.zeros(2, 3, 16, 16))
+    assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

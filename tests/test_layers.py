@@ -1,0 +1,88 @@
+"""Imports point down (DESIGN section 3), read from the source without importing anything."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jointdreamer"
+
+GROUND = {
+    "errors",
+    "files",
+}  # below all layers: everything may import these, they import nothing of ours but each other
+LAYERS = {
+    0: {"schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
+    1: {"fields", "models", "prompts", "data", "metrics"},
+    2: {"renderers", "guidance", "energies", "export"},
+    3: {"distillation", "regularizers", "toybox"},
+    4: {"doctor"},  # with the scripts beside the package
+}
+LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
+SCRIPTS_ONLY = {"hydra", "omegaconf"}
+
+
+def imported(tree: ast.AST, package: str) -> set[str]:
+    """The full names of all modules that a module in `package` imports, wherever in it, type checking included."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from jointdreamer import cameras` names a module by what it imports
+            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "jointdreamer" else {module}
+    return names
+
+
+def unit_of(module: str) -> str | None:
+    """jointdreamer.fields.base -> fields; None for modules that are not ours."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "jointdreamer" and len(parts) > 1 else None
+
+
+def complaints(unit: str, modules: set[str]) -> list[str]:
+    found = [
+        f"{unit} imports {module}: only the scripts know Hydra"
+        for module in modules
+        if module.split(".")[0] in SCRIPTS_ONLY
+    ]
+    for other in {unit_of(module) for module in modules} - {None, unit} - GROUND:
+        if unit in GROUND or other not in LAYER_OF or LAYER_OF[other] >= LAYER_OF[unit]:
+            found.append(f"{unit} (layer {LAYER_OF.get(unit, 'ground')}) imports {other} ({LAYER_OF.get(str(other))})")
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(file):
+    relative = file.relative_to(PACKAGE)
+    unit = relative.parts[0].removesuffix(".py")
+    assert unit in LAYER_OF or unit in GROUND, f"{relative} has no layer: give it one here and in DESIGN section 3"
+    package = ".".join(["jointdreamer", *relative.parts[:-1]])
+    assert complaints(unit, imported(ast.parse(file.read_text(encoding="utf-8")), package)) == []
+
+
+def test_nobody_imports_the_scripts():
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    for file in FILES:
+        assert not imported(ast.parse(file.read_text(encoding="utf-8")), "jointdreamer") & scripts, file
+
+
+def test_the_check_sees_what_it_should():
+    def check(unit, source, package="jointdreamer"):
+        return complaints(unit, imported(ast.parse(source), package))
+
+    assert check("fields", "import torch\nfrom jointdreamer.cameras import rays\nfrom jointdreamer import errors") == []
+    assert check("fields", "from .base import Field", "jointdreamer.fields") == []
+    assert check("energies", "def f():\n    from jointdreamer.guidance.base import Guidance")
+    assert check("energies", "from ..guidance import base", "jointdreamer.energies")
+    assert check("energies", "from jointdreamer import guidance")
+    assert check("cameras", "import jointdreamer.schedules")
+    assert check("fields", "import jointdreamer.renderers.volume")
+    assert check("files", "from jointdreamer.run import slug")
+    assert check("run", "from omegaconf import DictConfig")

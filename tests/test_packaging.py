@@ -1,0 +1,148 @@
+"""The four files that make an environment say the same thing. Read only: nothing is installed here."""
+
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+INSTALL = '-c constraints.txt -e ".[dev]"'
+CONDA_ALLOWED = {"python", "pip", "git", "cuda-toolkit", "gcc", "gxx"}
+# they depend on torchvision, which pulls the newest torch with it (MACHINE section 1)
+PULL_TORCHVISION = {"torchvision", "lpips", "clean-fid", "timm", "open-clip-torch", "piq", "torch-fidelity", "xformers"}
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib comes with Python 3.11")
+    import tomllib
+
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wanted(project) -> list[Requirement]:
+    """The direct requirements, extras included."""
+    extras = project["project"]["optional-dependencies"].values()
+    return [Requirement(text) for group in [project["project"]["dependencies"], *extras] for text in group]
+
+
+@pytest.fixture(scope="module")
+def pinned() -> dict[str, str]:
+    return {
+        canonicalize_name(name): version for name, version in (line.split("==") for line in lines("constraints.txt"))
+    }
+
+
+def test_constraints_are_pins_of_public_releases_each_once(pinned):
+    assert len(pinned) == len(lines("constraints.txt"))
+    for line in lines("constraints.txt"):
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line  # no +cpu, no url, no path
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_every_requirement_is_pinned_inside_its_range(wanted, pinned):
+    for requirement in wanted:
+        assert requirement.url is None
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} and {version}"
+
+
+def test_every_requirement_has_a_lower_and_an_upper_bound(wanted):
+    for requirement in wanted:
+        operators = {specifier.operator for specifier in requirement.specifier}
+        assert operators == {">=", "<"}, str(requirement)
+
+
+def test_torch_stays_below_the_release_that_has_no_cpu_wheel_here(wanted):
+    [torch] = [requirement for requirement in wanted if requirement.name == "torch"]
+    assert torch.specifier.contains("2.4.0") and torch.specifier.contains("2.13.0+cpu")
+    assert not torch.specifier.contains("2.14.0")
+
+
+def test_nothing_pulls_torchvision(wanted, pinned):
+    assert not {canonicalize_name(requirement.name) for requirement in wanted} & PULL_TORCHVISION
+    assert not pinned.keys() & PULL_TORCHVISION
+
+
+def test_the_constraints_are_whole(pinned):
+    """Everything that the pinned packages need, as installed here, is pinned too."""
+    import importlib.metadata
+
+    for name in pinned:
+        try:
+            needs = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:  # an extra that is not installed
+            continue
+        for need in map(Requirement, needs):
+            # setuptools is the business of the build, and of the virtual environment
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in pinned.keys() | {"setuptools"}, f"{name} needs {need}"
+
+
+def test_requirements_txt_makes_the_same_environment():
+    assert lines("requirements.txt") == ["-c constraints.txt", "-e .[dev]"]
+
+
+def test_environment_yml_adds_only_python_and_tools_to_it(project):
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment.keys() == {"name", "channels", "dependencies"}
+    assert environment["name"] == "jointdreamer" and environment["channels"] == ["conda-forge"]
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    [half] = [entry for entry in environment["dependencies"] if not isinstance(entry, str)]
+    assert half == {"pip": lines("requirements.txt")}
+    names = [re.split(r"[=<>!]", entry)[0] for entry in conda]
+    assert set(names) <= CONDA_ALLOWED and {"python", "pip"} <= set(names)
+    [python] = [entry.split("=")[1] for entry in conda if entry.startswith("python=")]
+    assert SpecifierSet(project["project"]["requires-python"]).contains(python)
+
+
+def test_ci_installs_as_the_readme_says():
+    ci = ROOT / ".ci" / "run"
+    assert f'pip" install --quiet {INSTALL}' in ci.read_text(encoding="utf-8")
+    assert os.name == "nt" or ci.stat().st_mode & stat.S_IXUSR
+    readme = ROOT / "README.md"
+    if readme.exists():
+        assert f".venv/bin/pip install {INSTALL}" in readme.read_text(encoding="utf-8")
+
+
+def test_the_package_is_found_with_its_weights(project):
+    tools = project["tool"]["setuptools"]
+    assert tools["packages"]["find"]["include"] == ["jointdreamer*"]
+    assert tools["package-data"]["jointdreamer"] == ["toybox/weights/**/*"]
+    folders = {path.parent for path in (ROOT / "jointdreamer").rglob("*.py")}
+    missing = [folder for folder in folders if not (folder / "__init__.py").exists()]
+    assert missing == [], "setuptools would leave these out"
+
+
+def test_every_module_we_import_is_a_requirement(wanted):
+    """Top-level imports of the package and the scripts, against the names that the base dependencies install."""
+    import ast
+
+    installs = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
+    names = [canonicalize_name(requirement.name) for requirement in wanted]
+    known = {installs.get(name, name.replace("-", "_")) for name in names} | {"jointdreamer"} | sys.stdlib_module_names
+    optional = {"tinycudann", "triton", "nerfacc", "bitsandbytes"}  # only ever behind an ImportError
+    for file in [*(ROOT / "jointdreamer").rglob("*.py"), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                found = {node.module or ""}
+            else:
+                continue
+            tops = {module.split(".")[0] for module in found}
+            assert tops <= known | optional, f"{file.relative_to(ROOT)}: {tops - known}"

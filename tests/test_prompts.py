@@ -1,0 +1,103 @@
+"""View words, and which camera hears which."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from jointdreamer.cameras import Cameras
+from jointdreamer.errors import UserError
+from jointdreamer.prompts import DIRECTIONS, TextEmbeddings, encode_prompt, unknown_words, vocabulary
+
+
+class Encoder:
+    """A text encoder whose embedding is its tokens: what was encoded can be read off."""
+
+    device = "cpu"
+    config = type("config", (), {"max_position_embeddings": 12})
+
+    def __call__(self, ids):
+        return type("out", (), {"last_hidden_state": ids[..., None].float().repeat(1, 1, 3)})
+
+
+def cameras(azimuth_deg, elevation_deg=0.0):
+    azimuth = torch.deg2rad(torch.tensor([azimuth_deg], dtype=torch.float32))
+    elevation = torch.full_like(azimuth, math.radians(elevation_deg))
+    b, v = azimuth.shape
+    return Cameras(torch.eye(4).expand(b, v, 4, 4), azimuth, elevation, azimuth, azimuth, torch.zeros(b, v, 3), 8)
+
+
+def embeddings(**changes):
+    cond = torch.arange(4.0).view(4, 1, 1).expand(4, 2, 3)
+    uncond = torch.tensor([10.0, 20.0]).view(2, 1, 1).expand(2, 2, 3)
+    return TextEmbeddings(cond, uncond, **changes)
+
+
+def heard(text, cams):
+    return [DIRECTIONS[int(i)] for i in text.at(cams).cond[0, :, 0, 0]]
+
+
+def test_directions_by_azimuth():
+    angles = [0, 29.9, -29.9, 30.1, 90, -90, 149.9, 150.1, -150.1, 180, -180, 361, 540]
+    expected = ["front"] * 3 + ["side"] * 4 + ["back"] * 4 + ["front", "back"]
+    assert heard(embeddings(), cameras(angles)) == expected
+
+
+def test_overhead_wins():
+    assert heard(embeddings(), cameras([0, 90, 180], elevation_deg=61)) == ["overhead"] * 3
+    assert heard(embeddings(), cameras([0, 90, 180], elevation_deg=59)) == ["front", "side", "back"]
+
+
+def test_thresholds_are_the_caller_s():
+    text = embeddings(front=math.radians(45), back=math.radians(10))
+    assert heard(text, cameras([44, 46, 165, 175])) == ["front", "side", "side", "back"]
+
+
+def test_at_gives_one_row_per_view_and_picks_the_negative_prompt():
+    text = embeddings()
+    conditioning = text.at(cameras([0, 90]))
+    assert conditioning.cond.shape == conditioning.uncond.shape == (1, 2, 2, 3)
+    assert (conditioning.uncond == 10).all()
+    assert (text.at(cameras([0, 90]), use_negative=True).uncond == 20).all()
+
+
+def test_encode_appends_the_view_and_leaves_the_negative_prompt_alone(tokenizer):
+    text = encode_prompt("a robot", "hat", tokenizer, Encoder())
+    assert text.cond.shape == (4, 12, 3) and text.uncond.shape == (2, 12, 3)
+    read = [tokenizer.decode(row[:, 0].long(), skip_special_tokens=True) for row in (*text.cond, *text.uncond)]
+    assert [r.replace(" ,", ",") for r in read] == [f"a robot, {d} view" for d in DIRECTIONS] + ["", "hat"]
+
+
+def test_without_view_dependence_all_directions_hear_the_same(tokenizer):
+    text = encode_prompt("a robot", "", tokenizer, Encoder(), view_dependent=False)
+    assert (text.cond == text.cond[:1]).all()
+
+
+def test_thresholds_in_degrees_arrive(tokenizer):
+    text = encode_prompt("a robot", "", tokenizer, Encoder(), front_deg=45, back_deg=20, overhead_deg=50)
+    assert (text.front, text.back, text.overhead) == pytest.approx(tuple(map(math.radians, (45, 20, 50))))
+
+
+def test_unknown_words_and_the_warning(caplog, tokenizer):
+    assert unknown_words("a red robot, with hat!", tokenizer) == []
+    assert unknown_words("a zebra, robot zebra muzzle", tokenizer) == ["zebra", "muzzle"]
+    assert vocabulary(tokenizer) == sorted(
+        ["a", "red", "robot", "with", "hat", "front", "side", "back", "overhead", "view"]
+    )
+    with caplog.at_level(logging.WARNING):
+        encode_prompt("a zebra", "", tokenizer, Encoder(), view_dependent=False)
+    assert len(caplog.records) == 1
+    assert "'zebra'" in caplog.text and "robot" in caplog.text
+
+
+def test_text_that_does_not_fit_is_said(caplog, tokenizer):
+    with caplog.at_level(logging.WARNING):
+        text = encode_prompt("a red robot with a red hat with a red hat", "", tokenizer, Encoder())
+    assert "only the first 12" in caplog.text
+    assert text.cond.shape == (4, 12, 3)
+
+
+def test_empty_prompt_is_refused(tokenizer):
+    with pytest.raises(UserError, match="prompt is empty"):
+        encode_prompt("  ", "", tokenizer, Encoder())
