@@ -29,7 +29,10 @@ FORMATS = (".glb", ".obj", ".ply")
 
 @torch.no_grad()
 def density_grid(field: "Field", resolution: int = 128, chunk: int = 2**17) -> np.ndarray:
-    """Density at resolution^3 points of the cube [-radius, radius]^3, both ends included: float32, indexed x, y, z."""
+    """Density at resolution^3 points of the cube [-radius, radius]^3, both ends included: float32, indexed x, y, z.
+
+    NaN and negative values count as empty, infinite ones as solid.
+    """
     if resolution < 4:
         raise UserError(f"mesh resolution {resolution}: wanted 4 or more")
     device = _device(field)
@@ -41,7 +44,7 @@ def density_grid(field: "Field", resolution: int = 128, chunk: int = 2**17) -> n
             [axis[index // resolution**2], axis[index // resolution % resolution], axis[index % resolution]], 1
         )
         sigma[start : start + len(index)] = field.density(x).float().cpu()
-    return sigma.nan_to_num(0.0, 0.0, 0.0).clamp_min(0).reshape(3 * (resolution,)).numpy()
+    return sigma.nan_to_num(0.0, 1e6, 0.0).clamp(0, 1e6).reshape(3 * (resolution,)).numpy()
 
 
 def choose_threshold(sigma: np.ndarray, radius: float) -> float:
@@ -63,7 +66,6 @@ def choose_threshold(sigma: np.ndarray, radius: float) -> float:
             f"{100 * opacity.max():.2g}% opaque, so there is no surface to export; train longer, or raise the rates"
         )
     seen = opacity >= min(0.5, 0.5 * opacity.max())
-    # a candidate halfway between neighbouring values of `largest` separates them; more than 200 change nothing
     levels = np.geomspace(max(largest[seen].min() * 1e-2, 1e-6), largest.max(), 201)
     levels = np.sqrt(levels[1:] * levels[:-1])
     covered = largest[None] > levels[:, None, None, None]
@@ -98,10 +100,12 @@ def mesh_from_density(
     threshold: `choose_threshold` unless given. A given one that no density exceeds falls back to the chosen one.
     Marching cubes runs on sigma / (sigma + threshold), 1/2 on the surface: a density that jumps from 0 to 1000 between
     two grid points puts the surface in the middle, not next to the empty one.
-    Raises: UserError if the field is empty (see choose_threshold).
+    Raises: UserError if the field is empty (see choose_threshold) or max_faces is below 100.
     """
+    if max_faces is not None and max_faces < 100:
+        raise UserError(f"at most {max_faces} faces: wanted 100 or more, or null for no limit")
     chosen = choose_threshold(sigma, radius)
-    if threshold is None or not 0 < threshold < sigma.max():
+    if threshold is None or not 0 < threshold < 0.999 * sigma.max():
         threshold = chosen
     sigma = solid(sigma, threshold, min_share)
     with np.errstate(invalid="ignore"):

@@ -20,6 +20,7 @@ from jointdreamer.errors import UserError
 
 # A writer in C (torch, ffmpeg) reports a full disk as some error of its own: with less than this left, the disk is why.
 FULL_BELOW_BYTES = 64 * 1024
+TEMPORARY = ".tmp-"
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises: UserError when the disk is full; anything else as it came.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -67,9 +68,14 @@ def flush_to_disk(path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half written in `folder`. Only for who holds the folder's lock."""
-    for leftover in folder.rglob(".tmp-*"):
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
+    for entry in folder.rglob(f"{TEMPORARY}*"):
+        if is_leftover(entry):
+            entry.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether `path` is a file that `atomic_path` began and did not finish."""
+    return path.name.startswith(TEMPORARY) and path.is_file()
 
 
 def is_disk_full(error: BaseException | None, folder: Path) -> bool:

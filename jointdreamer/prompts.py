@@ -17,6 +17,7 @@ from jointdreamer.errors import UserError
 
 log = logging.getLogger(__name__)
 
+WORD_LEVEL = 5000  # a vocabulary smaller than this was made of whole words; CLIP's own has 49408 tokens
 DIRECTIONS = ("side", "front", "back", "overhead")
 
 
@@ -105,14 +106,15 @@ def encode_prompt(
 
 
 def unknown_words(prompt: str, tokenizer: Any) -> list[str]:
-    """The words of the prompt that become the unknown token, each once, in order.
+    """The words of the prompt that the text encoder was never taught, each once, in order; punctuation is skipped.
 
-    A tokenizer of bytes knows every word; the toybox's knows only the words of its small world. Punctuation is skipped.
+    These become the unknown token, or, under a small vocabulary of whole words like the toybox's, fall into pieces that
+    mean nothing. A large vocabulary spells any word from its pieces and knows them all.
     """
-    unknown = []
+    unknown, most = [], 1 if len(tokenizer) < WORD_LEVEL else float("inf")
     for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt)):
         ids = tokenizer(word, add_special_tokens=False).input_ids
-        if not ids or tokenizer.unk_token_id in ids:
+        if not ids or len(ids) > most or tokenizer.unk_token_id in ids:
             unknown.append(word)
     return unknown
 

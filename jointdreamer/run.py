@@ -47,6 +47,7 @@ from jointdreamer.files import (
     disk_full,
     flush_to_disk,
     is_disk_full,
+    is_leftover,
     remove_leftovers,
     to_json,
     write_text,
@@ -129,16 +130,16 @@ class RunFolder:
                 f"cannot write in the run folder {path} ({error.strerror}): choose another place with out_dir=..."
             ) from error
         try:
-            remove_leftovers(path)
             if (path / "config.yaml").exists():
                 _check_same_config(path, plain)
-            elif any(entry.name != ".lock" for entry in path.iterdir()):
+            elif any(entry.name != ".lock" and not is_leftover(entry) for entry in path.iterdir()):
                 raise UserError(
                     f"{path} holds files but no config.yaml, so it is not a run folder: move it away, or choose "
                     "another place with out_dir=..."
                 )
             else:
                 write_text(path / "config.yaml", text)
+            remove_leftovers(path)
         except BaseException:
             _unlock(lock)
             raise
@@ -165,6 +166,12 @@ class RunFolder:
             if number := re.fullmatch(r"step_(\d+)\.pt", file.name):
                 found.append((int(number[1]), file))
         return sorted(found)
+
+    @property
+    def newest_checkpoint(self) -> int | None:
+        """Completed steps of the newest checkpoint; None without one."""
+        found = self.checkpoints
+        return found[-1][0] if found else None
 
     def save(self, step: int, **parts: Any) -> Path:
         """Write `checkpoints/step_<step>.pt`, whole or not at all, then let go of all but the newest `keep`.
@@ -427,6 +434,11 @@ def _set_random_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
+def due(done: int, every: int) -> bool:
+    """Whether something that happens each `every` steps happens after `done` of them; 0 is never."""
+    return every > 0 and done % every == 0
+
+
 def seed_everything(seed: int) -> torch.Generator:
     """Seed Python's, numpy's and torch's global generators; return a CPU generator of its own, seeded alike.
 
@@ -463,6 +475,21 @@ def truncate_metrics(path: Path, step: int) -> None:
             end += len(line)
     if end < path.stat().st_size:
         os.truncate(path, end)
+
+
+def checksums(paths: Sequence[Path]) -> list[dict[str, str]]:
+    """Path and sha256 of every weights file (.safetensors, .pt, .ckpt) among `paths` or in the folders of them."""
+    files = [f for path in paths for f in ([path] if path.is_file() else sorted(path.rglob("*.*")))]
+    weights = [f for f in dict.fromkeys(files) if f.suffix in (".safetensors", ".pt", ".ckpt")]
+    return [{"path": str(f), "sha256": _sha256(f)} for f in weights]
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def environment() -> dict[str, Any]:

@@ -74,6 +74,18 @@ def _parse_knot(knot: Any, name: str) -> tuple[int, Any, bool]:
     return knot[0], knot[1], len(knot) == 3
 
 
+# What the training loop reads besides lr and loss: kind, lowest and highest value.
+WANTED: dict[str, tuple[Any, float, float]] = {
+    "resolution": (int, 8, 4096),
+    "t_min": (int | float, 0, 1),
+    "t_max": (int | float, 0, 1),
+    "guidance_scale": (int | float, -1, 1000),
+    "energy_weight": (int | float, 0, 1e6),
+    "negative_prompt": (bool, 0, 1),
+    "shading": (bool, 0, 1),
+}
+
+
 class Plan:
     """Every schedule of a run, by name: `Plan(spec).at(step).lr.density`.
 
@@ -91,6 +103,23 @@ class Plan:
     def at(self, step: int) -> SimpleNamespace:
         """Every value at this step, nested like the spec."""
         return _evaluate(self._tree, step)
+
+    def check(self) -> "Plan":
+        """Self, if every value that the training loop reads is there and possible. Raises UserError, one line, if not."""
+        for name, (kind, low, high) in WANTED.items():
+            schedule = self._tree.get(name)
+            if not isinstance(schedule, Schedule):
+                raise UserError(f"schedule.{name} is missing: wanted a constant or knots [[step, value], ...]")
+            for _, value, _ in schedule.knots:
+                right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
+                if not right or not low <= value <= high:
+                    what = "true or false" if kind is bool else f"numbers from {low:g} to {high:g}"
+                    whole = "whole " if kind is int else ""
+                    raise UserError(f"schedule.{name}: wanted {whole}{what}, got {value!r}")
+        for name in ("lr", "loss"):
+            if not isinstance(self._tree.get(name), dict):
+                raise UserError(f"schedule.{name} is missing: wanted a schedule for each name in it")
+        return self
 
     def max(self, name: str) -> Any:
         """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan."""

@@ -62,9 +62,11 @@ def test_grid_covers_the_cube_in_x_y_z_order_and_in_chunks():
     assert np.allclose(sigma, 4 * (x + 2) + 2 * (y + 2) / 10 + (z + 2) / 100, atol=1e-5)
 
 
-def test_nan_and_negative_densities_are_empty_space():
+def test_nan_and_negative_densities_are_empty_space_and_infinite_ones_solid():
     field = Analytic(lambda x: torch.where(x[:, 0] > 0, torch.nan, -1.0))
     assert (density_grid(field, 4) == 0).all()
+    infinite = Analytic(lambda x: torch.where(x.norm(dim=1) < 0.5, torch.inf, 0.0))
+    assert extract_mesh(infinite, 48).volume == pytest.approx(volume_of_ball(0.5), rel=0.05)
 
 
 @pytest.mark.parametrize("density", [2.0, 60.0, 1e4])
@@ -201,3 +203,5 @@ def test_another_suffix_or_resolution_is_the_user_s_to_fix(tmp_path):
         write_mesh(tmp_path / "a.fbx", trimesh.creation.box())
     with pytest.raises(UserError, match="resolution 1"):
         extract_mesh(Analytic(ball()), resolution=1)
+    with pytest.raises(UserError, match="at most 3 faces"):
+        extract_mesh(Analytic(ball()), resolution=16, max_faces=3)

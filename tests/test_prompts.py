@@ -91,6 +91,13 @@ def test_unknown_words_and_the_warning(caplog, tokenizer):
     assert "'zebra'" in caplog.text and "robot" in caplog.text
 
 
+def test_pieces_of_words_mean_nothing_to_a_small_vocabulary_and_all_to_a_large_one(tokenizer, monkeypatch):
+    assert unknown_words("a rot with bat", tokenizer) == ["rot", "bat"]
+    monkeypatch.setattr("jointdreamer.prompts.WORD_LEVEL", 10)
+    assert unknown_words("a rot with bat", tokenizer) == []
+    assert unknown_words("a zoo", tokenizer) == ["zoo"]
+
+
 def test_text_that_does_not_fit_is_said(caplog, tokenizer):
     with caplog.at_level(logging.WARNING):
         text = encode_prompt("a red robot with a red hat with a red hat", "", tokenizer, Encoder())

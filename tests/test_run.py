@@ -118,10 +118,18 @@ def test_what_does_not_change_the_numbers_may_differ(tmp_path):
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("precious")
+    for name in ("thesis.tex", ".tmp-thesis.tex"):
+        (tmp_path / name).write_text("precious")
     with pytest.raises(UserError, match="not a run folder"):
         RunFolder.open(tmp_path, CONFIG)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) in (["thesis.tex"], [".lock", "thesis.tex"])
+    assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "thesis.tex", ".tmp-thesis.tex"}
+
+
+def test_a_folder_whose_first_file_was_cut_by_a_kill_is_taken_up(tmp_path):
+    (tmp_path / ".lock").write_text("1")
+    (tmp_path / ".tmp-1-config.yaml").write_text("prom")
+    RunFolder.open(tmp_path, CONFIG).close()
+    assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "config.yaml"}
 
 
 def test_broken_config_file_is_one_line(tmp_path):

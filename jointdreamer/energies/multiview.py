@@ -61,6 +61,7 @@ class MultiViewEnergy(Energy):
             autoencoder = model.vae
         else:
             raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
+        self.folder = path  # or the checkpoint's file
         self.unet = model.unet.to(device)
         self.vae = autoencoder.to(device)
         self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)

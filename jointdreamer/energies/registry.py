@@ -3,6 +3,8 @@
 import inspect
 from importlib import import_module
 
+import torch
+
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 
@@ -13,8 +15,10 @@ ENERGIES = {  # short name -> where it lives; imported only when chosen
 }
 
 
-def build_energy(name: str, **options) -> Energy:
-    """Build an energy from its short name, or from your own "module:Class".
+def build_energy(name: str, device: torch.device | str = "cpu", **options) -> Energy:
+    """Build an energy from its short name, or from your own "module:Class", on a device.
+
+    A class that takes `device` is given it (it may choose its precision by it); any other is moved there.
 
     Raises UserError for a name, module, class or option that does not exist.
     """
@@ -30,8 +34,11 @@ def build_energy(name: str, **options) -> Energy:
     kind = getattr(found, cls, None)
     if not (inspect.isclass(kind) and issubclass(kind, Energy)):
         raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
+    takes_device = "device" in inspect.signature(kind).parameters
+    if takes_device:
+        options["device"] = device
     try:
         inspect.signature(kind).bind(**options)
     except TypeError as error:
         raise UserError(f"energy {name!r}: {error}; it takes {inspect.signature(kind)}") from error
-    return kind(**options)
+    return kind(**options).to(device)

@@ -202,7 +202,7 @@ class VolumeRenderer(nn.Module):
 
         ends = counts.cumsum(0)
         ray_indices = torch.repeat_interleave(counts)
-        starts = (first + shift - (ends - counts)).double()  # fp32 cannot count all candidates together
+        starts = (first + shift).double() - (ends - counts)  # fp64: fp32 cannot count all candidates together
         t = (starts[ray_indices] + torch.arange(len(ray_indices), device=starts.device)) * self.step_size
         t = t.to(rays_o.dtype)
 

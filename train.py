@@ -1,0 +1,138 @@
+"""Text to 3D by joint score distillation: python train.py prompt="a red robot with a blue hat" energy=mvs
+
+The loop below is the paper's algorithm. Config stops in this file; everything it calls takes plain arguments.
+"""
+
+import sys
+from typing import Any
+
+from jointdreamer import cli
+
+
+def train(cfg: dict[str, Any]) -> int:
+    """Make one object as the resolved config says, or go on with it; returns the exit status."""
+    # Imported here, so that --help and a mistyped word are answered before these seconds.
+    from accelerate import Accelerator
+
+    from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
+    from jointdreamer.distillation import (
+        add_noise, energy_gradient, jsd_noise, limit_x0, sds_gradient, surrogate_loss,
+    )  # fmt: skip
+    from jointdreamer.energies.registry import build_energy
+    from jointdreamer.fields.background import SphericalBackground
+    from jointdreamer.fields.hash_grid import HashGridField
+    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+    from jointdreamer.logger import Logger, check_finite
+    from jointdreamer.optim import build_optimizer
+    from jointdreamer.outputs import save_mesh, save_turntable, save_views
+    from jointdreamer.prompts import encode_prompt
+    from jointdreamer.regularizers import needs_normals, regularizers
+    from jointdreamer.renderers.shading import sample_shading
+    from jointdreamer.renderers.volume import VolumeRenderer
+    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
+    from jointdreamer.schedules import Plan
+
+    plan, rig = Plan(cfg["schedule"]).check(), Rig(**cfg["cameras"])
+    generator = seed_everything(cfg["seed"])
+    accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
+    device = accelerator.device
+    path = run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
+
+    with RunFolder.open(path, cfg) as run:
+        if run.result(plan.steps):
+            print(f"{run.path}\nis complete: nothing to do")
+            return 0
+
+        # The object
+        field = HashGridField(**cfg["field"]).to(device)
+        background = SphericalBackground(**cfg["background"]).to(device)
+        renderer = VolumeRenderer(field_radius=field.radius, **cfg["renderer"]).to(device)
+        optimizer = build_optimizer({**field.parameter_groups(), **background.parameter_groups()}, **cfg["optimizer"])
+        parts = {"field": field, "background": background, "renderer": renderer, "optimizer": optimizer}
+        start = run.resume(**parts, generator=generator)
+        scene = (renderer, field, background)
+        every, output, orbit = cfg["every"], cfg["output"], cli.eval_orbit(cfg["output"])
+
+        with (
+            Logger(run.path, plan.steps, start, every["log"], cfg["logger"]["wandb"], cfg) as logger,
+            stop_on_signals() as stop,
+        ):
+            logger.message(f"{run.path}: {cli.models_line(cfg)}; {device}; encoding on {field.encoding.backend}")
+
+            # The priors, frozen
+            models, distillation = cfg["models"], cfg["distillation"]
+            guidance = LatentDiffusion(**models["text_to_image"], device=device)
+            text = encode_prompt(cfg["prompt"], cfg["negative_prompt"], *guidance.text_parts(), **cfg["prompts"])
+            energy = build_energy(**cfg["energy"], device=device)
+            run.write_command(["python", *sys.argv])
+            weights = [folder for model in (guidance, energy) if (folder := getattr(model, "folder", None))]
+            run.write_environment(weights=checksums(weights), encoding=field.encoding.backend, device=str(device))
+            eight = orbit_cameras(8, plan.max("resolution"), **orbit)
+
+            for step in range(start, plan.steps):
+                now = plan.at(step)  # every number that changes with time
+                cameras = sample_cameras(rig, now.resolution, generator).to(device)  # c2w (B, V, 4, 4)
+                renderer.update_occupancy(field, step, generator)
+                with accelerator.autocast():
+                    render = renderer(
+                        field, background, cameras,
+                        shading=sample_shading(generator, now.shading),
+                        normals=needs_normals(now.loss),
+                        generator=generator,
+                    )  # rgb (B, V, 3, R, R)  # fmt: skip
+                latents = guidance.encode(render.rgb, generator)  # (B, V, 4, h, w)
+
+                # Joint score distillation (Sec. 4.1)
+                noised = add_noise(guidance, latents, now.t_min, now.t_max, generator, distillation["weighting"])
+                words = text.at(cameras, now.negative_prompt)
+                pred = guidance.predict_noise(noised, words, now.guidance_scale)
+                energy_grad, coherence = energy_gradient(
+                    energy, guidance, noised, pred, render, cameras, words, now.energy_weight, generator,
+                    mask=distillation["mask"], mask_floor=distillation["mask_floor"],
+                )  # fmt: skip
+                noise_pred = jsd_noise(pred.noise, energy_grad, noised.sigma_t, now.energy_weight)  # Eq. 5, in brackets
+                noise_pred = limit_x0(noise_pred, noised, distillation["x0_limit"])
+                grad = sds_gradient(noise_pred, noised.noise, noised.weight)
+
+                losses = {"jsd": surrogate_loss(latents, grad), **regularizers(render, now.loss)}
+                loss = sum(getattr(now.loss, name) * value for name, value in losses.items())
+                check_finite(step, loss, losses, run.newest_checkpoint)
+
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                optimizer.step(now.lr)
+
+                logger.log(step, loss, losses, now, coherence=coherence.mean(), opacity=render.opacity.mean())
+                done = step + 1
+                if due(done, every["view"]) or done == plan.steps:
+                    logger.image("views", step, save_views(run.path / "views" / f"step_{done:06d}.png", *scene, eight))
+                if due(done, every["checkpoint"]) or stop.requested or done == plan.steps:
+                    run.save(done, **parts, generator=generator)
+                if stop.requested and done < plan.steps:
+                    logger.message(f"stopped at step {done}, saved; the same command goes on from there")
+                    return stop.exit_status
+
+            # What it was for
+            seconds = run.seconds
+            n_views, resolution = output["views"], output["resolution"]
+            turn = orbit_cameras(n_views, resolution, **orbit)
+            for path in save_turntable(run.path / "turntable", *scene, turn, output["fps"]):
+                logger.video(path.stem, plan.steps, path)
+            sixteen = orbit_cameras(16, resolution, **orbit)
+            logger.image("contact_sheet", plan.steps, save_views(run.path / "contact_sheet.png", *scene, sixteen))
+            mesh = save_mesh(run.path / "mesh" / "mesh.glb", field, output["mesh_resolution"])
+            if mesh is not None:
+                logger.mesh("mesh", plan.steps, mesh)
+            result = {
+                "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"], "models": models["name"],
+                "steps": plan.steps, "minutes": run.seconds / 60, "seconds_per_step": seconds / plan.steps,
+                "peak_memory_gb": peak_memory_gb(), "device": str(device), "mesh": mesh is not None,
+            }  # fmt: skip
+            run.write_result(**result)
+            logger.summary(result)
+    print(run.path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("config", train))
