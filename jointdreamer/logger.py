@@ -41,10 +41,10 @@ def check_finite(step: int, loss: Any, losses: Mapping[str, Any] | None = None, 
 
     Raises: NonFiniteLoss. Call it before the optimiser's step, so that the parameters are still good.
     """
-    value = float(loss)
+    value = float(_number(loss))
     if math.isfinite(value):
         return value
-    guilty = [name for name, part in (losses or {}).items() if not math.isfinite(float(part))]
+    guilty = [name for name, part in (losses or {}).items() if not math.isfinite(float(_number(part)))]
     kept = "no checkpoint was written yet" if checkpoint is None else f"the checkpoint of step {checkpoint} is kept"
     raise NonFiniteLoss(
         f"step {step}: the loss is {value}{' (from ' + ', '.join(guilty) + ')' if guilty else ''}, so the run stopped; "
@@ -112,13 +112,13 @@ class Logger:
         due = step % self.every == 0 or done == self.steps
         line_due = done == self.steps or clock - self._last_line >= QUIET_SECONDS or done == self._start + 1
         if self._bar is not None:
-            shown = {"loss": f"{float(loss):.4g}"} | (
+            shown = {"loss": f"{float(_number(loss)):.4g}"} | (
                 {"px": now.resolution} if now is not None and hasattr(now, "resolution") else {}
             )
             self._bar.set_postfix(shown | {"s/step": f"{seconds:.3g}"}, refresh=False)
             self._bar.update(done - self._bar.n)
         if due or (line_due and self._bar is None):
-            line = self._progress_line(done, float(loss), now, seconds)
+            line = self._progress_line(done, float(_number(loss)), now, seconds)
             if due:
                 self._write_log(line)
             if line_due and self._bar is None:
@@ -229,7 +229,7 @@ def duration(seconds: float) -> str:
 
 def _number(value: Any) -> Any:
     if isinstance(value, torch.Tensor) or hasattr(value, "item"):
-        value = value.item()
+        value = (value.detach() if isinstance(value, torch.Tensor) else value).item()
     return value
 
 

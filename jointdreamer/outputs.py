@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from jointdreamer.errors import UserError
 from jointdreamer.export import extract_mesh, write_mesh
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
+from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.images import contact_sheet, normals_to_rgb, write_png, write_video
 from jointdreamer.renderers.volume import Render, VolumeRenderer
+from jointdreamer.run import read_run
 
 log = logging.getLogger(__name__)
 
@@ -72,3 +75,17 @@ def save_mesh(path: Path, field: Field, resolution: int) -> Path | None:
         return None
     write_mesh(path, mesh)
     return path
+
+
+def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBackground, dict[str, Any]]:
+    """A run's renderer, field, background and config, from its newest checkpoint, on the CPU.
+
+    Raises UserError for a folder that is no run or has no readable checkpoint.
+    """
+    config, checkpoint = read_run(folder)
+    field = HashGridField(**config["field"])
+    scene = VolumeRenderer(field_radius=field.radius, **config["renderer"]), field, SphericalBackground(**config["background"])
+    for name, module in zip(("renderer", "field", "background"), scene, strict=True):
+        module.load_state_dict(checkpoint["parts"][name])
+        module.eval()
+    return *scene, config

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import torch
 from torch import Tensor
 
 from jointdreamer.renderers.volume import Render

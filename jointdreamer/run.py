@@ -295,6 +295,22 @@ class RunFolder:
         return result if complete else None
 
 
+def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the newest readable checkpoint of a run, without its lock: for looking at it.
+
+    Raises: UserError if there is none.
+    """
+    path = Path(path)
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no run folder: its config.yaml cannot be read") from error
+    checkpoint = RunFolder(path, config, None, 1).read_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{path} has no checkpoint yet: let the run go on first")
+    return config, checkpoint
+
+
 # Config and lock
 
 

@@ -1,16 +1,19 @@
 """The multiresolution hash encoding of Instant-NGP (Mueller et al. 2022, Sec. 3), with tiny-cuda-nn's exact semantics.
 
 Level l of L has the scale s_l = base * growth^l - 1 (in float32, as the library computes it) and ceil(s_l) + 1 vertices
-per axis. A point x is taken to p = s_l x + 1/2; the features of the eight vertices around p are interpolated trilinearly.
-A level owns min(resolution^3 rounded up to 8, 2^log2_table_size) entries. Where all vertices fit they are indexed densely,
-x fastest; otherwise by x ^ 2654435761 y ^ 805459861 z in unsigned 32-bit arithmetic. Both are taken modulo the entries.
+per axis. A point x is taken to p = s_l x + 1/2, and the features of the eight vertices around p are interpolated
+trilinearly. A level owns min(resolution^3 rounded up to 8, 2^log2_table_size) entries. Where all vertices fit they are
+indexed densely, x fastest; otherwise by x ^ 2654435761 y ^ 805459861 z in unsigned 32-bit arithmetic. Both are taken
+modulo the entries.
 
 Points outside [0, 1] are not clamped: their vertex numbers wrap as unsigned 32-bit numbers do, as in the library. The
 encoding is therefore defined and continuous everywhere, but a point outside (and the last half voxel inside) shares
 entries with points elsewhere.
 
-There are two backends behind one signature: `torch`, differentiable any number of times, on every device and in float64;
-and `numba`, compiled kernels for float32 on the CPU, differentiable twice and some twenty times faster there.
+There are two backends behind one signature: `torch`, differentiable any number of times, on every device and in
+float64; and `numba`, compiled kernels for float32 on the CPU, differentiable twice and some twenty times faster there.
+On the CPU both are deterministic; on a GPU the gradient of the tables is a sum by atomic additions, whose last bits
+vary, unless `torch.use_deterministic_algorithms` is on.
 """
 
 import importlib.util
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.errors import UserError
 
@@ -82,7 +86,7 @@ class HashEncoding(nn.Module):
             return NumbaFeatures.apply(self._ready(x), self.params, self)
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         levels = zip(tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
-        return torch.cat([level_features(x, *level) for level in levels], dim=-1)
+        return torch.cat([recomputed(level_features, x, *level) for level in levels], dim=-1)
 
     def position_gradient(self, x: Tensor, grad_features: Tensor) -> Tensor:
         """Gradient of sum(features * grad_features) with respect to the points: (N, 3) and (N, L * F) -> (N, 3).
@@ -95,7 +99,7 @@ class HashEncoding(nn.Module):
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         grads = grad_features.split(self.n_features, dim=-1)
         levels = zip(grads, tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
-        return torch.stack([level_position_gradient(x, *level) for level in levels]).sum(0)
+        return torch.stack([recomputed(level_position_gradient, x, *level) for level in levels]).sum(0)
 
     def _ready(self, x: Tensor) -> Tensor:
         if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in (x, self.params)):
@@ -122,6 +126,11 @@ def level_scales(n_levels: int, base_resolution: int, growth: float) -> np.ndarr
 
 
 # ---------------------------------------------------------------------------------------------------------------- torch
+
+
+def recomputed(function, *args) -> Tensor:
+    """function(*args), computed again in backward: kept, the corners of 16 levels take some 3 kB a point."""
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def level_entries(cell: Tensor, resolution: int, entries: int) -> Tensor:
@@ -166,7 +175,7 @@ def level_position_gradient(x: Tensor, grad: Tensor, table: Tensor, scale: float
 
 
 # ---------------------------------------------------------------------------------------------------------------- numba
-# Features are linear in the parameters, so four kinds of kernel, each with an `along` twin, close under differentiation.
+# Features are linear in the parameters: three kinds of kernel, each with an `along` twin, serve both orders.
 
 
 class NumbaFeatures(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The Instant-NGP field of the paper: a hash encoding under a density and an albedo network, around a blob of density."""
+"""The Instant-NGP field of the paper: a hash encoding, a density and an albedo network, and a blob to start from."""
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from jointdreamer.errors import UserError
 from jointdreamer.fields.base import Field, FieldOutput
 from jointdreamer.fields.encoding import HashEncoding
+from jointdreamer.fields.mlp import MLP
 
 NORMALS = ("analytic", "finite_difference")
 
@@ -14,9 +15,9 @@ NORMALS = ("analytic", "finite_difference")
 class HashGridField(Field):
     """sigma = softplus(z), z = density_mlp(encoding(x)) + blob(x); albedo = sigmoid(albedo_mlp(encoding(x))).
 
-    The blob, blob_scale (1 - |x| / blob_std) in world units, is Magic3D's start: something in the middle, nothing around.
-    Both networks have one hidden layer and no biases. Normals are -grad z / |grad z|, which is -grad sigma / |grad sigma|
-    without the factor softplus'(z) > 0 that underflows far outside; "analytic" differentiates the encoding,
+    The blob, blob_scale (1 - |x| / blob_std) in world units, is Magic3D's start: something in the middle, nothing
+    around. Both networks have one hidden layer and no biases. Normals are -grad z / |grad z|: the direction of -grad
+    sigma, without the factor softplus'(z) > 0 that underflows far outside. "analytic" differentiates the encoding;
     "finite_difference" takes central differences over 2 * difference, which see no detail finer than that.
 
     hidden: width of both networks; the encoding's arguments are those of `HashEncoding`.
@@ -47,17 +48,22 @@ class HashGridField(Field):
         self.normal = normal
         self.difference = difference
         self.encoding = HashEncoding(n_levels, n_features, log2_table_size, base_resolution, growth, backend)
-        self.density_mlp = mlp(self.encoding.out_features, hidden, 1)
-        self.albedo_mlp = mlp(self.encoding.out_features, hidden, 3)
+        self.density_mlp = MLP(self.encoding.out_features, hidden, 1)
+        self.albedo_mlp = MLP(self.encoding.out_features, hidden, 3)
 
     def density(self, x: Tensor) -> Tensor:
-        return F.softplus(self._z(x, self._encode(x)))
+        return F.softplus(self._z(x))
 
     def forward(self, x: Tensor, normals: bool = False) -> FieldOutput:
-        features = self._encode(x)
-        sigma = F.softplus(self._z(x, features))
-        albedo = torch.sigmoid(self.albedo_mlp(features))
-        return FieldOutput(sigma, albedo, self._normal(x, features) if normals else None)
+        features = self.encoding(self._unit(x))
+        if normals and self.normal == "analytic":
+            z, slope = self.density_mlp.with_gradient(features)
+            normal = self._outward(self._z_gradient(x, slope))
+        else:
+            z = self.density_mlp(features)
+            normal = self._outward(self._z_difference(x)) if normals else None
+        sigma = F.softplus(z.squeeze(-1) + self._blob(x))
+        return FieldOutput(sigma, torch.sigmoid(self.albedo_mlp(features)), normal)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
@@ -66,33 +72,31 @@ class HashGridField(Field):
             "albedo": list(self.albedo_mlp.parameters()),
         }
 
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.encoding((x / self.radius + 1) / 2)
+    def _unit(self, x: Tensor) -> Tensor:
+        """World -> the unit cube of the encoding."""
+        return (x / self.radius + 1) / 2
 
-    def _z(self, x: Tensor, features: Tensor) -> Tensor:
+    def _blob(self, x: Tensor) -> Tensor:
+        return self.blob_scale * (1 - x.norm(dim=-1) / self.blob_std)
+
+    def _z(self, x: Tensor) -> Tensor:
         """Density before its activation, (N,)."""
-        return self.density_mlp(features).squeeze(-1) + self.blob_scale * (1 - x.norm(dim=-1) / self.blob_std)
+        return self.density_mlp(self.encoding(self._unit(x))).squeeze(-1) + self._blob(x)
 
-    def _normal(self, x: Tensor, features: Tensor) -> Tensor:
-        gradient = self._z_gradient(x, features) if self.normal == "analytic" else self._z_difference(x)
-        return -F.normalize(gradient, dim=-1, eps=1e-8)
+    def _z_gradient(self, x: Tensor, slope: Tensor) -> Tensor:
+        """The chain rule by hand: works under no_grad, and a loss on the result needs no second backward graph.
 
-    def _z_gradient(self, x: Tensor, features: Tensor) -> Tensor:
-        """The chain rule by hand: it works under no_grad, and a loss on the result costs no second backward graph."""
-        first, _, last = self.density_mlp
-        active = (first(features) > 0).to(x.dtype)
-        grad_features = (active * last.weight) @ first.weight
-        grad_encoded = self.encoding.position_gradient((x / self.radius + 1) / 2, grad_features) / (2 * self.radius)
-        return grad_encoded - self.blob_scale / self.blob_std * F.normalize(x, dim=-1, eps=1e-8)
+        slope: dz/dfeatures, (N, L * F).
+        """
+        encoded = self.encoding.position_gradient(self._unit(x), slope) / (2 * self.radius)
+        return encoded - self.blob_scale / self.blob_std * F.normalize(x, dim=-1, eps=1e-8)
 
     def _z_difference(self, x: Tensor) -> Tensor:
         """Central differences; the factor 1 / (2 * difference) falls out when the normal is normalised."""
         steps = self.difference * torch.cat([torch.eye(3), -torch.eye(3)]).to(x)
-        around = (x[:, None] + steps).reshape(-1, 3)
-        upper, lower = self._z(around, self._encode(around)).view(-1, 2, 3).unbind(1)
+        upper, lower = self._z((x[:, None] + steps).reshape(-1, 3)).view(-1, 2, 3).unbind(1)
         return upper - lower
 
-
-def mlp(n_in: int, hidden: int, n_out: int) -> nn.Sequential:
-    """One hidden ReLU layer, no biases."""
-    return nn.Sequential(nn.Linear(n_in, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, n_out, bias=False))
+    @staticmethod
+    def _outward(gradient: Tensor) -> Tensor:
+        return -F.normalize(gradient, dim=-1, eps=1e-8)

@@ -107,7 +107,7 @@ def _render_all(toys, c2w, fovy, azimuth, elevation, progress) -> Pictures:
 
 def composite(rgba: np.ndarray, background: np.ndarray) -> torch.Tensor:
     """RGBA (..., R, R, 4) uint8 over a background (..., 3) in [0, 1] -> rgb (..., 3, R, R) in [0, 1]."""
-    image = torch.from_numpy(np.ascontiguousarray(rgba)).float() / 255
+    image = torch.from_numpy(np.asarray(rgba, dtype=np.float32)) / 255
     color, alpha = image[..., :3], image[..., 3:]
     ground = torch.as_tensor(background, dtype=torch.float32)[..., None, None, :]
     return (color * alpha + ground * (1 - alpha)).movedim(-1, -3)

@@ -1,5 +1,6 @@
 """What each toybox model learns from: its networks, its loss, its sample sheet, and the folder that it ships as."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def warm_up_and_cosine(step: int, steps: int, warm_up: int = 200) -> float:
     """Share of the learning rate: a linear start, then half a cosine down to a hundredth."""
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - warm_up) / max(1, steps - warm_up)))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 @contextmanager
@@ -160,11 +161,9 @@ class Vae(Recipe):
     @torch.no_grad()
     def save(self, where: Path) -> Path:
         vae = self.networks["vae"]
-        latents = [
-            vae.encode(2 * data.composite(self.flat.rgba[k : k + 64, 0], data.random_background(r, 64)) - 1)
-            for k, r in ((0, np.random.default_rng(0)), (64, np.random.default_rng(1)), (128, np.random.default_rng(2)))
-        ]
-        spread = torch.cat([x.latent_dist.mean for x in latents]).std()
+        rgba = self.flat.rgba[:192, 0]
+        rgb = data.composite(rgba, data.random_background(np.random.default_rng(0), len(rgba)))
+        spread = torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in rgb.split(64)]).std()
         vae.register_to_config(scaling_factor=round(float(1 / spread), 5))
         return _save_part(vae, where)
 
@@ -176,7 +175,7 @@ class TextToImage(Recipe):
     """
 
     name, ships_as, lr = "text-to-image", "text_to_image", 1e-3
-    FREEZE_TEXT = 2000  # steps
+    FREEZE_TEXT = 1500  # steps
 
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)

@@ -33,13 +33,14 @@ class Trainer:
         self.trained = trained
         self.average = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in networks.items()}
         self.step, self.curve = 0, []
+        self.recent: list[float] = []  # losses since the curve's last point
         self.path = folder / "checkpoint.pt"
         if self.path.exists():
             self._load()
 
     def run(self, loss: Callable[[int, np.random.Generator], Tensor], sheet: Callable[[int], None], every: int) -> None:
         """Train to `steps`, showing progress; a sample sheet and a checkpoint every `every` steps."""
-        began, first, recent = time.time(), self.step, []
+        began, first = time.time(), self.step
         while self.step < self.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * recipes.warm_up_and_cosine(self.step, self.steps)
@@ -52,17 +53,17 @@ class Trainer:
             self.optimizer.step()
             self.step += 1
             self._update_average()
-            recent.append(value.item())
+            self.recent.append(value.item())
             if self.step % 50 == 0 or self.step == self.steps:
-                self.curve.append((self.step, float(np.mean(recent))))
+                self.curve.append((self.step, float(np.mean(self.recent))))
                 rate = (time.time() - began) / (self.step - first)
                 left = rate * (self.steps - self.step) / 60
                 print(
-                    f"{self.folder.name}  step {self.step}/{self.steps}  loss {np.mean(recent):.4f}  "
+                    f"{self.folder.name}  step {self.step}/{self.steps}  loss {np.mean(self.recent):.4f}  "
                     f"{rate:.2f} s/step  {left:.0f} min left",
                     flush=True,
                 )
-                recent = []
+                self.recent = []
             if self.step % every == 0 or self.step == self.steps:
                 self._save()
                 with self.averaged():
@@ -89,6 +90,7 @@ class Trainer:
         state = {
             "step": self.step,
             "curve": self.curve,
+            "recent": self.recent,
             "optimizer": self.optimizer.state_dict(),
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "average": self.average,
@@ -99,6 +101,7 @@ class Trainer:
     def _load(self) -> None:
         state = torch.load(self.path, weights_only=True)
         self.step, self.curve, self.average = state["step"], state["curve"], state["average"]
+        self.recent = state.get("recent", [])
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
         self.optimizer.load_state_dict(state["optimizer"])

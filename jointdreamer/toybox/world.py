@@ -107,6 +107,21 @@ def caption(toy: Toy, rng: np.random.Generator | None = None) -> str:
     return f"{text} {joint} {article} {toy.accessory_color} {toy.accessory}"
 
 
+def parse_caption(text: str) -> Toy | None:
+    """The toy that a plain caption names (shape seed 0); None if its words do not name one. Inverse of `caption`."""
+    words = text.lower().replace(",", " ").split()
+    kinds = [w for w in words if w in KINDS]
+    if len(kinds) != 1:
+        return None
+    at = words.index(kinds[0])
+    body, worn = [w for w in words[:at] if w in COLORS], [w for w in words[at:] if w in COLORS]
+    patterns = [w for w in words[:at] if w in ("striped", "spotted")]
+    accessories = [w for w in words[at:] if w in ACCESSORIES and w != "none"]
+    if len(body) != 1 or len(patterns) > 1 or len(worn) != len(accessories) or len(accessories) > 1:
+        return None
+    return Toy(kinds[0], body[0], (patterns or ["plain"])[0], (accessories or ["none"])[0], (worn or ["blue"])[0])
+
+
 def direction_word(azimuth: float, elevation: float) -> str:
     """The view word of CONVENTIONS section 9 for angles in radians: front and back within 30 degrees, overhead over 60."""
     degrees = (np.degrees(azimuth) + 180) % 360 - 180

@@ -1,4 +1,4 @@
-"""The hash encoding against plain loops written from tiny-cuda-nn's equations, and its two backends against each other."""
+"""The hash encoding against plain loops written from tiny-cuda-nn's equations, and its backends against each other."""
 
 import math
 import os

@@ -24,12 +24,12 @@ def test_density_and_albedo_follow_the_equations():
 
     weights = {name: p.detach().numpy() for name, p in field.named_parameters()}
     encoded = field.encoding((x + 1.5) / 3).detach().numpy()
-    hidden = np.maximum(encoded @ weights["density_mlp.0.weight"].T, 0)
-    z = (hidden @ weights["density_mlp.2.weight"].T)[:, 0]
+    hidden = np.maximum(encoded @ weights["density_mlp.first"].T, 0)
+    z = (hidden @ weights["density_mlp.last"].T)[:, 0]
     z = z + 3.0 * (1 - np.sqrt((x.numpy() ** 2).sum(-1)) / 0.8)
     np.testing.assert_allclose(out.sigma.detach().numpy(), np.log1p(np.exp(z)), rtol=1e-9)
-    hidden = np.maximum(encoded @ weights["albedo_mlp.0.weight"].T, 0)
-    albedo = 1 / (1 + np.exp(-hidden @ weights["albedo_mlp.2.weight"].T))
+    hidden = np.maximum(encoded @ weights["albedo_mlp.first"].T, 0)
+    albedo = 1 / (1 + np.exp(-hidden @ weights["albedo_mlp.last"].T))
     np.testing.assert_allclose(out.albedo.detach().numpy(), albedo, rtol=1e-9)
     assert out.normal is None
     torch.testing.assert_close(field.density(x), out.sigma)
@@ -46,7 +46,9 @@ def test_new_field_is_magic3ds_blob():
 def test_normals_of_the_blob_point_outward(normal):
     field = HashGridField(**SMALL, normal=normal)
     x = torch.rand(200, 3) * 2 - 1
-    torch.testing.assert_close(field(x, normals=True).normal, torch.nn.functional.normalize(x, dim=-1), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        field(x, normals=True).normal, torch.nn.functional.normalize(x, dim=-1), atol=1e-2, rtol=0
+    )
 
 
 def test_analytic_normals_are_the_gradient_of_the_density():
@@ -59,7 +61,9 @@ def test_analytic_normals_are_the_gradient_of_the_density():
 def test_the_two_kinds_of_normals_agree_where_the_field_is_smooth():
     x = torch.rand(500, 3, dtype=torch.float64) * 1.6 - 0.8
     analytic = small_field(0.05, backend="torch").double()(x, normals=True).normal
-    difference = small_field(0.05, backend="torch", normal="finite_difference", difference=1e-6).double()(x, normals=True).normal
+    difference = (
+        small_field(0.05, backend="torch", normal="finite_difference", difference=1e-6).double()(x, normals=True).normal
+    )
     cosine = (analytic * difference).sum(-1)
     assert (cosine > 1 - 1e-6).double().mean() > 0.98  # the others straddle a cell border or a kink of the ReLU
 
@@ -74,7 +78,7 @@ def test_a_loss_on_normals_reaches_the_geometry_only():
         return (field(x, normals=True).normal * target).sum()
 
     loss().backward()
-    for parameter in (field.encoding.params, field.density_mlp[0].weight, field.density_mlp[2].weight):
+    for parameter in (field.encoding.params, field.density_mlp.first, field.density_mlp.last):
         direction = torch.randn_like(parameter)
         with torch.no_grad():
             parameter += 1e-6 * direction

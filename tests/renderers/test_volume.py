@@ -88,7 +88,9 @@ def test_slab():
     image = render(World(slab(0.3), sigma), cameras)
     rays_o, rays_d = camera_rays(cameras)
     enter, leave = ((side - rays_o[:, 0]) / rays_d[:, 0] for side in (0.3, -0.3))
-    for ours, expected in zip((image.opacity, image.depth, image.z_variance), moments(sigma, enter, leave), strict=True):
+    for ours, expected in zip(
+        (image.opacity, image.depth, image.z_variance), moments(sigma, enter, leave), strict=True
+    ):
         np.testing.assert_allclose(ours.detach().flatten().numpy(), expected, atol=4e-3)
 
     middle = -rays_o[:, 0] / rays_d[:, 0]  # red before x = 0, blue behind
@@ -125,7 +127,9 @@ def test_depth_and_normal_of_a_hard_ball():
 
 
 def test_row_0_is_the_top_and_views_stay_apart():
-    above = render(World(lambda x: (x[:, 2] > 0.1) & (x.norm(dim=-1) < 0.9), 100.0), orbit_cameras(4, 8, elevation_deg=0.0))
+    above = render(
+        World(lambda x: (x[:, 2] > 0.1) & (x.norm(dim=-1) < 0.9), 100.0), orbit_cameras(4, 8, elevation_deg=0.0)
+    )
     opacity = above.opacity[0, :, 0]
     assert (opacity[:, 1:3, 3:5] > 0.99).all() and (opacity[:, 5:] == 0).all()
     side = render(World(ball(0.5), 100.0), orbit_cameras(4, 9, elevation_deg=0.0)).rgb[0, :, :, 4, 4]
@@ -137,7 +141,9 @@ def test_offset_is_uniform_over_one_step():
     renderer = VolumeRenderer(n_samples=32, prune=False)
     half, sigma = renderer.step_size / 8, 5.0
     cameras = front(resolution=64, fovy_deg=1.0)
-    opacity = render(World(slab(half), sigma), cameras, renderer=renderer, generator=torch.Generator().manual_seed(0)).opacity
+    opacity = render(
+        World(slab(half), sigma), cameras, renderer=renderer, generator=torch.Generator().manual_seed(0)
+    ).opacity
     alpha = 1 - math.exp(-sigma * renderer.step_size)
     assert opacity.mean().item() == pytest.approx(alpha / 4, rel=0.05)
     assert ((opacity == 0) | ((opacity - alpha).abs() < 1e-6)).all()
@@ -254,8 +260,8 @@ def test_opacity_is_the_sum_of_weights_and_everything_is_in_range(blob_scale, pr
     assert image.rgb.shape == (2, 4, 3, 10, 10) and image.opacity.shape == (2, 4, 1, 10, 10)
     assert image.normal is not None and image.normal.shape == (2, 4, 3, 10, 10)
     assert image.sample_normals is not None and image.sample_normals.shape == image.sample_dirs.shape
-    assert 0 <= image.opacity.min() and image.opacity.max() <= 1
-    assert 0 <= image.rgb.min() and image.rgb.max() <= 1
+    assert image.opacity.min() >= 0 and image.opacity.max() <= 1
+    assert image.rgb.min() >= 0 and image.rgb.max() <= 1
     assert (image.weights >= 0).all() and (image.ray_indices.diff() >= 0).all()
     sums = np.bincount(image.ray_indices.numpy(), image.weights.detach().double().numpy(), minlength=800)
     np.testing.assert_allclose(image.opacity.detach().flatten().numpy(), sums, atol=2e-6)
@@ -287,7 +293,9 @@ def test_dropping_what_no_light_reaches_changes_less_than_its_threshold():
 def test_without_an_update_nothing_is_skipped():
     renderer = VolumeRenderer(n_samples=256)  # prunes, but knows of no occupancy yet
     world, cameras = World(ball(0.6), 0.05), orbit_cameras(2, 8)  # alpha = 0.0007, far below 0.01
-    torch.testing.assert_close(render(world, cameras, renderer=renderer).opacity, render(world, cameras, n_samples=256).opacity)
+    torch.testing.assert_close(
+        render(world, cameras, renderer=renderer).opacity, render(world, cameras, n_samples=256).opacity
+    )
 
 
 def test_a_world_without_anything_shows_the_background():
@@ -347,7 +355,7 @@ def test_the_same_seed_gives_the_same_bits():
 
 
 def test_occupancy_never_skips_occupied_space():
-    """A world seen once: every cell that lies within it is marked, almost all empty ones are not, the image is the same."""
+    """Every cell that lies within the world is marked, none outside is, and the image is the same."""
     world, renderer = World(ball(0.6), 5.0), VolumeRenderer(n_samples=256, prune=False)
     for step in range(0, 128, 16):
         renderer.update_occupancy(world, step, torch.Generator().manual_seed(step))

@@ -1,0 +1,84 @@
+"""The small network of a field, block by block.
+
+A field asks its networks about a hundred thousand points and more at a time, and each has only a few thousand weights.
+Written as plain layers, most of the time goes into moving hidden activations in and out of memory (on a CPU), or they
+fill it (on a GPU). Here a block of points passes through the whole network at once, and backward computes the hidden
+layer again instead of keeping it: half the time on a CPU, and memory for inputs and outputs only.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+CPU_BLOCK = 2048  # the hidden layer of a block fits into a core's cache
+GPU_BLOCK = 2**20
+
+relu_backward = torch.ops.aten.threshold_backward  # (grad, hidden, 0) -> grad where hidden > 0
+
+
+class MLP(nn.Module):
+    """y = W2 relu(W1 x), without biases. Differentiable once (`with_gradient` covers losses on the gradient)."""
+
+    def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.empty(hidden, n_in))
+        self.last = nn.Parameter(torch.empty(n_out, hidden))
+        for weight in self.parameters():
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))  # as nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, n_in) -> (N, n_out)."""
+        return TwoLayers.apply(x, self.first, self.last, False)[0]
+
+    def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs (N, n_out), and the gradient of their sum with respect to x (N, n_in); both differentiable.
+
+        The gradient is piecewise constant in x, so that no derivative passes from it to x.
+        """
+        return TwoLayers.apply(x, self.first, self.last, True)
+
+
+class TwoLayers(torch.autograd.Function):
+    """h = relu(x W1'),  y = h W2',  and if asked for  slope = ((h > 0) * sum W2) W1."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # fp16 would coarsen the density
+    def forward(ctx, x: Tensor, first: Tensor, last: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x, first, last)
+        ctx.set_materialize_grads(False)
+        outputs, slopes = x.new_empty(len(x), len(last)), torch.empty_like(x) if with_slope else None
+        total = last.sum(0, keepdim=True)
+        for block in blocks(x):
+            hidden = torch.relu_(x[block] @ first.T)
+            torch.mm(hidden, last.T, out=outputs[block])
+            if slopes is not None:
+                torch.mm(relu_backward(total.expand_as(hidden), hidden, 0), first, out=slopes[block])
+        return outputs, slopes
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx, grad_outputs, grad_slopes):
+        x, first, last = ctx.saved_tensors
+        grad_x = torch.zeros_like(x)
+        grad_first, grad_last = torch.zeros_like(first), torch.zeros_like(last)
+        total = last.sum(0, keepdim=True)
+        for block in blocks(x):
+            hidden = torch.relu_(x[block] @ first.T)
+            if grad_outputs is not None:
+                grad_last.addmm_(grad_outputs[block].T, hidden)
+                grad_hidden = relu_backward(grad_outputs[block] @ last, hidden, 0)
+                grad_first.addmm_(grad_hidden.T, x[block])
+                torch.mm(grad_hidden, first, out=grad_x[block])
+            if grad_slopes is not None:
+                active = relu_backward(total.expand_as(hidden), hidden, 0)
+                grad_first.addmm_(active.T, grad_slopes[block])
+                grad_last += relu_backward(grad_slopes[block] @ first.T, hidden, 0).sum(0)
+        return grad_x, grad_first, grad_last, None
+
+
+def blocks(x: Tensor) -> list[slice]:
+    size = CPU_BLOCK if x.device.type == "cpu" else GPU_BLOCK
+    return [slice(start, start + size) for start in range(0, len(x), size)]

@@ -1,0 +1,77 @@
+import os
+
+import pytest
+
+from jointdreamer import cli
+from jointdreamer.errors import UserError
+
+NASTY = ["a corgi, 8K", 'a "quoted" cat', "it's: {a=[b]}", "a\nb", "🤖 ../../etc", "${prompt}", "x" * 10_000, "ロボット"]
+
+
+@pytest.mark.parametrize("prompt", NASTY)
+def test_a_prompt_reaches_the_config_as_typed(prompt, monkeypatch):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
+    words = cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = OmegaConf.to_container(compose("config", [*words, "name=test"]), resolve=True)
+    assert cfg["prompt"] == prompt
+
+
+def test_quotes_meant_for_hydra_are_taken_off(monkeypatch):
+    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
+    cli.complete(['prompt="a corgi, 8K"'], lambda: False, multirun=False)
+    assert os.environ[cli.PROMPT_VARIABLE] == "a corgi, 8K"
+
+
+def test_a_multirun_s_prompt_stays_hydra_s():
+    assert cli.complete(["-m", "prompt=a,b"], lambda: False, multirun=True)[1] == "prompt=a,b"
+
+
+@pytest.mark.parametrize(
+    ("words", "cuda", "added"),
+    [([], False, "models=toybox"), ([], True, "models=sd21"), (["models=sd21"], False, None), (["--help"], True, None)],
+)
+def test_models_follow_cuda_unless_given(words, cuda, added):
+    assert cli.complete(words, lambda: cuda, multirun=False) == words + ([added] if added else [])
+
+
+def cfg(**changes):
+    return {"prompt": None, "prompt_file": None, "prompt_id": None, **changes}
+
+
+def test_a_line_of_a_file_is_the_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a bear\n\na cat, sitting\n")
+    assert cli.with_prompt(cfg(prompt_file=str(file), prompt_id=1)) == {"prompt": "a cat, sitting"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "no prompt"),
+        ({"prompt": "  \n"}, "no prompt"),
+        ({"prompt": "a", "prompt_file": "b"}, "both"),
+        ({"prompt_file": "/nowhere", "prompt_id": 0}, "cannot be read"),
+        ({"prompt_id": 3}, "without a prompt_file"),
+    ],
+)
+def test_a_missing_prompt_costs_one_line(changes, says):
+    with pytest.raises(UserError, match=says):
+        cli.with_prompt(cfg(**changes))
+
+
+def test_a_line_that_is_not_there(tmp_path):
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="lines 0 to 1"):
+        cli.with_prompt(cfg(prompt_file=str(tmp_path / "p.txt"), prompt_id=2))
+
+
+@pytest.mark.parametrize(
+    ("key", "there"), [("nmae", "prompt, "), ("schedule.stepz", "steps, resolution"), ("cameras.fov", "fovy_deg")]
+)
+def test_an_unknown_key_names_the_known_ones(key, there):
+    said = cli.explain(f"Could not override '{key}'.\nKey is not in struct", "config")
+    assert key in said and there in said

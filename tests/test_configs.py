@@ -1,0 +1,88 @@
+"""The real conf/: everything composes, and says what the code that reads it can take."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from jointdreamer.cameras import Rig
+from jointdreamer.cli import CONF
+from jointdreamer.energies.registry import ENERGIES
+from jointdreamer.fields.background import SphericalBackground
+from jointdreamer.renderers.volume import VolumeRenderer
+from jointdreamer.schedules import Plan
+
+
+def config(*overrides):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        # `name` is filled by Hydra's runtime, which `compose` does not have
+        composed = compose("config", [*overrides, "name=test"], return_hydra_config=False)
+    return OmegaConf.to_container(composed, resolve=True)
+
+
+def names(group):
+    return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("models", names("models"))
+@pytest.mark.parametrize("schedule", names("schedule"))
+def test_every_schedule_parses_with_every_model(models, schedule):
+    cfg = config(f"models={models}", f"schedule={schedule}")
+    assert cfg["models"]["name"] == models
+    plan = Plan(cfg["schedule"]).check()
+    assert set(vars(plan.at(0).lr)) == {"encoding", "density", "albedo", "background"}
+    Rig(**cfg["cameras"])
+    SphericalBackground(**cfg["background"])
+    VolumeRenderer(**cfg["renderer"])
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_experiment_composes(experiment):
+    Plan(config(f"experiment={experiment}", "models=toybox")["schedule"]).check()
+
+
+def test_the_energies_of_the_registry_and_of_conf_are_the_same():
+    assert set(names("energy")) == set(ENERGIES)
+    assert all(config(f"energy={name}")["energy"]["name"] == name for name in ENERGIES)
+
+
+def test_every_yaml_of_a_choice_opens_with_a_comment():
+    for path in CONF.rglob("*.yaml"):
+        assert path.read_text().startswith("#"), path
+
+
+def test_appendix_a1():
+    """The paper's numbers, typed from the paper (and CONVENTIONS section 5), not from the YAML."""
+    plan = Plan(config("models=sd21", "schedule=jointdreamer")["schedule"])
+    assert plan.steps == 6000
+    assert [plan.at(s).resolution for s in (0, 2999, 3000, 4999, 5000)] == [64, 64, 256, 256, 512]
+    assert [plan.at(s).guidance_scale for s in (0, 4999, 5000)] == [30, 30, 50]
+    assert [plan.at(s).energy_weight for s in (599, 600, 5999)] == [0, 1.25, 1.25]
+    assert (plan.at(0).t_min, plan.at(0).t_max) == (0.98, 0.98)
+    assert (plan.at(1500).t_min, plan.at(1500).t_max) == pytest.approx((0.5, 0.74))
+    assert (plan.at(5999).t_min, plan.at(5999).t_max) == (0.02, 0.5)
+    assert [plan.at(s).lr.density for s in (0, 4999, 5000)] == [1e-2, 1e-2, 1e-6]
+    assert [plan.at(s).lr.encoding for s in (0, 4999, 5000)] == [1e-2, 1e-2, 1e-6]
+    assert [plan.at(s).loss.orient for s in (0, 1500, 4999, 5000)] == [10, 505, 1000, 0]
+
+
+def test_the_toybox_rig_is_the_world_s():
+    from jointdreamer.toybox.data import RIG
+
+    rig = Rig(**config("models=toybox")["cameras"])
+    for key in ("elevation_deg", "fovy_deg", "relative_distance"):
+        assert tuple(getattr(rig, key)) == tuple(getattr(RIG, key)), key
+
+
+def test_the_released_opacity_mask_and_no_clamps_are_the_default():
+    cfg = config("models=sd21")
+    assert cfg["distillation"] == {"weighting": "sds", "mask": "input", "mask_floor": 0.0, "x0_limit": None}
+    assert cfg["models"]["text_to_image"]["x0_limit"] is None and cfg["models"]["multi_view"]["x0_limit"] is None
+
+
+def test_prompt_files_have_sixteen_prompts_and_tuning_shares_none():
+    root = Path(__file__).parents[1] / "prompts"
+    measured, tuning = ((root / f"toybox{name}.txt").read_text().splitlines() for name in ("16", "_tuning"))
+    assert len(measured) == len(set(measured)) == 16
+    assert not set(measured) & set(tuning)
