@@ -16,8 +16,13 @@ def train(cfg: dict[str, Any]) -> int:
 
     from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
     from jointdreamer.distillation import (
-        add_noise, energy_gradient, jsd_noise, limit_x0, sds_gradient, surrogate_loss,
-    )  # fmt: skip
+        add_noise,
+        energy_gradient,
+        jsd_noise,
+        limit_x0,
+        sds_gradient,
+        surrogate_loss,
+    )
     from jointdreamer.energies.registry import build_energy
     from jointdreamer.fields.background import SphericalBackground
     from jointdreamer.fields.hash_grid import HashGridField
@@ -87,9 +92,18 @@ def train(cfg: dict[str, Any]) -> int:
                 words = text.at(cameras, now.negative_prompt)
                 pred = guidance.predict_noise(noised, words, now.guidance_scale)
                 energy_grad, coherence = energy_gradient(
-                    energy, guidance, noised, pred, render, cameras, words, now.energy_weight, generator,
-                    mask=distillation["mask"], mask_floor=distillation["mask_floor"],
-                )  # fmt: skip
+                    energy,
+                    guidance,
+                    noised,
+                    pred,
+                    render,
+                    cameras,
+                    words,
+                    now.energy_weight,
+                    generator,
+                    mask=distillation["mask"],
+                    mask_floor=distillation["mask_floor"],
+                )
                 noise_pred = jsd_noise(pred.noise, energy_grad, noised.sigma_t, now.energy_weight)  # Eq. 5, in brackets
                 noise_pred = limit_x0(noise_pred, noised, distillation["x0_limit"])
                 grad = sds_gradient(noise_pred, noised.noise, noised.weight)

@@ -84,7 +84,11 @@ def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBa
     """
     config, checkpoint = read_run(folder)
     field = HashGridField(**config["field"])
-    scene = VolumeRenderer(field_radius=field.radius, **config["renderer"]), field, SphericalBackground(**config["background"])
+    scene = (
+        VolumeRenderer(field_radius=field.radius, **config["renderer"]),
+        field,
+        SphericalBackground(**config["background"]),
+    )
     for name, module in zip(("renderer", "field", "background"), scene, strict=True):
         module.load_state_dict(checkpoint["parts"][name])
         module.eval()

@@ -5,7 +5,16 @@ import pytest
 from jointdreamer import cli
 from jointdreamer.errors import UserError
 
-NASTY = ["a corgi, 8K", 'a "quoted" cat', "it's: {a=[b]}", "a\nb", "🤖 ../../etc", "${prompt}", "x" * 10_000, "ロボット"]
+NASTY = [
+    "a corgi, 8K",
+    'a "quoted" cat',
+    "it's: {a=[b]}",
+    "a\nb",
+    "🤖 ../../etc",
+    "${prompt}",
+    "x" * 10_000,
+    "ロボット",
+]
 
 
 @pytest.mark.parametrize("prompt", NASTY)

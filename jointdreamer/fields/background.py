@@ -63,7 +63,7 @@ class SphericalBackground(nn.Module):
 
 
 def spherical_harmonics(dirs: Tensor) -> Tensor:
-    """The nine real spherical harmonics of bands 0 to 2 with tiny-cuda-nn's signs ("degree 3"): (..., 3) -> (..., 9)."""
+    """Real spherical harmonics of bands 0 to 2 ("degree 3"), tiny-cuda-nn's signs: (..., 3) -> (..., 9)."""
     x, y, z = dirs.unbind(-1)
     return torch.stack(
         [

@@ -4,10 +4,10 @@ Like the pictures of the real world, the flat ones mostly show fronts, and few o
 all of them rightly. The rigs (the 3D data) know their cameras, but cover only some words and combinations.
 """
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-import json
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +56,16 @@ def flat_pictures(n: int, seed: int, progress: Callable[[int, int], None] | None
     toys = [sample_toy(rng, **sets) for _ in range(n)]
     frontal = rng.random(n) < FRONTAL_SHARE
     azimuth = np.where(frontal, rng.normal(0, FRONTAL_SPREAD, n), rng.uniform(-np.pi, np.pi, n))
-    drawn = sample_cameras(Rig(n, 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed))
+    drawn = sample_cameras(
+        Rig(n, 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed)
+    )
     c2w = look_at(drawn.elevation, torch.as_tensor(azimuth, dtype=torch.float32)[:, None], drawn.distance)
     return _render_all(toys, c2w, drawn.fovy, azimuth[:, None], drawn.elevation, progress)
 
 
-def rigs(n: int, seed: int, progress: Callable[[int, int], None] | None = None, scarce: bool = True, **sets: str) -> Pictures:
+def rigs(
+    n: int, seed: int, progress: Callable[[int, int], None] | None = None, scarce: bool = True, **sets: str
+) -> Pictures:
     """N rigs of four views 90 degrees apart; with `scarce` only of toys that have 3D data."""
     rng = np.random.default_rng([seed, 2])
     toys: list[Toy] = []
@@ -78,7 +82,9 @@ def fronts(toys: list[Toy], seed: int) -> torch.Tensor:
     """One near-front rgb (N, 3, 64, 64) of each toy, on light grey."""
     rng = np.random.default_rng([seed, 3])
     azimuth = np.clip(rng.normal(0, FRONTAL_SPREAD, len(toys)), -0.6, 0.6)
-    drawn = sample_cameras(Rig(len(toys), 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed))
+    drawn = sample_cameras(
+        Rig(len(toys), 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed)
+    )
     c2w = look_at(drawn.elevation, torch.as_tensor(azimuth, dtype=torch.float32)[:, None], drawn.distance)
     pictures = _render_all(toys, c2w, drawn.fovy, azimuth[:, None], drawn.elevation, None)
     return composite(pictures.rgba[:, 0], random_background(rng, len(toys)))

@@ -188,8 +188,10 @@ class TextToImage(Recipe):
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rows = rng.integers(len(self.flat), size=self.batch)
         captions = [
-            "" if rng.random() < 0.1 else
-            data.flat_caption(self.flat.toys[r], self.flat.azimuth[r, 0], self.flat.elevation[r, 0], rng) for r in rows
+            ""
+            if rng.random() < 0.1
+            else data.flat_caption(self.flat.toys[r], self.flat.azimuth[r, 0], self.flat.elevation[r, 0], rng)
+            for r in rows
         ]
         x0 = torch.from_numpy(self.latents[rows, 0].astype(np.float32))
         self.networks["text"].requires_grad_(step < self.FREEZE_TEXT)
@@ -287,7 +289,10 @@ class MultiView(Recipe):
         noise = torch.randn(24, 4, 16, 16, generator=torch.Generator().manual_seed(0))
         set_views(unet, 4)
         latents = ddim(
-            lambda x, t, half: unet(x, t, half, class_labels=camera.repeat(2, 1)).sample, noise, words, guidance_scale=4.0
+            lambda x, t, half: unet(x, t, half, class_labels=camera.repeat(2, 1)).sample,
+            noise,
+            words,
+            guidance_scale=4.0,
         )
         self.write_sheet(step, decode(self.vae, latents), 8)
 
@@ -356,7 +361,9 @@ class Judge(Recipe):
     @torch.no_grad()
     def sheet(self, step: int) -> None:
         pictures = data.rigs(100, seed=97, scarce=False, shape="held_out")
-        rgb = data.composite(pictures.rgba.reshape(400, 64, 64, 4), data.random_background(np.random.default_rng(0), 400))
+        rgb = data.composite(
+            pictures.rgba.reshape(400, 64, 64, 4), data.random_background(np.random.default_rng(0), 400)
+        )
         origins = [(pictures, row, view) for row in range(100) for view in range(4)]
         answers, (targets, worn) = self.networks["judge"](rgb), judge_targets(origins)
         right = {name: (answers[name].argmax(1) == targets[name]).float() for name in targets}

@@ -66,8 +66,7 @@ def main() -> int:
     jobs = [(p, s, e) for s in range(args.seeds) for p in range(len(prompts)) for e in args.energies]
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
         failed = sum(
-            status != 0
-            for status in pool.map(lambda j: train_one(j, args.prompts, args.out, 1, args.overrides), jobs)
+            status != 0 for status in pool.map(lambda j: train_one(j, args.prompts, args.out, 1, args.overrides), jobs)
         )
 
     rows: dict[str, list[Verdict]] = {energy: [] for energy in args.energies}

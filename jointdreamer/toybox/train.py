@@ -113,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("model", choices=["data", *DEFAULT_STEPS])
     parser.add_argument("--steps", type=int, help="optimiser steps (the learning rate's cosine ends there)")
     parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--folder", type=Path, default=Path("toybox_training"), help="where pictures and checkpoints go")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("toybox_training"), help="where pictures and checkpoints go"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--pictures", type=int, default=60_000, help="flat pictures of `data`; a sixth as many rigs")
     parser.add_argument("--install", action="store_true", help="put the newest weights into the package and stop")

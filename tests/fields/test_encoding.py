@@ -150,7 +150,7 @@ def test_numba_is_torch(options):
 @needs_numba
 def test_numba_agrees_with_the_equations_at_full_size():
     """Sixteen levels up to resolution 4096, where float32 leaves three digits of the position in the cell."""
-    options = dict(SMALL, n_levels=16, log2_table_size=12, base_resolution=16, growth=1.447269237440378)
+    options: dict = SMALL | {"n_levels": 16, "log2_table_size": 12, "base_resolution": 16, "growth": 1.447269237440378}
     module = grid("numba", **options)
     x = torch.rand(40, 3)
     expected = oracle(x.double().numpy(), module.params.detach().double().numpy(), **options)

@@ -86,6 +86,7 @@ def test_a_loss_on_normals_reaches_the_geometry_only():
             parameter -= 2e-6 * direction
             lower = loss()
             parameter += 1e-6 * direction
+        assert parameter.grad is not None
         assert (parameter.grad * direction).sum().item() == pytest.approx((upper - lower).item() / 2e-6, rel=1e-4)
     assert all(parameter.grad is None for parameter in field.albedo_mlp.parameters())
 

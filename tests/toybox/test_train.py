@@ -36,7 +36,10 @@ def test_a_stopped_training_ends_like_one_that_was_not(tmp_path):
     cut = trainer(tmp_path / "cut", 20)
     assert cut.step == 10
     run(cut)
-    for a, b in ((whole.networks["net"].state_dict(), cut.networks["net"].state_dict()), (whole.average["net"], cut.average["net"])):
+    for a, b in (
+        (whole.networks["net"].state_dict(), cut.networks["net"].state_dict()),
+        (whole.average["net"], cut.average["net"]),
+    ):
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert whole.curve == cut.curve
 
@@ -78,6 +81,6 @@ def test_every_recipe_learns_its_first_steps_and_saves(tmp_path):
 def test_degraded_views_stay_pictures():
     rgb = torch.rand(20, 3, 64, 64)
     out = recipes.degrade(rgb, np.random.default_rng(0))
-    assert out.shape == rgb.shape and 0 <= out.min() and out.max() <= 1
+    assert out.shape == rgb.shape and out.min() >= 0 and out.max() <= 1
     untouched = (out == rgb).flatten(1).all(1).float().mean()
     assert 0.1 < untouched < 0.8

@@ -4,8 +4,18 @@ import pytest
 from jointdreamer.toybox import data, raycast, world
 from jointdreamer.toybox.judge import judging_cameras, true_views
 from jointdreamer.toybox.world import (
-    ACCESSORIES, COLORS, KINDS, Toy, caption, direction_word, has_3d_data, is_held_out_combination, parse_caption,
-    sample_toy, solids, vocabulary,
+    ACCESSORIES,
+    COLORS,
+    KINDS,
+    Toy,
+    caption,
+    direction_word,
+    has_3d_data,
+    is_held_out_combination,
+    parse_caption,
+    sample_toy,
+    solids,
+    vocabulary,
 )  # fmt: skip
 
 
