@@ -17,6 +17,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
     from jointdreamer.distillation import (
         add_noise,
+        bounded_weight,
         energy_gradient,
         jsd_noise,
         limit_x0,
@@ -29,7 +30,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.optim import build_optimizer
-    from jointdreamer.outputs import save_mesh, save_turntable, save_views
+    from jointdreamer.outputs import save_energy, save_mesh, save_turntable, save_views
     from jointdreamer.prompts import encode_prompt
     from jointdreamer.regularizers import needs_normals, regularizers
     from jointdreamer.renderers.shading import sample_shading
@@ -37,6 +38,9 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
     from jointdreamer.schedules import Plan
 
+    readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
+    readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
+    cli.check(cfg, readers)
     plan, rig = Plan(cfg["schedule"]).check(), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
@@ -54,22 +58,26 @@ def train(cfg: dict[str, Any]) -> int:
         renderer = VolumeRenderer(field_radius=field.radius, **cfg["renderer"]).to(device)
         optimizer = build_optimizer({**field.parameter_groups(), **background.parameter_groups()}, **cfg["optimizer"])
         parts = {"field": field, "background": background, "renderer": renderer, "optimizer": optimizer}
-        start = run.resume(**parts, generator=generator)
         scene = (renderer, field, background)
         every, output, orbit = cfg["every"], cfg["output"], cli.eval_orbit(cfg["output"])
 
+        # The priors, frozen
+        models, distillation = cfg["models"], cfg["distillation"]
+        guidance = LatentDiffusion(**models["text_to_image"], device=device)
+        tokenizer, text_encoder = guidance.text_parts()
+        energy = build_energy(**cfg["energy"], device=device)
+
+        # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
+        start = run.resume(**parts, generator=generator)
         with (
             Logger(run.path, plan.steps, start, every["log"], cfg["logger"]["wandb"], cfg) as logger,
             stop_on_signals() as stop,
         ):
-            logger.message(f"{run.path}: {cli.models_line(cfg)}; {device}; encoding on {field.encoding.backend}")
-
-            # The priors, frozen
-            models, distillation = cfg["models"], cfg["distillation"]
-            guidance = LatentDiffusion(**models["text_to_image"], device=device)
-            text = encode_prompt(cfg["prompt"], cfg["negative_prompt"], *guidance.text_parts(), **cfg["prompts"])
-            energy = build_energy(**cfg["energy"], device=device)
-            run.write_command(["python", *sys.argv])
+            priors = cli.models_line(cfg, device)
+            logger.message(f"{run.path}: {priors}; {device}; encoding on {field.encoding.backend}")
+            text = encode_prompt(cfg["prompt"], cfg["negative_prompt"], tokenizer, text_encoder, **cfg["prompts"])
+            del text_encoder  # a gigabyte that is needed once
+            run.write_command(cli.typed_command())
             weights = [folder for model in (guidance, energy) if (folder := getattr(model, "folder", None))]
             run.write_environment(weights=checksums(weights), encoding=field.encoding.backend, device=str(device))
             eight = orbit_cameras(8, plan.max("resolution"), **orbit)
@@ -104,7 +112,8 @@ def train(cfg: dict[str, Any]) -> int:
                     mask=distillation["mask"],
                     mask_floor=distillation["mask_floor"],
                 )
-                noise_pred = jsd_noise(pred.noise, energy_grad, noised.sigma_t, now.energy_weight)  # Eq. 5, in brackets
+                energy_weight = bounded_weight(now.energy_weight, noised, distillation["energy_limit"])
+                noise_pred = jsd_noise(pred.noise, energy_grad, noised.sigma_t, energy_weight)  # Eq. 5, in brackets
                 noise_pred = limit_x0(noise_pred, noised, distillation["x0_limit"])
                 grad = sds_gradient(noise_pred, noised.noise, noised.weight)
 
@@ -119,11 +128,18 @@ def train(cfg: dict[str, Any]) -> int:
                 logger.log(step, loss, losses, now, coherence=coherence.mean(), opacity=render.opacity.mean())
                 done = step + 1
                 if due(done, every["view"]) or done == plan.steps:
-                    logger.image("views", step, save_views(run.path / "views" / f"step_{done:06d}.png", *scene, eight))
-                if due(done, every["checkpoint"]) or stop.requested or done == plan.steps:
+                    picture = f"step_{done:06d}.png"
+                    logger.image("views", step, save_views(run.path / "views" / picture, *scene, eight))
+                    if energy_grad.any():
+                        shown = run.path / "energy" / picture
+                        logger.image(
+                            "energy", step, save_energy(shown, guidance, noised, pred, energy_grad, noise_pred)
+                        )
+                stopping = stop.requested  # looked at once: a signal between the two lines would be left unsaved
+                if due(done, every["checkpoint"]) or stopping or done == plan.steps:
                     run.save(done, **parts, generator=generator)
-                if stop.requested and done < plan.steps:
-                    logger.message(f"stopped at step {done}, saved; the same command goes on from there")
+                if stopping:
+                    logger.message(f"stopped after {done} of {plan.steps} steps, saved; the same command goes on")
                     return stop.exit_status
 
             # What it was for

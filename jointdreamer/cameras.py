@@ -154,6 +154,11 @@ def rays(
     resolution: int,
 ) -> tuple[Tensor, Tensor]:
     """Ray origins and unit directions, both (B, V, R, R, 3), through pixel centres; row 0 is the top of the image."""
+    with torch.autocast(c2w.device.type, enabled=False):  # half precision would bend the rays by whole pixels
+        return _rays(c2w, fovy, resolution)
+
+
+def _rays(c2w: Tensor, fovy: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
     focal = 0.5 * resolution / torch.tan(fovy / 2)  # (B, V) pixels
     centre = torch.arange(resolution, dtype=c2w.dtype, device=c2w.device) + 0.5 - resolution / 2
     y, x = torch.meshgrid(-centre, centre, indexing="ij")

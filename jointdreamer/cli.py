@@ -3,16 +3,43 @@
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from jointdreamer.arguments import check_arguments
 from jointdreamer.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPT_VARIABLE = "JOINTDREAMER_PROMPT"
 
+# Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "every.log": (int, 1, inf),
+    "every.view": (int, 0, inf),
+    "every.checkpoint": (int, 0, inf),
+    "output.views": (int, 1, 10_000),
+    "output.resolution": (int, 8, 4096),
+    "output.fps": (int, 1, 240),
+    "output.elevation_deg": (float, -90, 90),
+    "output.distance": (float, 0.1, 1000),
+    "output.fovy_deg": (float, 1, 179),
+    "output.mesh_resolution": (int, 8, 1024),
+    "distillation.mask_floor": (float, 0, 1),
+}
+CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("no", "bf16"),
+    "distillation.weighting": ("sds", "uniform", "fantasia3d"),
+    "distillation.mask": ("input", "gradient", "none"),
+}
+TEXTS = ("name", "out_dir", "negative_prompt")
+
 _failures: list[int] = []
+_typed: list[str] = []  # the command as it came
 
 
 def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
@@ -26,9 +53,9 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    _typed[:] = sys.argv
     multirun = any(word in ("-m", "--multirun") for word in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them at length
-    sys.argv[1:] = complete(sys.argv[1:], cuda_is_available, multirun)
 
     def job(cfg: Any) -> None:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -36,24 +63,23 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             status = task(with_prompt(plain))
         except UserError as error:
             status = complain(error)
-        except Exception:
-            if not multirun:
-                raise
-            import traceback
-
+        except Exception:  # a fault of ours
             traceback.print_exc()
             status = 1
         _failures.append(status)
+        if multirun and status > 128:  # stopped by a signal: so is the sweep
+            raise KeyboardInterrupt
 
     try:
+        sys.argv[1:] = complete(sys.argv[1:], cuda_is_available, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except OSError as error:  # before or around a job, not in it: it keeps its own
+        return complain(f"{error}: choose another place with out_dir=...")
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         return complain(explain(str(error), config_name))
-    except UserError as error:
-        return complain(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return max(_failures, default=0) if max(_failures, default=0) > 128 else 130
     return max(_failures, default=0)
 
 
@@ -75,8 +101,10 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
         if equals and key == "prompt" and not multirun:
             if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
                 value = value[1:-1]  # quoted for Hydra, as its own documentation says
-            if "\0" in value:
-                raise UserError("the prompt holds a NUL character")
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise UserError("the prompt is no UTF-8 text: is the terminal's encoding another one?") from error
             os.environ[PROMPT_VARIABLE] = value
             word = f"prompt=${{oc.env:{PROMPT_VARIABLE}}}"
         done.append(word)
@@ -94,7 +122,15 @@ def cuda_is_available() -> bool:
 
 
 def explain(message: str, config_name: str) -> str:
-    """Hydra's message; for an unknown key, with the keys that there are."""
+    """Hydra's message; for an unknown key or choice, with those that there are."""
+    if "Config group override must be" in message:
+        groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+        return f"{', '.join(groups)} want the name of a choice, not null: leave the word out"
+    missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
+    if choice := re.search(missing, message, re.DOTALL):
+        group, name, there = choice.groups()
+        own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
+        return f"unknown {group} {name!r}: choose one of {', '.join(there.split())}{own}"
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)
     if not unknown:
         return message
@@ -129,8 +165,12 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
             lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"prompt_file={file}: cannot be read ({error})") from error
+        if not lines:
+            raise UserError(f"prompt_file={file} is empty: wanted a prompt a line")
         if not isinstance(number, int) or not 0 <= number < len(lines):
-            raise UserError(f"prompt_id={number}: {file} has the lines 0 to {len(lines) - 1}")
+            raise UserError(
+                f"prompt_id={'' if number is None else number}: which line? {file} has the lines 0 to {len(lines) - 1}"
+            )
         prompt = lines[number]
     elif number is not None:
         raise UserError(f"prompt_id={number} without a prompt_file: name the file, prompt_file=prompts/janus16.txt")
@@ -140,17 +180,56 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def models_line(cfg: Mapping[str, Any]) -> str:
-    """Which pretrained models a run takes, and why."""
+def check(cfg: dict[str, Any], readers: Mapping[str, Callable]) -> None:
+    """Refuse, before anything is loaded, what the config may not say.
+
+    readers: who takes a group of the config, {"cameras": Rig}; its signature says what the group may hold.
+    Raises UserError, one line.
+    """
+
+    def value(key: str) -> Any:
+        node: Any = cfg
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+    for key in TEXTS:
+        if value(key) is None or (not str(cfg[key]).strip() and key != "negative_prompt"):
+            raise UserError(f"{key} is empty: wanted a text")
+        cfg[key] = str(cfg[key])  # a name of digits is a number to YAML
+    for key, words in CHOICES.items():
+        if value(key) not in words:
+            raise UserError(f"{key}={value(key)!r}: choose one of {', '.join(words)}")
+    for key, (kind, low, high) in NUMBERS.items():
+        number = value(key)
+        right = isinstance(number, int if kind is int else int | float) and not isinstance(number, bool)
+        if not right or not low <= number <= high:
+            most = f" to {high:g}" if high < 1e9 else " up"
+            raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
+    for key in ("schedule", "energy", "models", "logger"):
+        if not isinstance(value(key), Mapping):
+            raise UserError(f"{key}={value(key)!r}: wanted a group of settings, or leave it out")
+    for key, reader in readers.items():
+        check_arguments(reader, value(key), key, whole=False)
+    if cfg["device"] == "cuda" and not cuda_is_available():
+        raise UserError("device=cuda: torch sees no CUDA device; leave device out, or install a CUDA build of torch")
+
+
+def models_line(cfg: Mapping[str, Any], device: Any) -> str:
+    """Which pretrained models a run takes, and why; `device` is where they run."""
     name = cfg["models"]["name"]
-    given = any(word.startswith("models=") for word in _typed)
+    given = any(word.startswith("models=") for word in _typed[1:])
+    if name == "sd21" and str(device) == "cpu":
+        return "models=sd21 on a CPU, where an object takes days (models=toybox: minutes)"
     if given:
         return f"models={name}, as asked"
     why = "a CUDA device is there" if name == "sd21" else "no CUDA device here; models=sd21 takes Stable Diffusion 2.1"
     return f"models={name} ({why})"
 
 
-_typed = list(sys.argv[1:])
+def typed_command() -> list[str]:
+    """The command that came, as it came: `main` changes `sys.argv` for Hydra."""
+    return ["python", *_typed]
 
 
 def eval_orbit(output: Mapping[str, Any]) -> dict[str, float]:

@@ -106,7 +106,7 @@ def energy_gradient(
       "none"      no mask
 
     With energy_weight 0 or NoEnergy nothing is computed: zeros, no network is called, no random number is drawn.
-    Raises ValueError if an energy does not return (B,) or forgets x0, UserError for an unknown mask.
+    Raises UserError if an energy does not return (B,) or forgets x0, and for an unknown mask.
     """
     b = noised.latents_noisy.shape[0]
     if energy_weight == 0 or isinstance(energy, NoEnergy):
@@ -132,11 +132,12 @@ def energy_gradient(
         )
         coherence = energy(views)
         name = type(energy).__name__
-        if coherence.shape != (b,):
-            raise ValueError(f"{name} must return one number per rig, shape ({b},), got {tuple(coherence.shape)}")
-        if not coherence.requires_grad:
-            raise ValueError(f"{name} does not depend on views.x0, so it has no gradient: was x0 detached?")
-        (grad,) = torch.autograd.grad(coherence.sum(), x_t)
+        if not isinstance(coherence, Tensor) or coherence.shape != (b,):
+            what = tuple(coherence.shape) if isinstance(coherence, Tensor) else type(coherence).__name__
+            raise UserError(f"energy {name} must return one number per rig, a tensor of shape ({b},), got {what}")
+        grad = torch.autograd.grad(coherence.sum(), x_t, allow_unused=True)[0] if coherence.requires_grad else None
+        if grad is None:
+            raise UserError(f"energy {name} does not depend on views.x0, so it has no gradient: was x0 detached?")
     return (m * grad if mask == "gradient" else grad), coherence.detach()
 
 
@@ -145,7 +146,21 @@ def sds_gradient(noise_pred: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
     return weight * (noise_pred - noise)
 
 
-def jsd_noise(noise_pred: Tensor, energy_grad: Tensor, sigma_t: Tensor, energy_weight: float) -> Tensor:
+def bounded_weight(energy_weight: float, noised: Noised, limit: float | None) -> float | Tensor:
+    """The energy's weight such that it moves the implied x0 by at most `limit` dC/dx0; None leaves it as it is.
+
+    Eq. 5 moves x0 by lambda sigma_t^2 / alpha_t^2 dC/dx0: 60 to 200 times lambda at large t, far beyond the optimum of
+    any energy. The harmonic sum 1 / (1 / (lambda sigma_t^2 / alpha_t^2) + 1 / limit) keeps Eq. 5 where its step is
+    small. With limit 1 it is the implicit (proximal) step for an energy of curvature 1 such as Eq. 8: no step passes
+    the optimum.
+    """
+    if limit is None:
+        return energy_weight
+    step = energy_weight * (noised.sigma_t / noised.alpha_t).square()
+    return energy_weight / (1 + step / limit)
+
+
+def jsd_noise(noise_pred: Tensor, energy_grad: Tensor, sigma_t: Tensor, energy_weight: float | Tensor) -> Tensor:
     """The noise prediction of the joint model: eps_hat - lambda sigma_t dC/dx_t.
 
     The paper's Eq. 5 and 9 print no sigma_t; its Appendix B implies one (score = -eps / sigma_t), and the release has

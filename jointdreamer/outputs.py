@@ -1,6 +1,7 @@
 """What a run shows: previews on the way; turntable, contact sheet and mesh at the end."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 
 from jointdreamer.cameras import Cameras
+from jointdreamer.diffusion import alpha_sigma, x0_from_noise
 from jointdreamer.errors import UserError
 from jointdreamer.export import extract_mesh, write_mesh
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
 from jointdreamer.fields.hash_grid import HashGridField
+from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.images import contact_sheet, normals_to_rgb, write_png, write_video
 from jointdreamer.renderers.volume import Render, VolumeRenderer
 from jointdreamer.run import read_run
@@ -44,6 +47,34 @@ def _rows(render: Render) -> dict[str, Tensor]:
     return {"rgb": render.rgb[0], "normal": normal[0], "opacity": render.opacity[0]}
 
 
+@torch.no_grad()
+def save_energy(
+    path: Path,
+    guidance: Guidance,
+    noised: NoisyLatents,
+    pred: NoisePrediction,
+    energy_grad: Tensor,  # (B, V, C, h, w) dC/dx_t
+    joint_noise_pred: Tensor,  # (B, V, C, h, w) what distillation follows
+) -> Path:
+    """What the energy did to one step, decoded, a column for each view of the first rig; returns the PNG.
+
+    Rows: the noisy latents; the prior's guided one-step x0; what the energy wanted, the unconditional x0 (which it saw)
+    plus dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the energy.
+    Draws no random number.
+    """
+    x_t = noised.latents_noisy
+    alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, noised.timesteps)
+    rows = {
+        "noisy": x_t,
+        "x0": x0_from_noise(x_t, pred.noise, alpha_t, sigma_t),
+        # dC/dx0 = alpha_t dC/dx_t
+        "wanted": x0_from_noise(x_t, pred.noise_uncond, alpha_t, sigma_t) + alpha_t * energy_grad,
+        "after": x0_from_noise(x_t, joint_noise_pred, alpha_t, sigma_t),
+    }
+    write_png(path, contact_sheet({name: guidance.decode(latents[:1])[0] for name, latents in rows.items()}))
+    return path
+
+
 def save_turntable(
     folder: Path,
     renderer: VolumeRenderer,
@@ -55,7 +86,8 @@ def save_turntable(
     """rgb.mp4 and normal.mp4 of a full turn; returns both paths."""
     frames: dict[str, list[Tensor]] = {"rgb": [], "normal": []}
     for view in range(cameras.n_views):
-        one = Cameras(**{k: v[:, view : view + 1] if isinstance(v, Tensor) else v for k, v in vars(cameras).items()})
+        cut: dict[str, Any] = {k: v[:, view : view + 1] for k, v in vars(cameras).items() if isinstance(v, Tensor)}
+        one = replace(cameras, **cut)
         rows = _rows(render_views(renderer, field, background, one))
         for name, kept in frames.items():
             kept.append(rows[name][0].cpu())

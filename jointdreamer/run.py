@@ -112,7 +112,8 @@ class RunFolder:
         config: the resolved config as plain dicts, lists and values; written to `config.yaml` the first time.
         keep: how many checkpoints stay (the newest ones).
         Raises: UserError if the folder cannot be written, is in use by another process, holds something else than a
-        run, or belongs to another config (keys in MAY_DIFFER do not count).
+        run, or belongs to another config (keys in MAY_DIFFER do not count). A folder in which no step was done yet
+        belongs to nobody: a command with a mistake in it must not stand in the way of the corrected one.
         """
         if keep < 1:
             raise UserError(f"keep={keep}: wanted the number of checkpoints to keep, 1 or more")
@@ -130,14 +131,16 @@ class RunFolder:
                 f"cannot write in the run folder {path} ({error.strerror}): choose another place with out_dir=..."
             ) from error
         try:
-            if (path / "config.yaml").exists():
+            known = (path / "config.yaml").exists()
+            if known and _has_begun(path):
                 _check_same_config(path, plain)
-            elif any(entry.name != ".lock" and not is_leftover(entry) for entry in path.iterdir()):
+            elif not known and any(entry.name != ".lock" and not is_leftover(entry) for entry in path.iterdir()):
                 raise UserError(
                     f"{path} holds files but no config.yaml, so it is not a run folder: move it away, or choose "
                     "another place with out_dir=..."
                 )
-            else:
+            else:  # new, or left by a command that failed before its first step
+                (path / "command.txt").unlink(missing_ok=True)
                 write_text(path / "config.yaml", text)
             remove_leftovers(path)
         except BaseException:
@@ -319,6 +322,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
         items = [_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items()]
         return {key: inner for item in items for key, inner in item.items()}
     return {prefix: value}
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether there is anything to lose: a checkpoint, good or not, a row of metrics, or a result."""
+    metrics = path / "metrics.jsonl"
+    rows = metrics.exists() and metrics.stat().st_size > 0
+    return rows or any((path / "checkpoints").glob("step_*")) or (path / "result.json").exists()
 
 
 def _check_same_config(path: Path, config: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ Pure in the step, so a resumed run continues exactly (the released Geometry Fadi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 from jointdreamer.errors import UserError
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -105,7 +106,7 @@ class Plan:
         return _evaluate(self._tree, step)
 
     def check(self) -> "Plan":
-        """Self, if every value that the training loop reads is there and possible. Raises UserError, one line, if not."""
+        """Self, if every value that the training loop reads is there and possible; a UserError of one line if not."""
         for name, (kind, low, high) in WANTED.items():
             schedule = self._tree.get(name)
             if not isinstance(schedule, Schedule):
@@ -119,6 +120,10 @@ class Plan:
         for name in ("lr", "loss"):
             if not isinstance(self._tree.get(name), dict):
                 raise UserError(f"schedule.{name} is missing: wanted a schedule for each name in it")
+            for key, schedule in self._tree[name].items():
+                knots = schedule.knots if isinstance(schedule, Schedule) else ((0, "more names", False),)
+                if wrong := [value for _, value, _ in knots if not (_is_number(value) and 0 <= value < inf)]:
+                    raise UserError(f"schedule.{name}.{key}: wanted numbers from 0 up, got {wrong[0]!r}")
         return self
 
     def max(self, name: str) -> Any:

@@ -5,6 +5,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import json
+import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 
 torch.set_num_threads(1)
 
+Shapes = dict[str, tuple[int, ...]]
 WORDS = ("a", "red", "robot", "with", "hat", "front", "side", "back", "overhead", "view", ",")
 
 
@@ -152,3 +157,223 @@ def tiny_sd_folder(tmp_path_factory) -> Callable[[str], Path]:
 def tiny_mv_folder(tmp_path_factory) -> Callable[[str], Path]:
     """tiny_mv_folder(prediction_type="epsilon") -> a random multi-view folder of the same sizes, with vae/."""
     return _once(tmp_path_factory, "mv")
+
+
+# MVDream in the layout of the original code (CONVENTIONS section 3), written down name by name; nothing of diffusers
+
+
+def ldm_unet_shapes(widths, blocks, attends, text) -> Shapes:
+    """Name -> shape of every weight of model.diffusion_model."""
+    s, temb = {}, 4 * widths[0]
+
+    def affine(name, *shape):
+        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
+
+    def resnet(name, cin, cout):
+        affine(f"{name}.in_layers.0", cin)
+        affine(f"{name}.in_layers.2", cout, cin, 3, 3)
+        affine(f"{name}.emb_layers.1", cout, temb)
+        affine(f"{name}.out_layers.0", cout)
+        affine(f"{name}.out_layers.3", cout, cout, 3, 3)
+        if cin != cout:
+            affine(f"{name}.skip_connection", cout, cin, 1, 1)
+
+    def transformer(name, c):
+        affine(f"{name}.norm", c)
+        affine(f"{name}.proj_in", c, c)
+        block = f"{name}.transformer_blocks.0"
+        for attn, context in (("attn1", c), ("attn2", text)):
+            s[f"{block}.{attn}.to_q.weight"] = (c, c)
+            s[f"{block}.{attn}.to_k.weight"] = s[f"{block}.{attn}.to_v.weight"] = (c, context)
+            affine(f"{block}.{attn}.to_out.0", c, c)
+        affine(f"{block}.ff.net.0.proj", 8 * c, c)
+        affine(f"{block}.ff.net.2", c, 4 * c)
+        for norm in ("norm1", "norm2", "norm3"):
+            affine(f"{block}.{norm}", c)
+        affine(f"{name}.proj_out", c, c)
+
+    for name, width in (("time_embed", widths[0]), ("camera_embed", 16)):
+        affine(f"{name}.0", temb, width)
+        affine(f"{name}.2", temb, temb)
+    affine("input_blocks.0.0", widths[0], 4, 3, 3)
+    skips, c, i = [widths[0]], widths[0], 1
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            resnet(f"input_blocks.{i}.0", c, width)
+            c = width
+            if attends[level]:
+                transformer(f"input_blocks.{i}.1", c)
+            skips.append(c)
+            i += 1
+        if level < len(widths) - 1:
+            affine(f"input_blocks.{i}.0.op", c, c, 3, 3)
+            skips.append(c)
+            i += 1
+    resnet("middle_block.0", c, c)
+    transformer("middle_block.1", c)
+    resnet("middle_block.2", c, c)
+    i = 0
+    for level in reversed(range(len(widths))):
+        for position in range(blocks + 1):
+            resnet(f"output_blocks.{i}.0", c + skips.pop(), widths[level])
+            c = widths[level]
+            if attends[level]:
+                transformer(f"output_blocks.{i}.1", c)
+            if level and position == blocks:
+                affine(f"output_blocks.{i}.{2 if attends[level] else 1}.conv", c, c, 3, 3)
+            i += 1
+    affine("out.0", c)
+    affine("out.2", 4, c, 3, 3)
+    return s
+
+
+def ldm_vae_shapes(widths=(32, 64), blocks=1) -> Shapes:
+    """Name -> shape of every weight of first_stage_model."""
+    s = {}
+
+    def affine(name, *shape):
+        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
+
+    def resnet(name, cin, cout):
+        affine(f"{name}.norm1", cin)
+        affine(f"{name}.conv1", cout, cin, 3, 3)
+        affine(f"{name}.norm2", cout)
+        affine(f"{name}.conv2", cout, cout, 3, 3)
+        if cin != cout:
+            affine(f"{name}.nin_shortcut", cout, cin, 1, 1)
+
+    def middle(name, c):
+        resnet(f"{name}.mid.block_1", c, c)
+        affine(f"{name}.mid.attn_1.norm", c)
+        for part in ("q", "k", "v", "proj_out"):
+            affine(f"{name}.mid.attn_1.{part}", c, c, 1, 1)
+        resnet(f"{name}.mid.block_2", c, c)
+
+    affine("encoder.conv_in", widths[0], 3, 3, 3)
+    c = widths[0]
+    for level, width in enumerate(widths):
+        for j in range(blocks):
+            resnet(f"encoder.down.{level}.block.{j}", c, width)
+            c = width
+        if level < len(widths) - 1:
+            affine(f"encoder.down.{level}.downsample.conv", c, c, 3, 3)
+    middle("encoder", c)
+    affine("encoder.norm_out", c)
+    affine("encoder.conv_out", 8, c, 3, 3)
+    affine("quant_conv", 8, 8, 1, 1)
+    affine("post_quant_conv", 4, 4, 1, 1)
+    affine("decoder.conv_in", c, 4, 3, 3)
+    middle("decoder", c)
+    for level in reversed(range(len(widths))):
+        for j in range(blocks + 1):
+            resnet(f"decoder.up.{level}.block.{j}", c, widths[level])
+            c = widths[level]
+        if level:
+            affine(f"decoder.up.{level}.upsample.conv", c, c, 3, 3)
+    affine("decoder.norm_out", c)
+    affine("decoder.conv_out", 3, c, 3, 3)
+    return s
+
+
+@pytest.fixture(scope="session")
+def mvdream_state() -> Callable[..., dict[str, torch.Tensor]]:
+    """mvdream_state(...) -> a random checkpoint as the original code saves it, the autoencoder and the rest included.
+
+    widths, blocks, attends: channels of the UNet's levels, residual blocks in each, whether a level attends; text: the
+    width of the text embeddings.
+    """
+
+    from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+
+    def make(widths=(64, 128), blocks=1, attends=(True, False), text=16) -> dict[str, torch.Tensor]:
+        g = torch.Generator().manual_seed(0)
+        shapes = {f"model.diffusion_model.{k}": v for k, v in ldm_unet_shapes(widths, blocks, attends, text).items()}
+        shapes |= {f"first_stage_model.{k}": v for k, v in ldm_vae_shapes().items()}
+        state = {k: torch.randn(v, generator=g) / max(1, math.prod(v[1:])) ** 0.5 for k, v in shapes.items()}
+        state["cond_stage_model.model.ln_final.weight"] = torch.ones(3)  # the text tower is nobody's here
+        state["betas"] = torch.ones(1000)
+        state["alphas_cumprod"] = scaled_linear_alphas_cumprod()
+        return state
+
+    return make
+
+
+# train.py, without paying for its imports each time
+
+
+class Launcher:
+    """`python train.py WORDS`, in a process of its own that has imported everything already (launcher.py)."""
+
+    def __init__(self):
+        script = Path(__file__).with_name("launcher.py")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._answer() == "ready"
+
+    def start(self, folder: Path, words: list[str], seconds: int = 300, **env: str) -> None:
+        """Begin a run in `folder`, whose output goes to folder/stdout and folder/stderr; killed after `seconds`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        output = {name: str(folder / name) for name in ("stdout", "stderr")}
+        job = {"words": words, "cwd": str(folder), "env": env, "seconds": seconds, **output}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+
+    def finish(self) -> int:
+        """Wait for the run; its exit status, or minus the signal that ended it."""
+        return int(self._answer())
+
+    def run(self, folder: Path, words: list[str], seconds: int = 300, **env: str) -> int:
+        self.start(folder, words, seconds, **env)
+        return self.finish()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """launcher.run(folder, words, **env) -> the exit status of `python train.py WORDS` in `folder`."""
+    made = Launcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_sd_folder, tiny_mv_folder) -> Callable[..., list[str]]:
+    """tiny_run("energy=none") -> the words of a run of two steps with tiny random models; later words win."""
+    sd, mv = tiny_sd_folder(), tiny_mv_folder()
+
+    def words(*more: str) -> list[str]:
+        given = {word.partition("=")[0] for word in more}
+        default = [
+            "models=toybox",
+            f"models.text_to_image.source={sd}",
+            "models.text_to_image.image_size=16",
+            f"models.multi_view.source={mv}",
+            f"models.multi_view.vae={sd}",
+            "models.multi_view.image_size=16",
+            "schedule.steps=2",
+            "schedule.resolution=8",
+            "schedule.energy_weight=1",
+            "field.n_levels=2",
+            "renderer.n_samples=16",
+            "renderer.grid_resolution=8",
+            "every.log=1",
+            "every.checkpoint=1",
+            "every.view=0",
+            "output.views=2",
+            "output.resolution=8",
+            "output.mesh_resolution=8",
+        ]
+        return [*(word for word in default if word.partition("=")[0] not in given), *more]
+
+    return words

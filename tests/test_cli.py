@@ -1,4 +1,6 @@
 import os
+import sys
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ def test_a_prompt_reaches_the_config_as_typed(prompt, monkeypatch):
     monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
     words = cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
-        cfg = OmegaConf.to_container(compose("config", [*words, "name=test"]), resolve=True)
+        cfg: Any = OmegaConf.to_container(compose("config", [*words, "name=test"]), resolve=True)
     assert cfg["prompt"] == prompt
 
 
@@ -84,3 +86,25 @@ def test_a_line_that_is_not_there(tmp_path):
 def test_an_unknown_key_names_the_known_ones(key, there):
     said = cli.explain(f"Could not override '{key}'.\nKey is not in struct", "config")
     assert key in said and there in said
+
+
+def test_a_signal_stops_the_whole_sweep(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "models=toybox", "prompt=a,b,c", f"out_dir={tmp_path}"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    called = []
+
+    def task(cfg):
+        called.append(cfg["prompt"])
+        return 130 if cfg["prompt"] == "b" else 0
+
+    assert cli.main("config", task) == 130
+    assert called == ["a", "b"]
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "models=toybox", "prompt=a"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
+    assert cli.main("config", lambda cfg: {}["no such key"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "KeyError: 'no such key'" in said

@@ -1,6 +1,7 @@
 """The real conf/: everything composes, and says what the code that reads it can take."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,7 +15,7 @@ from jointdreamer.renderers.volume import VolumeRenderer
 from jointdreamer.schedules import Plan
 
 
-def config(*overrides):
+def config(*overrides) -> Any:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         # `name` is filled by Hydra's runtime, which `compose` does not have
         composed = compose("config", [*overrides, "name=test"], return_hydra_config=False)
@@ -77,7 +78,8 @@ def test_the_toybox_rig_is_the_world_s():
 
 def test_the_released_opacity_mask_and_no_clamps_are_the_default():
     cfg = config("models=sd21")
-    assert cfg["distillation"] == {"weighting": "sds", "mask": "input", "mask_floor": 0.0, "x0_limit": None}
+    released = {"weighting": "sds", "mask": "input", "mask_floor": 0.0, "energy_limit": None, "x0_limit": None}
+    assert cfg["distillation"] == released
     assert cfg["models"]["text_to_image"]["x0_limit"] is None and cfg["models"]["multi_view"]["x0_limit"] is None
 
 

@@ -11,6 +11,7 @@ from jointdreamer.diffusion import noise_like, scaled_linear_alphas_cumprod
 from jointdreamer.distillation import (
     Noised,
     add_noise,
+    bounded_weight,
     energy_gradient,
     jsd_gradient,
     jsd_noise,
@@ -263,6 +264,20 @@ def test_limit_clamps_the_implied_x0_and_nothing_else():
     inside = x0.abs() <= 0.7
     assert 0 < inside.double().mean() < 1
     torch.testing.assert_close(limited[inside], pred.noise[inside])
+
+
+def test_a_bounded_energy_never_passes_its_optimum():
+    """C = -1/2 |x0 - target|^2, limit 1: x0 moves a share step / (1 + step) of the way, step = lambda sigma^2 / alpha^2."""
+    _, _, noised, pred = scene()
+    target = tensors(B, V, C, H, H, seed=9)
+    a, s, x_t = noised.alpha_t, noised.sigma_t, noised.latents_noisy
+    x0 = (x_t - s * pred.noise) / a
+    energy_grad = (target - x0) / a  # dC/dx_t by hand, at the guided estimate
+    step = 1.25 * (s / a) ** 2
+    moved = (x_t - s * jsd_noise(pred.noise, energy_grad, s, bounded_weight(1.25, noised, 1.0))) / a
+    torch.testing.assert_close(moved, x0 + step / (1 + step) * (target - x0))
+    unbounded = (x_t - s * jsd_noise(pred.noise, energy_grad, s, bounded_weight(1.25, noised, None))) / a
+    torch.testing.assert_close(unbounded, x0 + step * (target - x0))
 
 
 def test_surrogate_hands_over_exactly_the_gradient_per_view():

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jointdreamer"
 
 GROUND = {
+    "arguments",
     "errors",
     "files",
 }  # below all layers: everything may import these, they import nothing of ours but each other

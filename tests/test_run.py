@@ -94,8 +94,14 @@ def test_config_comes_back_whole_whatever_the_prompt(tmp_path):
     RunFolder.open(tmp_path / "run", config).close()  # and is recognised
 
 
+def begin(folder, config):
+    """A run folder with a step done in it: from then on it belongs to its config."""
+    RunFolder.open(folder, config).close()
+    (folder / "metrics.jsonl").write_text('{"step": 0}\n')
+
+
 def test_foreign_config_is_refused_by_the_names_of_its_keys(tmp_path):
-    RunFolder.open(tmp_path, CONFIG).close()
+    begin(tmp_path, CONFIG)
     other = {**CONFIG, "guidance": {"scale": 50.0}, "extra": 1}
     with pytest.raises(UserError) as caught:
         RunFolder.open(tmp_path, other)
@@ -106,14 +112,28 @@ def test_foreign_config_is_refused_by_the_names_of_its_keys(tmp_path):
 
 
 def test_foreign_config_message_stays_short(tmp_path):
-    RunFolder.open(tmp_path, {**CONFIG, "prompt": "x" * 10_000, **{f"k{i}": 0 for i in range(50)}}).close()
+    begin(tmp_path, {**CONFIG, "prompt": "x" * 10_000, **{f"k{i}": 0 for i in range(50)}})
     with pytest.raises(UserError) as caught:
         RunFolder.open(tmp_path, {**CONFIG, "prompt": "y" * 10_000, **{f"k{i}": 1 for i in range(50)}})
     assert len(str(caught.value)) < 1000 and "46 more" in str(caught.value)
 
 
+def test_before_the_first_step_a_corrected_command_takes_the_folder(tmp_path):
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.write_command(["python", "train.py", "seed=0"])
+    run.close()
+    (tmp_path / "metrics.jsonl").touch()
+    RunFolder.open(tmp_path, {**CONFIG, "seed": 1}).close()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["seed"] == 1
+    assert not (tmp_path / "command.txt").exists()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_000001.pt.damaged").touch()
+    with pytest.raises(UserError, match="another config"):
+        RunFolder.open(tmp_path, CONFIG)
+
+
 def test_what_does_not_change_the_numbers_may_differ(tmp_path):
-    RunFolder.open(tmp_path, CONFIG).close()
+    begin(tmp_path, CONFIG)
     RunFolder.open(tmp_path, {**CONFIG, "out_dir": "elsewhere", "every": {"log": 1}, "logger": {"wandb": {}}}).close()
 
 
@@ -133,7 +153,7 @@ def test_a_folder_whose_first_file_was_cut_by_a_kill_is_taken_up(tmp_path):
 
 
 def test_broken_config_file_is_one_line(tmp_path):
-    RunFolder.open(tmp_path, CONFIG).close()
+    begin(tmp_path, CONFIG)
     (tmp_path / "config.yaml").write_text("{a: [")
     with pytest.raises(UserError, match="cannot be read") as caught:
         RunFolder.open(tmp_path, CONFIG)
@@ -167,7 +187,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_a_refused_folder_is_not_left_locked(tmp_path):
-    RunFolder.open(tmp_path, CONFIG).close()
+    begin(tmp_path, CONFIG)
     with pytest.raises(UserError, match="another config"):
         RunFolder.open(tmp_path, {**CONFIG, "seed": 1})
     RunFolder.open(tmp_path, CONFIG).close()

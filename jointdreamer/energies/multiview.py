@@ -50,12 +50,16 @@ class MultiViewEnergy(Energy):
         device = torch.device(device)
         dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
         needs = () if file else ("unet/config.json", "scheduler/scheduler_config.json")
-        path = find_weights(source, "multi-view model", file=file, needs=needs)
+        download = device.type == "cuda"
+        hint = "name the checkpoint's file, models.multi_view.source=FILE (or a diffusers folder, with "
+        hint += "models.multi_view.file=null); models=toybox needs no download"
+        path = find_weights(source, "multi-view model", file=file, needs=needs, hint=hint, download=download)
         model = load_multiview(path, dtype)
         if vae is not None:
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-            folder = find_weights(vae, "autoencoder of the multi-view model", needs=("vae/config.json",))
+            role = "autoencoder of the multi-view model"
+            folder = find_weights(vae, role, needs=("vae/config.json",), download=download)
             autoencoder = load_part(AutoencoderKL, folder, "vae", dtype)
         elif model.vae is not None:
             autoencoder = model.vae

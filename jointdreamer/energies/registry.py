@@ -5,6 +5,7 @@ from importlib import import_module
 
 import torch
 
+from jointdreamer.arguments import check_arguments
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 
@@ -34,11 +35,7 @@ def build_energy(name: str, device: torch.device | str = "cpu", **options) -> En
     kind = getattr(found, cls, None)
     if not (inspect.isclass(kind) and issubclass(kind, Energy)):
         raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
-    takes_device = "device" in inspect.signature(kind).parameters
-    if takes_device:
+    if "device" in inspect.signature(kind).parameters:
         options["device"] = device
-    try:
-        inspect.signature(kind).bind(**options)
-    except TypeError as error:
-        raise UserError(f"energy {name!r}: {error}; it takes {inspect.signature(kind)}") from error
+    check_arguments(kind, options, "energy")
     return kind(**options).to(device)

@@ -30,21 +30,24 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, n_in) -> (N, n_out)."""
-        return TwoLayers.apply(x, self.first, self.last, False)[0]
+        return self._apply_layers(x, False)[0]
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (N, n_out), and the gradient of their sum with respect to x (N, n_in); both differentiable.
 
         The gradient is piecewise constant in x, so that no derivative passes from it to x.
         """
-        return TwoLayers.apply(x, self.first, self.last, True)
+        return self._apply_layers(x, True)
+
+    def _apply_layers(self, x: Tensor, with_slope: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, enabled=False):  # half precision would coarsen the density
+            return TwoLayers.apply(x.to(self.first.dtype), self.first, self.last, with_slope)
 
 
 class TwoLayers(torch.autograd.Function):
     """h = relu(x W1'),  y = h W2',  and if asked for  slope = ((h > 0) * sum W2) W1."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)  # fp16 would coarsen the density
     def forward(ctx, x: Tensor, first: Tensor, last: Tensor, with_slope: bool) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(x, first, last)
         ctx.set_materialize_grads(False)
@@ -59,7 +62,6 @@ class TwoLayers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @torch.amp.custom_bwd(device_type="cuda")
     def backward(ctx, grad_outputs, grad_slopes):
         x, first, last = ctx.saved_tensors
         grad_x = torch.zeros_like(x)

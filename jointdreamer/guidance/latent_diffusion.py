@@ -26,6 +26,7 @@ class LatentDiffusion(Guidance):
     x0_limit: clamp the clean sample implied by the guided prediction to +- this; off by default
     cfg_rescale: blend phi of Lin et al. (2023): phi times the guided prediction brought to the spread of the text
         prediction, plus (1 - phi) times itself; spreads per view, unbiased. 0 in the paper's NeRF stages
+    x0_rescale: the same blend on the implied clean sample, whose spread guidance inflates at large t; off by default
 
     Raises UserError, one line, if the weights are missing, damaged or of a kind that needs other inputs.
     """
@@ -38,6 +39,7 @@ class LatentDiffusion(Guidance):
         device: str | torch.device = "cpu",
         x0_limit: float | None = None,
         cfg_rescale: float = 0.0,
+        x0_rescale: float = 0.0,
     ):
         super().__init__()
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -45,7 +47,9 @@ class LatentDiffusion(Guidance):
 
         device = torch.device(device)
         dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
-        self.folder = find_weights(source, "text-to-image model", needs=PARTS + TEXT_PARTS)
+        hint = "name a folder, models.text_to_image.source=FOLDER; models=toybox needs no download"
+        needs, download = PARTS + TEXT_PARTS, device.type == "cuda"
+        self.folder = find_weights(source, "text-to-image model", needs=needs, hint=hint, download=download)
         alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
         self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
         self.vae = load_part(AutoencoderKL, self.folder, "vae", dtype).to(device)
@@ -60,6 +64,7 @@ class LatentDiffusion(Guidance):
         self.image_size = image_size or config.sample_size * scale_factor(self.vae)
         self.x0_limit = x0_limit
         self.cfg_rescale = cfg_rescale
+        self.x0_rescale = x0_rescale
 
     def encode(self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True) -> Tensor:
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
@@ -92,10 +97,12 @@ class LatentDiffusion(Guidance):
 
         noise = (1 + guidance_scale) * cond - guidance_scale * uncond
         if self.cfg_rescale:
-            spread = cond.std((-3, -2, -1), keepdim=True) / noise.std((-3, -2, -1), keepdim=True)
-            noise = self.cfg_rescale * spread * noise + (1 - self.cfg_rescale) * noise
-        if self.x0_limit is not None:
-            x0 = x0_from_noise(x_t, noise, alpha_t, sigma_t).clamp(-self.x0_limit, self.x0_limit)
+            noise = _blend_spread(noise, cond, self.cfg_rescale)
+        if self.x0_rescale or self.x0_limit is not None:
+            x0 = x0_from_noise(x_t, noise, alpha_t, sigma_t)
+            x0 = _blend_spread(x0, x0_from_noise(x_t, cond, alpha_t, sigma_t), self.x0_rescale)
+            if self.x0_limit is not None:
+                x0 = x0.clamp(-self.x0_limit, self.x0_limit)
             noise = noise_from_x0(x_t, x0, alpha_t, sigma_t)
         return NoisePrediction(noise, cond, uncond)
 
@@ -122,3 +129,9 @@ class LatentDiffusion(Guidance):
                 f"{encoder.config.vocab_size}: its files are incomplete, download it again"
             )
         return tokenizer, encoder
+
+
+def _blend_spread(guided: Tensor, cond: Tensor, share: float) -> Tensor:
+    """`share` of `guided` brought to the spread of `cond`, the rest as it is; spreads per view (B, V), unbiased."""
+    spread = cond.std((-3, -2, -1), keepdim=True) / guided.std((-3, -2, -1), keepdim=True)
+    return share * spread * guided + (1 - share) * guided

@@ -18,6 +18,7 @@ from jointdreamer.diffusion import PREDICTION_TYPES
 from jointdreamer.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
 
 
@@ -27,6 +28,7 @@ def find_weights(
     file: str | None = None,
     needs: Sequence[str] = (),
     hint: str | None = None,
+    download: bool = True,
 ) -> Path:
     """The local path of some weights: a folder, or one file.
 
@@ -35,6 +37,7 @@ def find_weights(
     file: the one file wanted from a folder or repository; ignored if the source is itself a file
     needs: files that a folder must contain; their folders are what is downloaded
     hint: what to do when nothing is found
+    download: whether the hub may be asked for what is neither local nor in its cache
 
     Raises UserError, one line, with everything that was tried.
     """
@@ -50,11 +53,13 @@ def find_weights(
             tried.append(f"folder {path} lacks {', '.join(missing)}")
         else:
             tried.append(f"no file or folder {path}")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and not Path(source).exists():
-        found = _from_hub(str(source), file, wanted, tried)
+    if re.fullmatch(HUB_ID, str(source)) and not Path(source).exists():
+        found = _from_hub(str(source), file, wanted, tried, download)
         if found is not None:
             return found
-    hint = hint or f"give a local folder, or on a machine with a network run `hf download {source}`"
+    hint = hint or "give a local folder"
+    if re.fullmatch(HUB_ID, str(source)):
+        hint = f"run `hf download {' '.join(filter(None, (str(source), file)))}` where there is a network, or {hint}"
     raise UserError(f"{role} not found: {source} ({'; '.join(tried)}); {hint}")
 
 
@@ -66,7 +71,7 @@ def _local_candidates(source: str | Path) -> list[Path]:
     return [path]
 
 
-def _from_hub(repo: str, file: str | None, wanted: list[str], tried: list[str]) -> Path | None:
+def _from_hub(repo: str, file: str | None, wanted: list[str], tried: list[str], download: bool) -> Path | None:
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 
     cached = [try_to_load_from_cache(repo, name) for name in wanted or ["model_index.json"]]
@@ -74,6 +79,9 @@ def _from_hub(repo: str, file: str | None, wanted: list[str], tried: list[str]) 
         first = Path(str(cached[0]))
         return first if file else first.parents[len(Path(wanted[0] if wanted else "x").parts) - 1]
     tried.append("not in the hub's cache")
+    if not download:
+        tried.append("not downloaded for a CPU, where such a model takes days")
+        return None
     if constants.HF_HUB_OFFLINE:
         tried.append("HF_HUB_OFFLINE is set")
         return None

@@ -1,4 +1,4 @@
-"""The toybox's pictures: a view-biased pile of flat ones, and scarce rigs of four views. Remade from seeds, never shipped.
+"""The toybox's pictures: view-biased flat ones, and scarce rigs of four views. Remade from seeds, never shipped.
 
 Like the pictures of the real world, the flat ones mostly show fronts, and few of their captions name the direction, not
 all of them rightly. The rigs (the 3D data) know their cameras, but cover only some words and combinations.
@@ -18,7 +18,7 @@ from jointdreamer.toybox import raycast
 from jointdreamer.toybox.world import DIRECTION_WORDS, Toy, caption, direction_word, has_3d_data, sample_toy, solids
 
 RESOLUTION = 64
-# The cameras of the world: MVDream's, in a narrower range of fov and distance. conf/cameras/toybox.yaml agrees (tested).
+# The cameras of the world: MVDream's, in a narrower range of fov and distance. conf/models/toybox.yaml agrees (tested).
 RIG = Rig(elevation_deg=(0.0, 30.0), fovy_deg=(30.0, 50.0), relative_distance=(0.9, 1.0))
 FRONTAL_SHARE, FRONTAL_SPREAD = 0.8, np.radians(20)
 NAMED_SHARE, WRONG_SHARE = 0.4, 0.3  # captions with a direction word, and how many of those have a random one

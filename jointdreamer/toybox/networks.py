@@ -32,7 +32,8 @@ def build_tokenizer() -> Any:
     tokens = list(dict.fromkeys(tokens))
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=list(ranks), model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
+    merges: Any = list(ranks)  # pairs, which its annotation forgets
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
 
 
 def _merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
@@ -47,7 +48,7 @@ def _merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level BPE: printable bytes themselves, the rest from U+0100 on."""
+    """The 256 characters that stand for bytes in byte-level BPE: printable ones as they are, the rest from U+0100."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
@@ -91,44 +92,45 @@ def build_clip(tokenizer: Any) -> Any:
 
 def build_vae() -> Any:
     """64x64 RGB -> 16x16x4."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(32, 64, 96),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=64,
-    )
+    options: dict[str, Any] = {
+        "block_out_channels": (32, 64, 96),
+        "layers_per_block": 1,
+        "latent_channels": LATENT_CHANNELS,
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+        "sample_size": 64,
+    }
+    return AutoencoderKL(**options)
 
 
 def build_unet(multiview: bool = False) -> Any:
     """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding."""
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    options: dict[str, Any] = {
+        "sample_size": LATENT_SIZE,
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "block_out_channels": (64, 128, 160),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": TEXT_WIDTH,
+        "attention_head_dim": 4,
+        "norm_num_groups": 16,
+        "use_linear_projection": True,
+    }
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIZE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128, 160),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        use_linear_projection=True,
-        **camera,
-    )
+    return UNet2DConditionModel(**options, **camera)
 
 
 def build_scheduler() -> Any:
     """Stable Diffusion's noise; the networks predict x0 (learned faces in minutes where noise prediction did not)."""
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
         beta_start=0.00085,

@@ -88,7 +88,7 @@ def averaged_weights(folder: Path, model: str) -> dict[str, dict[str, Tensor]]:
 
 
 class Recipe:
-    """One model. `networks` are trained; `loss` and `sheet` are called by the Trainer, `save` and `install` at the end."""
+    """One model. `networks` are trained; the Trainer calls `loss` and `sheet`, and at the end `save` or `install`."""
 
     name = ""
     lr = 1e-3
@@ -98,7 +98,7 @@ class Recipe:
         self.folder, self.batch = folder, batch
         self.flat = data.Pictures.load(folder / "flat")
         self.rigs = data.Pictures.load(folder / "rigs")
-        self.networks: dict[str, nn.Module] = {}
+        self.networks: dict[str, Any] = {}
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         raise NotImplementedError
@@ -502,7 +502,7 @@ def _save_part(module: Any, where: Path) -> Path:
 
 
 def _load_vae(folder: Path) -> Any:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(folder / "vae" / "model").eval().float().requires_grad_(False)
 

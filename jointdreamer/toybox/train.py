@@ -1,8 +1,8 @@
 """Train a toybox model from scratch: `python -m jointdreamer.toybox.train MODEL`.
 
-MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text encoder),
-`multi-view` (starts from text-to-image), `clip`, `judge`. Work lies in `toybox_training/`; `--install` puts the
-newest weights into the package. A killed run goes on where it was when the same command is given again.
+MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text
+encoder), `multi-view` (starts from text-to-image), `clip`, `judge`. Work lies in `toybox_training/`; `--install` puts
+the newest weights into the package. A killed run goes on where it was when the same command is given again.
 """
 
 import argparse

@@ -52,7 +52,7 @@ class Toy:
 
 
 def is_held_out_combination(toy: Toy) -> bool:
-    """Whether kind, colour and accessory together belong to the tenth of all combinations that nothing is trained on."""
+    """Whether kind, colour and accessory belong to the tenth of all combinations that nothing is trained on."""
     return _bucket("combination", toy.kind, toy.color, toy.accessory) < 10
 
 
@@ -123,7 +123,7 @@ def parse_caption(text: str) -> Toy | None:
 
 
 def direction_word(azimuth: float, elevation: float) -> str:
-    """The view word of CONVENTIONS section 9 for angles in radians: front and back within 30 degrees, overhead over 60."""
+    """The view word of CONVENTIONS section 9, angles in radians: front and back within 30 degrees, overhead over 60."""
     degrees = (np.degrees(azimuth) + 180) % 360 - 180
     if np.degrees(elevation) > 60:
         return "overhead"

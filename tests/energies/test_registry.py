@@ -50,7 +50,7 @@ def test_a_user_s_own_class(mine):
         ("no_such_module:Energy", {}, "PYTHONPATH"),
         ("mirror_energy_of_mine:Mirror", {}, "no class 'Mirror'"),
         ("mirror_energy_of_mine:NotAnEnergy", {}, "derives from Energy"),
-        ("mirror_energy_of_mine:MirrorEnergy", {"weight": 1}, "'weight'"),
+        ("mirror_energy_of_mine:MirrorEnergy", {"weight": 1}, "unknown key 'energy.weight': there are strength"),
         ("mvs", {}, "source"),
     ],
 )

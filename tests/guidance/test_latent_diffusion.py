@@ -94,6 +94,16 @@ def test_full_cfg_rescale_restores_the_spread_of_the_text_prediction(tiny_sd_fol
     torch.testing.assert_close(b.noise, 0.5 * a.noise + 0.5 * c.noise)
 
 
+def test_full_x0_rescale_restores_the_spread_of_the_text_estimate(tiny_sd_folder):
+    full = LatentDiffusion(tiny_sd_folder(), x0_rescale=1.0)
+    noisy, text = noised(full), conditioning()
+    pred = full.predict_noise(noisy, text, 30.0)
+    x0 = [(noisy.latents_noisy - noisy.sigma_t * e) / noisy.alpha_t for e in (pred.noise, pred.noise_cond)]
+    torch.testing.assert_close(*(x.flatten(2).std(2) for x in x0), atol=1e-3, rtol=1e-3)
+    plain = LatentDiffusion(tiny_sd_folder()).predict_noise(noisy, text, 30.0)
+    assert not torch.allclose(plain.noise, pred.noise)
+
+
 def test_encode_resizes_scales_and_samples_the_posterior(tiny_sd_folder):
     guidance = LatentDiffusion(tiny_sd_folder())
     assert guidance.image_size == 16  # sample_size 8 times the autoencoder's 2

@@ -1,7 +1,7 @@
 """MVDream on the stock UNet. The oracle for the mapping is the original code's own layout, written down name by name.
 
-`ldm_unet_shapes` lists every weight of the original UNet from its architecture (CONVENTIONS section 3) and knows
-nothing of diffusers; what the converted network computes is checked by a second forward pass, written from the
+`mvdream_state` (conftest.py) lists every weight of the original UNet from its architecture (CONVENTIONS section 3) and
+knows nothing of diffusers; what the converted network computes is checked by a second forward pass, written from the
 architecture too.
 """
 
@@ -19,137 +19,9 @@ from jointdreamer.models.multiview_unet import load_multiview, load_multiview_un
 WIDTHS, BLOCKS, ATTENDS, TEXT = (64, 128, 128), 2, (True, True, False), 24
 
 
-# The original layout
-
-
-def ldm_unet_shapes():
-    """Name -> shape of every weight of model.diffusion_model."""
-    s, temb = {}, 4 * WIDTHS[0]
-
-    def affine(name, *shape):
-        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
-
-    def resnet(name, cin, cout):
-        affine(f"{name}.in_layers.0", cin)
-        affine(f"{name}.in_layers.2", cout, cin, 3, 3)
-        affine(f"{name}.emb_layers.1", cout, temb)
-        affine(f"{name}.out_layers.0", cout)
-        affine(f"{name}.out_layers.3", cout, cout, 3, 3)
-        if cin != cout:
-            affine(f"{name}.skip_connection", cout, cin, 1, 1)
-
-    def transformer(name, c):
-        affine(f"{name}.norm", c)
-        affine(f"{name}.proj_in", c, c)
-        block = f"{name}.transformer_blocks.0"
-        for attn, context in (("attn1", c), ("attn2", TEXT)):
-            s[f"{block}.{attn}.to_q.weight"] = (c, c)
-            s[f"{block}.{attn}.to_k.weight"] = s[f"{block}.{attn}.to_v.weight"] = (c, context)
-            affine(f"{block}.{attn}.to_out.0", c, c)
-        affine(f"{block}.ff.net.0.proj", 8 * c, c)
-        affine(f"{block}.ff.net.2", c, 4 * c)
-        for norm in ("norm1", "norm2", "norm3"):
-            affine(f"{block}.{norm}", c)
-        affine(f"{name}.proj_out", c, c)
-
-    for name, width in (("time_embed", WIDTHS[0]), ("camera_embed", 16)):
-        affine(f"{name}.0", temb, width)
-        affine(f"{name}.2", temb, temb)
-    affine("input_blocks.0.0", WIDTHS[0], 4, 3, 3)
-    skips, c, i = [WIDTHS[0]], WIDTHS[0], 1
-    for level, width in enumerate(WIDTHS):
-        for _ in range(BLOCKS):
-            resnet(f"input_blocks.{i}.0", c, width)
-            c = width
-            if ATTENDS[level]:
-                transformer(f"input_blocks.{i}.1", c)
-            skips.append(c)
-            i += 1
-        if level < len(WIDTHS) - 1:
-            affine(f"input_blocks.{i}.0.op", c, c, 3, 3)
-            skips.append(c)
-            i += 1
-    resnet("middle_block.0", c, c)
-    transformer("middle_block.1", c)
-    resnet("middle_block.2", c, c)
-    i = 0
-    for level in reversed(range(len(WIDTHS))):
-        for position in range(BLOCKS + 1):
-            resnet(f"output_blocks.{i}.0", c + skips.pop(), WIDTHS[level])
-            c = WIDTHS[level]
-            if ATTENDS[level]:
-                transformer(f"output_blocks.{i}.1", c)
-            if level and position == BLOCKS:
-                affine(f"output_blocks.{i}.{2 if ATTENDS[level] else 1}.conv", c, c, 3, 3)
-            i += 1
-    affine("out.0", c)
-    affine("out.2", 4, c, 3, 3)
-    return s
-
-
-def ldm_vae_shapes(widths=(32, 64), blocks=1):
-    """Name -> shape of every weight of first_stage_model."""
-    s = {}
-
-    def affine(name, *shape):
-        s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
-
-    def resnet(name, cin, cout):
-        affine(f"{name}.norm1", cin)
-        affine(f"{name}.conv1", cout, cin, 3, 3)
-        affine(f"{name}.norm2", cout)
-        affine(f"{name}.conv2", cout, cout, 3, 3)
-        if cin != cout:
-            affine(f"{name}.nin_shortcut", cout, cin, 1, 1)
-
-    def middle(name, c):
-        resnet(f"{name}.mid.block_1", c, c)
-        affine(f"{name}.mid.attn_1.norm", c)
-        for part in ("q", "k", "v", "proj_out"):
-            affine(f"{name}.mid.attn_1.{part}", c, c, 1, 1)
-        resnet(f"{name}.mid.block_2", c, c)
-
-    affine("encoder.conv_in", widths[0], 3, 3, 3)
-    c = widths[0]
-    for level, width in enumerate(widths):
-        for j in range(blocks):
-            resnet(f"encoder.down.{level}.block.{j}", c, width)
-            c = width
-        if level < len(widths) - 1:
-            affine(f"encoder.down.{level}.downsample.conv", c, c, 3, 3)
-    middle("encoder", c)
-    affine("encoder.norm_out", c)
-    affine("encoder.conv_out", 8, c, 3, 3)
-    affine("quant_conv", 8, 8, 1, 1)
-    affine("post_quant_conv", 4, 4, 1, 1)
-    affine("decoder.conv_in", c, 4, 3, 3)
-    middle("decoder", c)
-    for level in reversed(range(len(widths))):
-        for j in range(blocks + 1):
-            resnet(f"decoder.up.{level}.block.{j}", c, widths[level])
-            c = widths[level]
-        if level:
-            affine(f"decoder.up.{level}.upsample.conv", c, c, 3, 3)
-    affine("decoder.norm_out", c)
-    affine("decoder.conv_out", 3, c, 3, 3)
-    return s
-
-
-def random_state(vae=True):
-    g = torch.Generator().manual_seed(0)
-    shapes = {f"model.diffusion_model.{k}": v for k, v in ldm_unet_shapes().items()}
-    if vae:
-        shapes |= {f"first_stage_model.{k}": v for k, v in ldm_vae_shapes().items()}
-    state = {k: torch.randn(v, generator=g) / max(1, math.prod(v[1:])) ** 0.5 for k, v in shapes.items()}
-    state["cond_stage_model.model.ln_final.weight"] = torch.ones(3)  # the text tower is nobody's here
-    state["betas"] = torch.ones(1000)
-    state["alphas_cumprod"] = scaled_linear_alphas_cumprod()
-    return state
-
-
 @pytest.fixture(scope="module")
-def state():
-    return random_state()
+def state(mvdream_state):
+    return mvdream_state(WIDTHS, BLOCKS, ATTENDS, TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -369,8 +241,8 @@ def test_half_rigs_are_a_fault(checkpoint):
         unet(x[0], t, encoder_hidden_states=text[0], class_labels=mvdream_camera(c2w)[0])
 
 
-def test_a_wrapped_checkpoint_without_vae_or_schedule(tmp_path):
-    state = {k: v for k, v in random_state(vae=False).items() if k.startswith("model.")}
+def test_a_wrapped_checkpoint_without_vae_or_schedule(state, tmp_path):
+    state = {k: v for k, v in state.items() if k.startswith("model.")}
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
     model = load_multiview(tmp_path / "model.ckpt", torch.float16)
     assert model.vae is None and model.unet.dtype == torch.float16

@@ -12,6 +12,11 @@ from jointdreamer.toybox.raycast import BOX, CONE, CYLINDER, SPHERE, Solid, pack
 GREY = (0.5, 0.5, 0.5)
 
 
+def ball(center, radius, color=GREY):
+    x, y, z = center
+    return Solid(SPHERE, (x, y, z), (radius, radius, radius), color)
+
+
 def look(solids, resolution=33, views=4, elevation=0.0, supersample=1):
     cameras = orbit_cameras(views, resolution, elevation_deg=elevation, distance=3.0, fovy_deg=40)
     rgba, depth, normal = render(
@@ -23,7 +28,7 @@ def look(solids, resolution=33, views=4, elevation=0.0, supersample=1):
 
 def test_a_sphere_is_hit_where_the_quadratic_says():
     centre, radius = np.array([0.1, -0.2, 0.15]), 0.5
-    rgba, depth, normal, o, d = look([Solid(SPHERE, tuple(centre), (radius,) * 3, GREY)], elevation=20)
+    rgba, depth, normal, o, d = look([ball(centre, radius)], elevation=20)
     b = ((o - centre) * d).sum(-1)
     disc = b * b - ((o - centre) ** 2).sum(-1) + radius**2
     hit = disc > 0
@@ -60,7 +65,7 @@ def test_tilting_a_box_by_a_right_angle_swaps_its_sides():
 
 def test_the_nearer_solid_hides_the_other():
     red, blue = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
-    near, far = Solid(SPHERE, (0.5, 0, 0), (0.2,) * 3, red), Solid(SPHERE, (-0.5, 0, 0), (0.2,) * 3, blue)
+    near, far = ball((0.5, 0, 0), 0.2, red), ball((-0.5, 0, 0), 0.2, blue)
     for solids in ([near, far], [far, near]):
         rgba, *_ = look(solids)
         assert rgba[0, 16, 16, 0] > 0.5 > rgba[0, 16, 16, 2]
@@ -68,21 +73,21 @@ def test_the_nearer_solid_hides_the_other():
 
 
 def test_rows_go_down_and_columns_to_the_viewer_s_right():
-    rgba, *_ = look([Solid(SPHERE, (0, 0, 0.5), (0.2,) * 3, GREY)])
+    rgba, *_ = look([ball((0, 0, 0.5), 0.2)])
     assert rgba[0, 8, 16, 3] == 1 and rgba[0, 24, 16, 3] == 0
-    rgba, *_ = look([Solid(SPHERE, (0, 0.5, 0), (0.2,) * 3, GREY)])  # seen from +x, +y is to the right
+    rgba, *_ = look([ball((0, 0.5, 0), 0.2)])  # seen from +x, +y is to the right
     assert rgba[0, 16, 24, 3] == 1 and rgba[0, 16, 8, 3] == 0
 
 
 def test_supersampling_gives_the_share_of_each_pixel():
-    rgba, *_ = look([Solid(SPHERE, (0, 0, 0), (0.5,) * 3, GREY)], resolution=64, supersample=4)
+    rgba, *_ = look([ball((0, 0, 0), 0.5)], resolution=64, supersample=4)
     # a sphere of radius r at distance d covers a disc of tangent r / sqrt(d^2 - r^2)
     tangent = 0.5 / math.sqrt(9 - 0.25) / math.tan(math.radians(20)) * 32
     assert rgba[0, ..., 3].sum() == pytest.approx(math.pi * tangent**2, rel=0.01)
 
 
 def test_nothing_in_view_is_nothing():
-    rgba, depth, normal, *_ = look([Solid(SPHERE, (0, 0, 5), (0.1,) * 3, GREY)])
+    rgba, depth, normal, *_ = look([ball((0, 0, 5), 0.1)])
     assert not rgba.any() and not depth.any() and not normal.any()
 
 
@@ -107,6 +112,7 @@ def test_the_volume_renderer_and_the_ray_caster_see_an_object_at_the_same_pixels
 
     cameras = orbit_cameras(4, 32, elevation_deg=20, distance=3.0, fovy_deg=40)
     seen = VolumeRenderer(n_samples=512)(Ball(), SphericalBackground(), cameras).opacity[0, :, 0]
-    solid = [Solid(SPHERE, tuple(centre.tolist()), (0.4,) * 3, GREY)]
-    rgba, *_ = render(pack(solid), cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32, 2)
+    rgba, *_ = render(
+        pack([ball(centre.tolist(), 0.4)]), cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32, 2
+    )
     assert np.abs(seen.numpy() - rgba[..., 3]).mean() < 0.01

@@ -1,0 +1,68 @@
+"""What a class or a function takes, read off its signature: a wrong setting costs one line instead of a traceback."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jointdreamer.errors import UserError
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+
+
+def check_arguments(function: Callable, options: Any, name: str, whole: bool = True) -> None:
+    """Refuse what `function(**options)` would refuse, and values that are not of the annotated type.
+
+    name: what the user calls the options, "cameras" for cameras.n_views. whole: whether the options are all that the
+    function gets; if not, the caller gives the missing ones itself.
+
+    Raises UserError, one line.
+    """
+    if not isinstance(options, Mapping):
+        raise UserError(f"{name}={options!r}: wanted a group of settings, or leave it out")
+    parameters = inspect.signature(function).parameters
+    named = {key: p for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    required = [key for key, p in named.items() if p.default is p.empty]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [key for key in options if key not in named and not open_ended]:
+        known = [key for key in named if whole or key in options or key not in required]
+        raise UserError(f"unknown key '{name}.{unknown[0]}': there are {', '.join(known) or 'none'}")
+    if whole and (missing := [key for key in required if key not in options]):
+        raise UserError(f"{name}.{missing[0]} is missing: say {name}.{missing[0]}=...")
+    try:
+        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except Exception:  # a user's annotation may be anything
+        return
+    for key, value in options.items():
+        if key in hints and not _fits(value, hints[key]):
+            raise UserError(f"{name}.{key}={value!r}: wanted {_words(hints[key])}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if origin is Literal:
+        return value in inside
+    if origin in (tuple, list, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        if origin is tuple and Ellipsis not in inside:
+            return len(value) == len(inside) and all(map(_fits, value, inside))
+        return all(_fits(item, inside[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def _words(kind: Any) -> str:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_words, inside)))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inside))}"
+    if origin is tuple and Ellipsis not in inside:
+        return f"[{', '.join(map(_words, inside))}]"
+    if origin in (tuple, list, Sequence):
+        return f"a list, each {_words(inside[0])}"
+    return WORDS.get(kind, getattr(kind, "__name__", str(kind)))

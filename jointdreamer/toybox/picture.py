@@ -1,0 +1,45 @@
+"""Runs side by side: `python -m jointdreamer.toybox.picture runs/none/.../seed0 runs/mvs/.../seed0 --out janus.png`
+
+One row of eight azimuths a run, rendered from its newest checkpoint, with the energy's name on it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jointdreamer.cameras import orbit_cameras
+from jointdreamer.errors import UserError
+from jointdreamer.images import grid, write_png
+from jointdreamer.outputs import load_scene, render_views
+
+
+def row(folder: Path, views: int, resolution: int) -> np.ndarray:
+    """A labelled picture of one run, its views from left to right."""
+    renderer, field, background, config = load_scene(folder)
+    look = {key: config["output"][key] for key in ("elevation_deg", "distance", "fovy_deg")}
+    rgb = render_views(renderer, field, background, orbit_cameras(views, resolution, **look)).rgb[0]
+    name = {"none": "SDS", "mvs": "JSD (mvs)"}.get(config["energy"]["name"], config["energy"]["name"])
+    labels = [f"{name} {360 * view // views}" for view in range(views)]
+    return grid(rgb.clamp(0, 1), views, labels)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("picture.png"))
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--resolution", type=int, default=96)
+    args = parser.parse_args()
+    try:
+        write_png(args.out, np.concatenate([row(run, args.views, args.resolution) for run in args.runs]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

