@@ -267,7 +267,7 @@ def test_limit_clamps_the_implied_x0_and_nothing_else():
 
 
 def test_a_bounded_energy_never_passes_its_optimum():
-    """C = -1/2 |x0 - target|^2, limit 1: x0 moves a share step / (1 + step) of the way, step = lambda sigma^2 / alpha^2."""
+    """C = -1/2 |x0 - target|^2, limit 1: x0 moves step / (1 + step) of the way, step = lambda sigma^2 / alpha^2."""
     _, _, noised, pred = scene()
     target = tensors(B, V, C, H, H, seed=9)
     a, s, x_t = noised.alpha_t, noised.sigma_t, noised.latents_noisy
