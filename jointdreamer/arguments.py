@@ -52,7 +52,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return all(_fits(item, inside[0]) for item in value)
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) if isinstance(kind, type) else True
+    return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True
 
 
 def _words(kind: Any) -> str:

@@ -36,6 +36,7 @@ CHOICES = {
     "distillation.weighting": ("sds", "uniform", "fantasia3d"),
     "distillation.mask": ("input", "gradient", "none"),
 }
+OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null
 TEXTS = ("name", "out_dir", "negative_prompt")
 
 _failures: list[int] = []
@@ -53,6 +54,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    _failures.clear()
     _typed[:] = sys.argv
     multirun = any(word in ("-m", "--multirun") for word in sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them at length
@@ -134,13 +136,9 @@ def explain(message: str, config_name: str) -> str:
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)
     if not unknown:
         return message
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig, OmegaConf
 
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        node: Any = compose(config_name)
+    node: Any = compose_again(config_name)
     *parents, key = unknown[1].split(".")
     for parent in parents:
         inner = OmegaConf.select(node, parent) if isinstance(node, DictConfig) and parent in node else None
@@ -148,6 +146,22 @@ def explain(message: str, config_name: str) -> str:
             break
         node = inner
     return f"unknown key {unknown[1]!r}: there are {', '.join(str(k) for k in node)}"
+
+
+def compose_again(config_name: str) -> Any:
+    """The config with the choices that were typed, for its keys; with the default choices if those do not compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    choices = [word for word in _typed if "." not in word and (CONF / word.partition("=")[0]).is_dir() and "=" in word]
+    if own := re.search(r"(?:^|\n)(?:--config-dir|-cd)[=\n](.*)", "\n".join(_typed)):
+        choices.append(f"hydra.searchpath=['file://{Path(own[1]).absolute()}']")
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        try:
+            return compose(config_name, choices)
+        except Exception:  # this is only for a better message
+            return compose(config_name)
 
 
 def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
@@ -168,9 +182,8 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
         if not lines:
             raise UserError(f"prompt_file={file} is empty: wanted a prompt a line")
         if not isinstance(number, int) or not 0 <= number < len(lines):
-            raise UserError(
-                f"prompt_id={'' if number is None else number}: which line? {file} has the lines 0 to {len(lines) - 1}"
-            )
+            came = "no prompt_id" if number is None else f"prompt_id={number}"
+            raise UserError(f"{came}: {file} has the lines 0 to {len(lines) - 1}")
         prompt = lines[number]
     elif number is not None:
         raise UserError(f"prompt_id={number} without a prompt_file: name the file, prompt_file=prompts/janus16.txt")
@@ -206,6 +219,10 @@ def check(cfg: dict[str, Any], readers: Mapping[str, Callable]) -> None:
         if not right or not low <= number <= high:
             most = f" to {high:g}" if high < 1e9 else " up"
             raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
+    for key in OPTIONAL:
+        limit = value(key)
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
+            raise UserError(f"{key}={limit!r}: wanted a number above 0, or null")
     for key in ("schedule", "energy", "models", "logger"):
         if not isinstance(value(key), Mapping):
             raise UserError(f"{key}={value(key)!r}: wanted a group of settings, or leave it out")

@@ -19,6 +19,7 @@ from jointdreamer.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+PROBE_SECONDS = 7.0
 UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
 
 
@@ -86,7 +87,7 @@ def _from_hub(repo: str, file: str | None, wanted: list[str], tried: list[str], 
         tried.append("HF_HUB_OFFLINE is set")
         return None
     try:
-        HfApi().model_info(repo, timeout=10)
+        HfApi().model_info(repo, timeout=PROBE_SECONDS)
         if file:
             return Path(hf_hub_download(repo, file))
         patterns = [f"{Path(name).parent}/*" if "/" in name else name for name in wanted] or None
