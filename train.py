@@ -32,7 +32,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.optim import build_optimizer
     from jointdreamer.outputs import save_energy, save_mesh, save_turntable, save_views
     from jointdreamer.prompts import encode_prompt
-    from jointdreamer.regularizers import needs_normals, regularizers
+    from jointdreamer.regularizers import REGULARIZERS, needs_normals, regularizers
     from jointdreamer.renderers.shading import sample_shading
     from jointdreamer.renderers.volume import VolumeRenderer
     from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
@@ -41,7 +41,7 @@ def train(cfg: dict[str, Any]) -> int:
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
     cli.check(cfg, readers)
-    plan, rig = Plan(cfg["schedule"]).check(), Rig(**cfg["cameras"])
+    plan, rig = Plan(cfg["schedule"]).check(["jsd", *REGULARIZERS]), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     device = accelerator.device

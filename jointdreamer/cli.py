@@ -39,6 +39,10 @@ CHOICES = {
 OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null
 TEXTS = ("name", "out_dir", "negative_prompt")
 
+# Hydra's; an unknown one would cost ten lines of usage
+OPTIONS = "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --info -i".split()
+OPTIONS += "--shell-completion -sc --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
+
 _failures: list[int] = []
 _typed: list[str] = []  # the command as it came
 
@@ -75,10 +79,10 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     try:
         sys.argv[1:] = complete(sys.argv[1:], cuda_is_available, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-    except OSError as error:  # before or around a job, not in it: it keeps its own
-        return complain(f"{error}: choose another place with out_dir=...")
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
+    except OSError as error:
+        return complain(f"{error}: choose another place with out_dir=...")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return max(_failures, default=0) if max(_failures, default=0) > 128 else 130
@@ -97,6 +101,9 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
     Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. A single run's prompt
     therefore travels beside the grammar, in the environment. A multirun's stays Hydra's, where a comma separates runs.
     """
+    for word in words:
+        if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
+            raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
     done = []
     for word in words:
         key, equals, value = word.partition("=")
@@ -113,7 +120,9 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
     if not any(word.startswith("models=") for word in done) and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
-    return done
+    # its parser breaks where options stand between settings
+    settings = [word for word in done if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
+    return [*(word for word in done if word not in settings), *settings]
 
 
 def cuda_is_available() -> bool:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 from torch import Tensor
 
-from jointdreamer.errors import UserError
 from jointdreamer.renderers.volume import Render
 
 
@@ -42,12 +41,7 @@ REGULARIZERS = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "
 
 
 def regularizers(render: Render, weights: SimpleNamespace) -> dict[str, Tensor]:
-    """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it.
-
-    Raises UserError for a weight of no term that there is; "jsd" is the caller's.
-    """
-    if unknown := vars(weights).keys() - REGULARIZERS.keys() - {"jsd"}:
-        raise UserError(f"unknown loss schedule.loss.{min(unknown)}: there are jsd, {', '.join(REGULARIZERS)}")
+    """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it."""
     return {name: f(render) for name, f in REGULARIZERS.items() if getattr(weights, name, 0) != 0}
 
 

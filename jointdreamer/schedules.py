@@ -105,8 +105,11 @@ class Plan:
         """Every value at this step, nested like the spec."""
         return _evaluate(self._tree, step)
 
-    def check(self) -> "Plan":
-        """Self, if every value that the training loop reads is there and possible; a UserError of one line if not."""
+    def check(self, losses: Sequence[str] | None = None) -> "Plan":
+        """Self, if every value that the training loop reads is there and possible; a UserError of one line if not.
+
+        losses: the names that `loss` may hold, the first of which it must.
+        """
         for name, (kind, low, high) in WANTED.items():
             schedule = self._tree.get(name)
             if not isinstance(schedule, Schedule):
@@ -124,6 +127,11 @@ class Plan:
                 knots = schedule.knots if isinstance(schedule, Schedule) else ((0, "more names", False),)
                 if wrong := [value for _, value, _ in knots if not (_is_number(value) and 0 <= value < inf)]:
                     raise UserError(f"schedule.{name}.{key}: wanted numbers from 0 up, got {wrong[0]!r}")
+        if losses is not None:
+            if unknown := sorted(self._tree["loss"].keys() - set(losses)):
+                raise UserError(f"unknown key 'schedule.loss.{unknown[0]}': there are {', '.join(losses)}")
+            if losses[0] not in self._tree["loss"]:
+                raise UserError(f"schedule.loss.{losses[0]} is missing: it is the weight of the distillation itself")
         return self
 
     def max(self, name: str) -> Any:

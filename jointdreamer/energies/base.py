@@ -28,6 +28,9 @@ class Views:
 class Energy(nn.Module, ABC):
     """C(x, c) of Eq. 3: how well the views agree. Larger is more coherent."""
 
+    def __init__(self) -> None:  # nn.Module's own takes anything: an option of another energy would pass unseen
+        super().__init__()
+
     @abstractmethod
     def forward(self, views: Views) -> Tensor:
         """Return (B,), one number per rig: a sum over its views, never a mean over the batch."""

@@ -104,9 +104,11 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     Raises UserError, one line, if the part is missing, damaged or incomplete.
     """
     where = folder / part
+    stored = sorted(path.name for path in where.glob("*.safetensors"))
+    if not stored:  # the libraries would turn to pickles
+        raise UserError(f"cannot load the {part}: there is no .safetensors file in {where}; download it again")
     try:
-        stored = sorted(path.name for path in where.glob("*.safetensors"))
-        variant = "fp16" if stored and all(".fp16" in name for name in stored) else None
+        variant = "fp16" if all(".fp16" in name for name in stored) else None
         cast = {"torch_dtype" if kind.__module__.startswith("diffusers") else "dtype": dtype}
         model, report = kind.from_pretrained(
             folder, subfolder=part, local_files_only=True, variant=variant, output_loading_info=True, **cast
