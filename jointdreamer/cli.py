@@ -40,8 +40,9 @@ OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers abo
 TEXTS = ("name", "out_dir", "negative_prompt")
 
 # Hydra's; an unknown one would cost ten lines of usage
-OPTIONS = "-h --help --hydra-help --version --cfg -c --resolve --package -p --run -r --multirun -m --info -i".split()
-OPTIONS += "--shell-completion -sc --config-path -cp --config-name -cn --config-dir -cd --experimental-rerun".split()
+OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
+OPTIONS |= {"-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "--experimental-rerun"}
+OPTIONS |= {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
 
 _failures: list[int] = []
 _typed: list[str] = []  # the command as it came

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -175,7 +176,7 @@ def test_a_finished_run_says_so_and_nothing_is_touched(launcher, words, whole):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(launcher, words, whole, tmp_path, seed):
     rng = random.Random(seed)
-    for step in sorted(rng.sample(range(1, STEPS), 3)):
+    for step in sorted(rng.sample(range(1, STEPS - 2), 3)):  # early enough to meet it alive
         launcher.start(tmp_path, words())
         when_rows(tmp_path, step, 0)  # signal 0 only looks whether it lives
         time.sleep(rng.uniform(0, 0.1))  # anywhere in the step that follows
@@ -183,6 +184,18 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_been(launcher, words
         assert launcher.finish() == -signal.SIGKILL
     assert launcher.run(tmp_path, words()) == 0
     assert_same_run(run_folder(tmp_path), whole)
+
+
+def test_killed_after_the_last_step_it_makes_what_is_missing(launcher, words, whole, tmp_path):
+    shutil.copytree(whole.parents[2], tmp_path / "runs")
+    run = run_folder(tmp_path)
+    for name in ("result.json", "contact_sheet.png", "mesh/mesh.glb", "turntable/normal.mp4"):
+        (run / name).unlink()
+    assert launcher.run(tmp_path, words()) == 0
+    assert_same_run(run, whole)
+    for name in ("contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    assert json.loads((run / "result.json").read_text())["steps"] == STEPS
 
 
 DIES_WHILE_SAVING = """
