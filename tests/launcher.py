@@ -5,6 +5,7 @@
 A job: {"words": [...], "cwd": ..., "env": {...}, "stdout": file, "stderr": file, "seconds": when it is killed}.
 """
 
+import gc
 import json
 import os
 import signal
@@ -55,6 +56,7 @@ def run(job: dict) -> int:
 
 
 def main() -> None:
+    gc.freeze()  # else every child copies what its collector looks at
     print("ready", flush=True)
     for line in sys.stdin:
         child = os.fork()

@@ -100,7 +100,8 @@ class LatentDiffusion(Guidance):
             noise = _blend_spread(noise, cond, self.cfg_rescale)
         if self.x0_rescale or self.x0_limit is not None:
             x0 = x0_from_noise(x_t, noise, alpha_t, sigma_t)
-            x0 = _blend_spread(x0, x0_from_noise(x_t, cond, alpha_t, sigma_t), self.x0_rescale)
+            if self.x0_rescale:
+                x0 = _blend_spread(x0, x0_from_noise(x_t, cond, alpha_t, sigma_t), self.x0_rescale)
             if self.x0_limit is not None:
                 x0 = x0.clamp(-self.x0_limit, self.x0_limit)
             noise = noise_from_x0(x_t, x0, alpha_t, sigma_t)
