@@ -7,7 +7,7 @@ all of them rightly. The rigs (the 3D data) know their cameras, but cover only s
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +56,7 @@ def flat_pictures(n: int, seed: int, progress: Callable[[int, int], None] | None
     toys = [sample_toy(rng, **sets) for _ in range(n)]
     frontal = rng.random(n) < FRONTAL_SHARE
     azimuth = np.where(frontal, rng.normal(0, FRONTAL_SPREAD, n), rng.uniform(-np.pi, np.pi, n))
-    drawn = sample_cameras(
-        Rig(n, 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed)
-    )
+    drawn = sample_cameras(replace(RIG, n_rigs=n, n_views=1), RESOLUTION, _generator(seed))
     c2w = look_at(drawn.elevation, torch.as_tensor(azimuth, dtype=torch.float32)[:, None], drawn.distance)
     return _render_all(toys, c2w, drawn.fovy, azimuth[:, None], drawn.elevation, progress)
 
@@ -73,7 +71,7 @@ def rigs(
         toy = sample_toy(rng, **sets)
         if not scarce or has_3d_data(toy):
             toys.append(toy)
-    rig = Rig(n, 4, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance)
+    rig = replace(RIG, n_rigs=n, n_views=4)
     drawn = sample_cameras(rig, RESOLUTION, _generator(seed + 1))
     return _render_all(toys, drawn.c2w, drawn.fovy, drawn.azimuth.numpy(), drawn.elevation, progress)
 
@@ -82,9 +80,7 @@ def fronts(toys: list[Toy], seed: int) -> torch.Tensor:
     """One near-front rgb (N, 3, 64, 64) of each toy, on light grey."""
     rng = np.random.default_rng([seed, 3])
     azimuth = np.clip(rng.normal(0, FRONTAL_SPREAD, len(toys)), -0.6, 0.6)
-    drawn = sample_cameras(
-        Rig(len(toys), 1, RIG.elevation_deg, RIG.fovy_deg, RIG.relative_distance), RESOLUTION, _generator(seed)
-    )
+    drawn = sample_cameras(replace(RIG, n_rigs=len(toys), n_views=1), RESOLUTION, _generator(seed))
     c2w = look_at(drawn.elevation, torch.as_tensor(azimuth, dtype=torch.float32)[:, None], drawn.distance)
     pictures = _render_all(toys, c2w, drawn.fovy, azimuth[:, None], drawn.elevation, None)
     return composite(pictures.rgba[:, 0], random_background(rng, len(toys)))

@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,7 @@ def averaged_weights(folder: Path, model: str) -> dict[str, dict[str, Tensor]]:
     return torch.load(folder / model / "checkpoint.pt", weights_only=True)["average"]
 
 
-class Recipe:
+class Recipe(ABC):
     """One model. `networks` are trained; the Trainer calls `loss` and `sheet`, and at the end `save` or `install`."""
 
     name = ""
@@ -100,14 +101,17 @@ class Recipe:
         self.rigs = data.Pictures.load(folder / "rigs")
         self.networks: dict[str, Any] = {}
 
+    @abstractmethod
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
-        raise NotImplementedError
+        """The loss of one step; `rng` is the step's own."""
 
+    @abstractmethod
     def sheet(self, step: int) -> None:
-        raise NotImplementedError
+        """Show how far the networks are."""
 
+    @abstractmethod
     def save(self, where: Path) -> Path:
-        raise NotImplementedError
+        """Write the networks as they ship below `where`."""
 
     def install(self) -> Path:
         return self.save(WEIGHTS / self.ships_as)
@@ -504,7 +508,9 @@ def _save_part(module: Any, where: Path) -> Path:
 def _load_vae(folder: Path) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder / "vae" / "model").eval().float().requires_grad_(False)
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae" / "model")
+    vae.register_to_config(_name_or_path="")  # else the path of the training folder ships with the weights
+    return vae.eval().float().requires_grad_(False)
 
 
 @torch.no_grad()
