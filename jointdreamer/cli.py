@@ -185,18 +185,15 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     if file is not None:
         if prompt is not None:
             raise UserError("prompt and prompt_file are both given: give one of them")
-        try:
-            lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"prompt_file={file}: cannot be read ({error})") from error
-        if not lines:
-            raise UserError(f"prompt_file={file} is empty: wanted a prompt a line")
+        from jointdreamer.prompts import read_prompts  # and with it torch: the other mistakes are answered sooner
+
+        lines = read_prompts(file)
         if not isinstance(number, int) or not 0 <= number < len(lines):
             came = "no prompt_id" if number is None else f"prompt_id={number}"
             raise UserError(f"{came}: {file} has the lines 0 to {len(lines) - 1}")
         prompt = lines[number]
     elif number is not None:
-        raise UserError(f"prompt_id={number} without a prompt_file: name the file, prompt_file=prompts/janus16.txt")
+        raise UserError(f"prompt_id={number} without a prompt_file: name the file, prompt_file=prompts/toybox16.txt")
     if prompt is None or not str(prompt).strip():
         raise UserError('no prompt: say what to make, e.g. prompt="a red robot with a blue hat"')
     cfg["prompt"] = str(prompt)

@@ -7,6 +7,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from math import pi, radians, tau
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,19 @@ class TextEmbeddings:
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""
         return replace(self, cond=self.cond.to(*args), uncond=self.uncond.to(*args))
+
+
+def read_prompts(file: str | Path) -> list[str]:
+    """The prompts of a text file, one a line; empty lines do not count. Raises UserError if there is none to read."""
+    try:
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the prompt file {file} cannot be read ({error}): wanted a text file, one prompt a line"
+        ) from error
+    if not lines:
+        raise UserError(f"the prompt file {file} is empty: wanted a prompt a line")
+    return lines
 
 
 def directions(

@@ -115,7 +115,7 @@ def build_unet(multiview: bool = False) -> Any:
         "sample_size": LATENT_SIZE,
         "in_channels": LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
-        "block_out_channels": (64, 128, 160),
+        "block_out_channels": (64, 128, 144),
         "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),

@@ -18,11 +18,12 @@ from jointdreamer.files import atomic_path
 from jointdreamer.images import grid, write_png
 from jointdreamer.models.multiview_unet import set_views
 from jointdreamer.toybox import data, networks
+from jointdreamer.toybox.nerf_views import nerf_views
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, caption, sample_toy
 
 WEIGHTS = Path(__file__).parent / "weights"
 FAMILY = WEIGHTS / "text_to_image"  # the Stable Diffusion folder; its autoencoder and text encoder serve all
-FLAT_SEED, RIG_SEED = 1, 2
+FLAT_SEED, RIG_SEED, NERF_SEED = 1, 2, 3
 
 
 def warm_up_and_cosine(step: int, steps: int, warm_up: int = 200) -> float:
@@ -61,10 +62,11 @@ def plot_curve(curve: list[tuple[int, float]], path: Path) -> None:
 
 
 def make_data(folder: Path, n: int) -> None:
-    """Render the flat pictures (n) and the rigs (n / 6) into `folder`."""
+    """Render the flat pictures (n), the rigs (n / 6) and the views of fitted NeRFs (of n / 200 toys) into `folder`."""
     for name, make, count, seed in (
         ("flat", data.flat_pictures, n, FLAT_SEED),
         ("rigs", data.rigs, max(1, n // 6), RIG_SEED),
+        ("nerf", nerf_views, max(1, n // 200), NERF_SEED),
     ):
         began = time.time()
 
@@ -77,7 +79,8 @@ def make_data(folder: Path, n: int) -> None:
 
 def missing_input(model: str, folder: Path) -> str | None:
     """The model (or `data`) that must come before `model`, if it has not."""
-    if not all((folder / name / "toys.json").exists() for name in ("flat", "rigs")):
+    pictures = ["flat", "rigs", *(["nerf"] if model == "judge" else [])]
+    if not all((folder / name / "toys.json").exists() for name in pictures):
         return "data"
     needs = {"text-to-image": ["vae"], "multi-view": ["vae", "text-to-image"]}
     return next((name for name in needs.get(model, []) if not (folder / name / "checkpoint.pt").exists()), None)
@@ -341,7 +344,7 @@ class Clip(Recipe):
 
 
 class Judge(Recipe):
-    """Says what is seen; trained on clean, blurred and noisy views of both sets of pictures."""
+    """Says what is seen; trained on clean, blurred and noisy views of all pictures, those of fitted NeRFs included."""
 
     name, ships_as, lr = "judge", "judge", 1e-3
 
@@ -349,12 +352,13 @@ class Judge(Recipe):
         super().__init__(folder, 2 * batch)
         torch.manual_seed(4)
         self.networks = {"judge": networks.JudgeNet()}
+        self.nerf = data.Pictures.load(folder / "nerf")
         self.extra = data.rigs(4000, seed=11, scarce=False)  # every word from every side: a judge must know them all
 
     def random_views(self, rng: np.random.Generator, n: int):
         origins = []
         for k in range(n):
-            source = (self.flat, self.rigs, self.extra, self.extra)[k % 4]
+            source = (self.flat, self.rigs, self.extra, self.nerf)[k % 4]
             origins.append((source, int(rng.integers(len(source))), int(rng.integers(source.azimuth.shape[1]))))
         return np.stack([source.rgba[row, view] for source, row, view in origins]), origins
 

@@ -16,6 +16,7 @@ import numpy as np
 from jointdreamer.errors import UserError
 from jointdreamer.images import grid, write_png
 from jointdreamer.outputs import load_scene, render_views
+from jointdreamer.prompts import read_prompts
 from jointdreamer.run import run_path
 from jointdreamer.toybox.judge import Verdict, judging_cameras, load_judge, table, verdict
 from jointdreamer.toybox.world import Toy, caption, parse_caption, sample_toy
@@ -59,9 +60,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="further words for train.py, e.g. schedule=smoke")
     args = parser.parse_args()
     try:
-        prompts = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        print(f"error: --prompts {args.prompts}: {error.strerror}", file=sys.stderr)
+        prompts = read_prompts(args.prompts)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     jobs = [(p, s, e) for s in range(args.seeds) for p in range(len(prompts)) for e in args.energies]
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
