@@ -11,4 +11,4 @@ def test_the_measured_prompts_are_the_draw_of_their_seed_half_of_them_held_out()
 
 def test_the_tuning_prompts_are_another_draw():
     tuning = (PROMPTS.parent / "toybox_tuning.txt").read_text().splitlines()
-    assert tuning == draw_prompts(6, TUNING_SEED)
+    assert tuning == draw_prompts(14, TUNING_SEED)
