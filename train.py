@@ -74,12 +74,15 @@ def train(cfg: dict[str, Any]) -> int:
             stop_on_signals() as stop,
         ):
             priors = cli.models_line(cfg, device)
-            logger.message(f"{run.path}: {priors}; {device}; encoding on {field.encoding.backend}")
+            networks = str(guidance.unet.dtype).removeprefix("torch.")
+            logger.message(f"{run.path}: {priors}; {device}, {networks} networks; encoding on {field.encoding.backend}")
             text = encode_prompt(cfg["prompt"], cfg["negative_prompt"], tokenizer, text_encoder, **cfg["prompts"])
             del text_encoder  # a gigabyte that is needed once
             run.write_command(cli.typed_command())
             weights = [folder for model in (guidance, energy) if (folder := getattr(model, "folder", None))]
-            run.write_environment(weights=checksums(weights), encoding=field.encoding.backend, device=str(device))
+            run.write_environment(
+                weights=checksums(weights), encoding=field.encoding.backend, networks=networks, device=str(device)
+            )
             eight = orbit_cameras(8, plan.max("resolution"), **orbit)
 
             for step in range(start, plan.steps):

@@ -51,6 +51,7 @@ class Noised:
     alpha_t: Tensor  # (B, 1, 1, 1, 1)
     sigma_t: Tensor  # (B, 1, 1, 1, 1)
     weight: Tensor  # (B, 1, 1, 1, 1), w(t)
+    latents: Tensor  # (B, V, C, h, w) z
 
 
 def add_noise(
@@ -81,7 +82,7 @@ def add_noise(
     alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, timesteps)
     noise = noise_like(latents, generator)
     latents_noisy = alpha_t * latents + sigma_t * noise
-    return Noised(latents_noisy, noise, timesteps, alpha_t, sigma_t, WEIGHTINGS[weighting](alpha_t, sigma_t))
+    return Noised(latents_noisy, noise, timesteps, alpha_t, sigma_t, WEIGHTINGS[weighting](alpha_t, sigma_t), latents)
 
 
 def energy_gradient(
@@ -128,6 +129,7 @@ def energy_gradient(
             timesteps=noised.timesteps,
             text=text,
             decode=guidance.decode,
+            latents=noised.latents,
             generator=generator,
         )
         coherence = energy(views)

@@ -35,6 +35,12 @@ def _seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_bfloat16_units(monkeypatch):
+    """Networks built in a test answer alike on every CPU; runs that a test launches take what the machine has."""
+    monkeypatch.setattr("jointdreamer.models.precision.has_bfloat16_units", lambda: False)
+
+
 def tiny_tokenizer() -> Any:
     """A CLIPTokenizer that knows the letters and merges of WORDS; any other letter is unknown to it."""
     from transformers import CLIPTokenizer

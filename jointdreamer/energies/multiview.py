@@ -11,7 +11,10 @@ from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import encode_images, scale_factor
 from jointdreamer.models.multiview_unet import load_multiview, predict
+from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_part
+
+SHARED = "shared"  # the autoencoder that is the text-to-image model's
 
 
 class MultiViewEnergy(Energy):
@@ -22,12 +25,14 @@ class MultiViewEnergy(Energy):
     also divides by the views of the whole batch, so energy_weight 1.25 here is its 5 at the paper's batch of 4.
 
     source: diffusers folder, MVDream checkpoint, or a hub id of either; file: the checkpoint's name inside a folder
-    vae: folder or hub id whose vae/ encodes the renders; by default the one that comes with `source`
+    vae: folder or hub id whose vae/ encodes the renders; by default the one that comes with `source`. "shared": the
+        text-to-image model's latents (`views.latents`, posterior sample included) are taken as they are: for two
+        models of one autoencoder and size, which would otherwise encode every render twice
     image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
     guidance_scale: the usual uncond + s (text - uncond), unlike the paper's form elsewhere; MVDream uses 50
     rescale: blend of x0_mv brought to the spread of the text-only estimate (over a whole rig); the release uses 0.5
     x0_limit: clamp x0_mv to +- this; off by default
-    dtype: by default float16 on CUDA and float32 elsewhere
+    dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
 
     Raises UserError, one line, if the weights are missing, damaged or do not fit.
     """
@@ -43,19 +48,21 @@ class MultiViewEnergy(Energy):
         guidance_scale: float = 50.0,
         rescale: float = 0.5,
         x0_limit: float | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
     ):
         super().__init__()
         device = torch.device(device)
-        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        dtype = network_dtype(dtype, device)
         needs = () if file else ("unet/config.json", "scheduler/scheduler_config.json")
         download = device.type == "cuda"
         hint = "name the checkpoint's file, models.multi_view.source=FILE (or a diffusers folder, with "
         hint += "models.multi_view.file=null); models=toybox needs no download"
         path = find_weights(source, "multi-view model", file=file, needs=needs, hint=hint, download=download)
         model = load_multiview(path, dtype)
-        if vae is not None:
+        if vae == SHARED:
+            autoencoder = None
+        elif vae is not None:
             from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
             role = "autoencoder of the multi-view model"
@@ -67,10 +74,12 @@ class MultiViewEnergy(Energy):
             raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
         self.folder = path  # or the checkpoint's file
         self.unet = model.unet.to(device)
-        self.vae = autoencoder.to(device)
+        self.vae = autoencoder if autoencoder is None else autoencoder.to(device)
         self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)
         self.prediction_type = model.prediction_type
-        self.image_size = image_size or self.unet.config.sample_size * scale_factor(self.vae)
+        self.image_size = image_size
+        if self.vae is not None and image_size is None:
+            self.image_size = self.unet.config.sample_size * scale_factor(self.vae)
         self.guidance_scale = guidance_scale
         self.rescale = rescale
         self.x0_limit = x0_limit
@@ -92,9 +101,9 @@ class MultiViewEnergy(Energy):
     def estimate(self, views: Views) -> Tensor:
         """x0_mv (B, V, C, h', w'): what the multi-view model sees in the noised renders. Without a graph.
 
-        Draws from `views.generator`: the autoencoder's posterior, then the noise.
+        Draws from `views.generator`: the autoencoder's posterior, unless that is shared, then the noise.
         """
-        latents = encode_images(self.vae, views.rgb, self.image_size, views.generator)
+        latents = self._encode(views)
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, views.timesteps)
         x_t = alpha_t * latents + sigma_t * noise_like(latents, views.generator)
 
@@ -113,3 +122,15 @@ class MultiViewEnergy(Energy):
             factor = (cond.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
             x0 = self.rescale * factor * x0 + (1 - self.rescale) * x0
         return x0 if self.x0_limit is None else x0.clamp(-self.x0_limit, self.x0_limit)
+
+    def _encode(self, views: Views) -> Tensor:
+        if self.vae is not None:
+            return encode_images(self.vae, views.rgb, self.image_size, views.generator)
+        size, channels = self.unet.config.sample_size, self.unet.config.in_channels
+        if views.latents is None or views.latents.shape[2:] != (channels, size, size):
+            came = "none" if views.latents is None else "x".join(map(str, views.latents.shape[2:]))
+            raise UserError(
+                f"energy.vae=shared: the multi-view model reads latents of {channels}x{size}x{size}, the text-to-image "
+                f"model's are {came}: name a folder that has its own autoencoder, energy.vae=FOLDER"
+            )
+        return views.latents

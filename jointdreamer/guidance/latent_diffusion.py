@@ -10,6 +10,7 @@ from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
+from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 from jointdreamer.prompts import Conditioning
 
@@ -22,7 +23,7 @@ class LatentDiffusion(Guidance):
 
     source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/
     image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
-    dtype: by default float16 on CUDA and float32 elsewhere, whatever the files hold
+    dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`; of UNet, autoencoder and text encoder
     x0_limit: clamp the clean sample implied by the guided prediction to +- this; off by default
     cfg_rescale: blend phi of Lin et al. (2023): phi times the guided prediction brought to the spread of the text
         prediction, plus (1 - phi) times itself; spreads per view, unbiased. 0 in the paper's NeRF stages
@@ -35,7 +36,7 @@ class LatentDiffusion(Guidance):
         self,
         source: str | Path,
         image_size: int | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         x0_limit: float | None = None,
         cfg_rescale: float = 0.0,
@@ -46,7 +47,7 @@ class LatentDiffusion(Guidance):
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         device = torch.device(device)
-        dtype = dtype or (torch.float16 if device.type == "cuda" else torch.float32)
+        dtype = network_dtype(dtype, device)
         hint = "name a folder, models.text_to_image.source=FOLDER; models=toybox needs no download"
         needs, download = PARTS + TEXT_PARTS, device.type == "cuda"
         self.folder = find_weights(source, "text-to-image model", needs=needs, hint=hint, download=download)

@@ -30,16 +30,20 @@ def views(latent_size=8, channels=4, seed=0):
         text=Conditioning(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2))),
         decode=lambda latents: latents,
         generator=torch.Generator().manual_seed(11),
+        latents=torch.randn(B, V, 4, 8, 8, generator=g),
     )
 
 
 def estimate(energy, seen, kind, scale, rescale):
     """x0_mv by the equations, in float64 around the raw network."""
     g = torch.Generator().manual_seed(11)
-    small = interpolate(seen.rgb.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False)
-    posterior = energy.vae.encode(2 * small - 1).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
-    z = (0.18215 * z).unflatten(0, (B, V))
+    if energy.vae is None:
+        z = seen.latents
+    else:
+        small = interpolate(seen.rgb.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False)
+        posterior = energy.vae.encode(2 * small - 1).latent_dist
+        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
+        z = (0.18215 * z).unflatten(0, (B, V))
     abar = scaled_linear_alphas_cumprod()[seen.timesteps].view(B, 1, 1, 1, 1)
     a, s = abar.sqrt(), (1 - abar).sqrt()
     x_t = a * z + s * torch.randn(z.shape, generator=g)
@@ -56,8 +60,9 @@ def estimate(energy, seen, kind, scale, rescale):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize(("scale", "rescale"), [(50.0, 0.5), (3.0, 0.0)])
-def test_energy_is_eq_8(tiny_mv_folder, kind, scale, rescale):
-    energy = MultiViewEnergy(tiny_mv_folder(kind), guidance_scale=scale, rescale=rescale)
+@pytest.mark.parametrize("vae", [None, "shared"])
+def test_energy_is_eq_8(tiny_mv_folder, kind, scale, rescale, vae):
+    energy = MultiViewEnergy(tiny_mv_folder(kind), vae=vae, guidance_scale=scale, rescale=rescale)
     seen = views()
     with torch.no_grad():
         target = estimate(energy, seen, kind, scale, rescale)
@@ -109,6 +114,25 @@ def test_the_autoencoder_may_come_from_elsewhere(tiny_mv_folder, tiny_sd_folder,
     with pytest.raises(UserError, match=r"energy\.vae"):
         MultiViewEnergy(folder)
     assert MultiViewEnergy(folder, vae=tiny_sd_folder())(views()).shape == (B,)
+
+
+def test_shared_latents_take_no_autoencoder_and_one_draw(tiny_mv_folder, tmp_path):
+    folder = tmp_path / "without"
+    shutil.copytree(tiny_mv_folder(), folder)
+    shutil.rmtree(folder / "vae")
+    energy, seen = MultiViewEnergy(folder, vae="shared"), views()
+    blank = Views(**{**vars(views()), "rgb": torch.full_like(seen.rgb, torch.nan)})
+    assert torch.equal(energy.estimate(seen), energy.estimate(blank))  # the renders are not looked at
+    expected = torch.Generator().manual_seed(11)
+    torch.randn(seen.latents.shape, generator=expected)
+    assert torch.equal(seen.generator.get_state(), expected.get_state())
+
+
+@pytest.mark.parametrize("latents", [None, torch.zeros(B, V, 4, 16, 16), torch.zeros(B, V, 8, 8, 8)])
+def test_shared_latents_of_another_shape_are_refused(tiny_mv_folder, latents):
+    energy = MultiViewEnergy(tiny_mv_folder(), vae="shared")
+    with pytest.raises(UserError, match=r"energy\.vae=shared.*4x8x8.*energy\.vae=FOLDER"):
+        energy(Views(**{**vars(views()), "latents": latents}))
 
 
 def test_latents_of_another_kind_are_refused(tiny_mv_folder):
