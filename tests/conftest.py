@@ -371,7 +371,8 @@ def tiny_run(tiny_sd_folder, tiny_mv_folder) -> Callable[..., list[str]]:
             "schedule.resolution=8",
             "schedule.energy_weight=1",
             "field.n_levels=2",
-            "field.backend=torch",  # loading the compiled kernels takes longer than these two steps
+            "field.backend=torch",
+            "renderer.backend=torch",  # loading the compiled kernels takes longer than these two steps
             "renderer.n_samples=16",
             "renderer.grid_resolution=8",
             "every.log=1",

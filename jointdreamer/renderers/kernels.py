@@ -1,0 +1,147 @@
+"""Numba kernels of the packed march and the compositing sum (CPU, float32). `volume.py` explains them and wraps them.
+
+    rays_o, rays_d (R, 3)   rays;  ends (R,) int64, where each ray's samples end in the packed vectors
+    ray_indices (N,), t (N,)  packed samples;  tau (N,) their optical depth sigma * step_size
+
+Rays are handled one by one and each ray's sums are its own, so results are the same bit for bit whatever the number of
+threads. Written with tensors, each of these loops is some twenty passes over vectors larger than the cache.
+"""
+
+import math
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+
+def compiled(function):
+    """`function` compiled for parallel execution, and kept on disk where Numba finds a folder it may write to."""
+    options = {"parallel": True, "nogil": True}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
+        return njit(**options)(function)
+
+
+def run(kernel, *arguments) -> None:
+    """Call a kernel with tensors as arrays, on as many threads as torch uses."""
+    n_threads = torch.get_num_threads()
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    if torch.get_num_threads() != n_threads:  # Numba, starting its OpenMP threads, resets the count torch uses too
+        torch.set_num_threads(n_threads)
+    kernel(*(x.detach().contiguous().numpy() if isinstance(x, Tensor) else x for x in arguments))
+
+
+@compiled
+def occupied_samples(cells_o, cells_d, first, ends, step_size, occupied, found, t):
+    """Of the samples t = (first + k) step_size of each ray, those in occupied cells, from the ray's start on.
+
+    cells_o, cells_d: rays in units of cells. first (R,) float64; ends: of the candidates. Writes `found` (R,), how many
+    there are, and the first `found` of each ray's places in `t` (candidates,).
+    """
+    size = occupied.shape[0]
+    for ray in prange(len(ends)):
+        start = ends[ray - 1] if ray else 0
+        here = start
+        for k in range(ends[ray] - start):
+            at = np.float32((first[ray] + k) * step_size)
+            x = min(max(int(cells_o[ray, 0] + cells_d[ray, 0] * at), 0), size - 1)
+            y = min(max(int(cells_o[ray, 1] + cells_d[ray, 1] * at), 0), size - 1)
+            z = min(max(int(cells_o[ray, 2] + cells_d[ray, 2] * at), 0), size - 1)
+            if occupied[x, y, z]:
+                t[here] = at
+                here += 1
+        found[ray] = here - start
+
+
+@compiled
+def pack(found, ends_before, ends, t_before, ray_indices, t):
+    """The first `found` of each ray's places in `t_before`, moved up: packed `ray_indices` and `t`."""
+    for ray in prange(len(ends)):
+        source = ends_before[ray - 1] if ray else 0
+        target = ends[ray] - found[ray]
+        for k in range(found[ray]):
+            ray_indices[target + k] = ray
+            t[target + k] = t_before[source + k]
+
+
+@compiled
+def points(rays_o, rays_d, ray_indices, t, x):
+    """x = o + t d."""
+    for i in prange(len(t)):
+        ray = ray_indices[i]
+        for axis in range(3):
+            x[i, axis] = rays_o[ray, axis] + rays_d[ray, axis] * t[i]
+
+
+@compiled
+def visible(tau, ends, least_tau, most_depth, t, found, kept):
+    """Keeps the samples with tau >= least_tau that lie behind an optical depth of at most most_depth; see `pack`."""
+    for ray in prange(len(ends)):
+        start = ends[ray - 1] if ray else 0
+        here, depth = start, 0.0
+        for i in range(start, ends[ray]):
+            if depth > most_depth:
+                break
+            if tau[i] >= least_tau:
+                kept[here] = t[i]
+                here += 1
+            depth += tau[i]
+        found[ray] = here - start
+
+
+@compiled
+def composite(tau, t, values, ends, weights, sums, z_variance):
+    """Weights (N,), their sums (R, 2 + C) with 1, t and values (N, C), and sum w (t - depth)^2 (R,)."""
+    channels = values.shape[1]
+    for ray in prange(len(ends)):
+        start = ends[ray - 1] if ray else 0
+        optical, opacity, depth = 0.0, 0.0, 0.0
+        for c in range(channels):
+            sums[ray, 2 + c] = 0
+        before = 1.0
+        for i in range(start, ends[ray]):
+            optical += tau[i]
+            after = math.exp(-optical)  # float64: the difference of two transmittances has 8 good digits at tau = 1e-8
+            weight = np.float32(before - after)
+            before = after
+            weights[i] = weight
+            opacity += weight
+            depth += weight * t[i]
+            for c in range(channels):
+                sums[ray, 2 + c] += weight * values[i, c]
+        spread = 0.0
+        for i in range(start, ends[ray]):
+            spread += weights[i] * (t[i] - depth) ** 2
+        sums[ray, 0], sums[ray, 1], z_variance[ray] = opacity, depth, spread
+
+
+@compiled
+def composite_backward(
+    tau, t, values, ends, weights, sums, grad_weights, grad_sums, grad_z_variance, grad_tau, grad_values
+):
+    """Gradients of `composite` with respect to tau and values; those with respect to its outputs are given.
+
+    dL/dtau_i = (1 - alpha_i) T_i dL/dw_i - sum_{j > i} w_j dL/dw_j, back to front.
+    """
+    channels = values.shape[1]
+    for ray in prange(len(ends)):
+        start = ends[ray - 1] if ray else 0
+        depth, of_spread = np.float64(sums[ray, 1]), np.float64(grad_z_variance[ray])
+        of_depth = np.float64(grad_sums[ray, 1])
+        if of_spread != 0:
+            for i in range(start, ends[ray]):
+                of_depth -= of_spread * 2 * weights[i] * (t[i] - depth)
+        behind, optical = 0.0, 0.0
+        for i in range(start, ends[ray]):
+            optical += tau[i]
+        for i in range(ends[ray] - 1, start - 1, -1):
+            of_weight = grad_weights[i] + grad_sums[ray, 0] + of_depth * t[i] + of_spread * (t[i] - depth) ** 2
+            for c in range(channels):
+                of_weight += grad_sums[ray, 2 + c] * values[i, c]
+                grad_values[i, c] = weights[i] * grad_sums[ray, 2 + c]
+            grad_tau[i] = math.exp(-optical) * of_weight - behind
+            behind += weights[i] * of_weight
+            optical -= tau[i]
