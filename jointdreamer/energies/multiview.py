@@ -10,6 +10,7 @@ from jointdreamer.diffusion import alpha_sigma, noise_like, to_x0
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import encode_images, scale_factor
+from jointdreamer.models.channels_last import channels_last_on_cpu
 from jointdreamer.models.multiview_unet import load_multiview, predict
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_part
@@ -73,7 +74,7 @@ class MultiViewEnergy(Energy):
         else:
             raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
         self.folder = path  # or the checkpoint's file
-        self.unet = model.unet.to(device)
+        self.unet = channels_last_on_cpu(model.unet.to(device))
         self.vae = autoencoder if autoencoder is None else autoencoder.to(device)
         self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)
         self.prediction_type = model.prediction_type

@@ -10,6 +10,7 @@ from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
+from jointdreamer.models.channels_last import channels_last_on_cpu
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 from jointdreamer.prompts import Conditioning
@@ -54,7 +55,7 @@ class LatentDiffusion(Guidance):
         alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
         self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
         self.vae = load_part(AutoencoderKL, self.folder, "vae", dtype).to(device)
-        self.unet: Any = load_part(UNet2DConditionModel, self.folder, "unet", dtype).to(device)
+        self.unet: Any = channels_last_on_cpu(load_part(UNet2DConditionModel, self.folder, "unet", dtype).to(device))
         config = self.unet.config
         if config.class_embed_type or config.addition_embed_type or config.in_channels != config.out_channels:
             raise UserError(
