@@ -108,13 +108,15 @@ class MultiViewEnergy(Energy):
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, views.timesteps)
         x_t = alpha_t * latents + sigma_t * noise_like(latents, views.generator)
 
-        prediction = predict(
-            self.unet,
-            torch.cat([x_t, x_t]),
-            views.timesteps.repeat(2),
-            torch.cat([views.text.cond, views.text.uncond]),
-            views.cameras.c2w.to(x_t.device).repeat(2, 1, 1, 1),
-        )
+        with torch.inference_mode():
+            prediction = predict(
+                self.unet,
+                torch.cat([x_t, x_t]),
+                views.timesteps.repeat(2),
+                torch.cat([views.text.cond, views.text.uncond]),
+                views.cameras.c2w.to(x_t.device).repeat(2, 1, 1, 1),
+            )
+        prediction = prediction.clone()  # autograd refuses what inference mode has made
         # x0 is linear in the prediction, so guiding x0 is guiding the noise
         cond, uncond = (to_x0(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction.chunk(2))
         x0 = uncond + self.guidance_scale * (cond - uncond)

@@ -87,13 +87,15 @@ class LatentDiffusion(Guidance):
         if text.cond.shape[-1] != width:
             raise UserError(f"the UNet reads text embeddings of width {width}, got {text.cond.shape[-1]}")
         words = torch.cat([text.cond, text.uncond]).flatten(0, 1)
-        prediction = self.unet(
-            torch.cat([x_t, x_t]).flatten(0, 1).to(self.unet.dtype),
-            noised.timesteps.repeat_interleave(v).repeat(2),
-            encoder_hidden_states=words.to(self.unet.dtype),
-            return_dict=False,
-        )[0]
-        prediction = prediction.float().unflatten(0, (2, b, v))
+        with torch.inference_mode():
+            prediction = self.unet(
+                torch.cat([x_t, x_t]).flatten(0, 1).to(self.unet.dtype),
+                noised.timesteps.repeat_interleave(v).repeat(2),
+                encoder_hidden_states=words.to(self.unet.dtype),
+                return_dict=False,
+            )[0]
+        # a copy: autograd, an energy's for one, refuses what inference mode has made
+        prediction = prediction.to(torch.float32, copy=True).unflatten(0, (2, b, v))
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
         cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction)
 

@@ -62,6 +62,7 @@ def test_noise_prediction_is_the_paper_s_guidance(tiny_sd_folder, kind):
     torch.testing.assert_close(pred.noise_uncond.double(), uncond, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(pred.noise.double(), 31 * cond - 30 * uncond, atol=5e-3, rtol=1e-3)
     assert not pred.noise.requires_grad and pred.noise.dtype == torch.float32
+    assert not any(x.is_inference() for x in vars(pred).values())
 
 
 def test_both_halves_go_through_the_unet_in_one_call(tiny_sd_folder):
