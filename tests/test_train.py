@@ -274,7 +274,8 @@ def test_geometry_fades_after_a_resume(launcher, words, tmp_path):
 # What is computed
 
 
-def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])  # of the frozen networks
+def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, tmp_path, dtype):
     """Beside a loop written from Eq. 2: w(t) (eps_hat - eps), w(t) = 1 - abar_t, through the encoder to the scene."""
     from jointdreamer.cameras import Rig, sample_cameras
     from jointdreamer.fields.background import SphericalBackground
@@ -287,6 +288,7 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
     rates = {"encoding": 0.01, "density": 0.005, "albedo": 0.02, "background": 0.001}
     plain = words(
         "energy=none",
+        f"models.dtype={dtype}",
         "schedule.steps=3",
         "schedule.resolution=12",
         "schedule.guidance_scale=7",
