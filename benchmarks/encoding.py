@@ -115,14 +115,17 @@ def competitors(size: Size, n_points: int, device: str) -> tuple[dict[str, dict[
 
 
 def check_same(operation: str, by_name: dict[str, Prepare]) -> None:
-    """A fast wrong kernel is no competitor: RuntimeError where results differ from the first one's (torch's)."""
+    """A fast wrong kernel is no competitor: RuntimeError where results differ from the first one's (torch's).
+
+    Loosely, as some compute in half precision; the backends' own tests are strict.
+    """
     import torch
 
     reference = None
     for name, entry in by_name.items():
         output = as_tensor(entry()())
         reference = output if reference is None else reference
-        if not torch.allclose(output, reference, rtol=2e-3, atol=2e-3 * float(reference.abs().max())):
+        if not torch.allclose(output.float(), reference, rtol=0, atol=0.02 * float(reference.abs().max())):
             raise RuntimeError(f"backend {name} disagrees in: {operation}")
 
 

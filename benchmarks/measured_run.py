@@ -41,6 +41,10 @@ class Run:
         self.setup_gb = self.peak_gb = 0.0
         self.info: dict[str, Any] = {}
 
+    def since_launch(self) -> float:
+        """Seconds since the process was asked for, by the job's clock."""
+        return time.process_time() if self.job["clock"] == "cpu" else time.time() - self.job["launched"]
+
     # What train.py is wrapped in
 
     def instrument(self, stack: ExitStack, device: str) -> None:
@@ -88,7 +92,7 @@ class Run:
         @wraps(sample_cameras)
         def begin(rig: Any, resolution: int, *args: Any, **kwargs: Any) -> Any:
             if self.ready is None:
-                self.ready = time.time() - self.job["launched"]
+                self.ready = self.since_launch()
             self.resolution = resolution
             return sample_cameras(rig, resolution, *args, **kwargs)
 
@@ -169,7 +173,7 @@ class Run:
         plain = not self.watch.synchronized
         seconds, own = self.watch.lap(wait=not plain or done == warmup + repeats)
         if self.first_step is None:
-            self.first_step = time.time() - self.job["launched"]
+            self.first_step = self.since_launch()
         self.laps.append({"seconds": seconds, "own": own, "counted": self.counted, "resolution": self.resolution,
                           "costs": self.lap_costs, "plain": plain})  # fmt: skip
         self.lap_costs, self.counted = {}, False
@@ -352,8 +356,9 @@ def main() -> int:
     run = Run(job)
     sys.argv = ["train.py", *job["words"]]
     status = cli.main("config", run.measure)
-    if status == 0:
-        Path(job["out"]).write_text(json.dumps(run.result()), encoding="utf-8")
+    if status in (0, 1):  # 1: train.py failed, for want of memory perhaps; the other stages may not
+        result = run.result() if status == 0 else run.info
+        Path(job["out"]).write_text(json.dumps(result), encoding="utf-8")
     return status
 
 

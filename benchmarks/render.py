@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     rows.append(row)
     header = ["box", "pixels", "views", "samples", "march ms", "forward ms", "backward ms", "Mrays/s", "Msamples/s"]
     keys = ("march", "forward", "backward")
-    print("\nmedians; rays and samples a second: forward + backward\n" + table(header, [
+    print("\nmedians; forward has the march in it; rays and samples a second: of forward + backward\n" + table(header, [
         [row["box"], f"{row['resolution']}^2", row["views"], row["samples"],
          *((row[key]["median_ms"] for key in keys) if row["forward"] else ("out of", "memory", "")),
          row["rays_per_s"] and row["rays_per_s"] / 1e6, row["samples_per_s"] and row["samples_per_s"] / 1e6]

@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 result = measure_run(args, [*words, f"energy={energy}"], stage, machine_rates, Path(temporary))
                 runs.append({"energy": energy, "stage": stage, **result})
                 show(runs[-1])
-                if stage is None or args.quick or stage + 1 == len(result["stages"]):
+                if stage is None or args.quick or stage + 1 >= len(result["stages"]):
                     break
                 stage += 1
     totals = [whole_schedule(energy, runs) for energy in dict.fromkeys(r["energy"] for r in runs)]
@@ -95,7 +95,10 @@ def command_words(args: argparse.Namespace, temporary: Path) -> list[str]:
 def measure_run(
     args: argparse.Namespace, words: list[str], stage: int | None, machine_rates: dict[str, Any], temporary: Path
 ) -> dict[str, Any]:
-    """What `measured_run` found in a process of its own. Raises UserError, with its line, if it could not run."""
+    """What `measured_run` found in a process of its own, or why it `failed`, e.g. for want of memory.
+
+    Raises UserError, with train.py's line, for words that it does not take.
+    """
     warmup = args.warmup if args.warmup is not None else 1 if args.quick else 4
     job = {"words": words, "stage": stage, "warmup": warmup, "repeats": args.repeats, "threads": args.threads}
     job |= {"clock": args.clock, "rates": machine_rates, "out": str(temporary / "result.json")}
@@ -109,21 +112,29 @@ def measure_run(
     said = done.stderr.strip().splitlines() or [""]
     if done.returncode in (2, 130):
         raise UserError(said[-1].removeprefix("error: "))
+    out = temporary / "result.json"
+    result = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    out.unlink(missing_ok=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
-        raise UserError(f"the run of train.py failed with status {done.returncode}: {said[-1]}")
-    return json.loads((temporary / "result.json").read_text(encoding="utf-8"))
+        failed = said[-1][:200] or f"status {done.returncode}"
+        return {"stages": [], **result, "resolutions": {}, "failed": failed}
+    return result
 
 
 def show(result: dict[str, Any]) -> None:
     """The tables of one process."""
+    if "failed" in result:
+        print(f"\nenergy={result['energy']}, stage {result['stage']}: failed: {result['failed']}\n", flush=True)
+        return
     for resolution, found in result["resolutions"].items():
         s = found["seconds_per_step"]
         spread = f"median {s['median']:.4f}, best {s['best']:.4f}, " if s["median"] else ""
         print(f"\n{result['models']}, energy={result['energy']}, {resolution} pixels: {s['mean']:.4f} s/step "
               f"({spread}{found['steps_measured']} steps), peak memory {result['peak_memory_gb']:.2f} GB, "
               f"{found['share_of_peak'] or 0:.0%} of the matmul rate over the whole step")  # fmt: skip
-        print(table(["section", "ms", "%"], [[name, v["ms"], v["percent"]] for name, v in found["sections"].items()]))
+        rows = [[name, f"{v['ms']:.1f}", f"{v['percent']:.1f}"] for name, v in found["sections"].items()]
+        print(table(["section", "ms", "%"], rows))
         rows = [
             [name, n["dtype"], n["gflop"], n["ms"], n["gflop_per_s"], f"{n['share_of_matmul_rate']:.0%}",
              f"{n['share_of_roofline']:.0%}"]
@@ -145,13 +156,16 @@ def whole_schedule(energy: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             if found and r["stage"] in (None, number):
                 seconds += (stage["end"] - stage["first"]) * found["seconds_per_step"]["mean"]
                 known += 1
-    return {"energy": energy, "steps": mine[0]["steps"], "minutes": seconds / 60, "complete": known == len(every)}
+    complete = 0 < known == len(every)
+    return {"energy": energy, "steps": mine[0].get("steps", 0), "minutes": seconds / 60, "complete": complete}
 
 
 def judge(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The claims of issue B about a step."""
     found = []
     for r in runs:
+        if "failed" in r:
+            found.append({"claim": f"energy={r['energy']} stage {r['stage']} runs: {r['failed']}", "holds": False})
         for resolution, stage in r["resolutions"].items():
             where = f"{r['models']} energy={r['energy']} {resolution} px"
             part = stage["share_of_networks"]["UNets and autoencoders"]
@@ -162,14 +176,15 @@ def judge(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 rate = every["share_of_matmul_rate"]
                 claim = f"{where}: they run at {rate:.0%} of the matmul rate (wanted: {LEAST_RATE:.0%})"
                 found.append({"claim": claim, "holds": rate >= LEAST_RATE})
-    startup = max(r["startup_seconds"] for r in runs)
-    claim = f"start-up {startup:.1f} s (wanted: below {MOST_STARTUP:g} s)"
-    found.append({"claim": claim, "holds": startup < MOST_STARTUP})
-    by_energy = {e: whole_schedule(e, runs)["minutes"] for e in dict.fromkeys(r["energy"] for r in runs)}
-    if {"none", "mvs"} <= by_energy.keys() and by_energy["none"]:
-        ratio = by_energy["mvs"] / by_energy["none"]
-        claim = f"the schedule takes {ratio:.2f} times as long with energy=mvs as with none (issue B, one H200: "
-        found.append({"claim": f"{claim}at most {MOST_ENERGY})", "holds": ratio <= MOST_ENERGY})
+    if startups := [r["startup_seconds"] for r in runs if "failed" not in r]:
+        claim = f"start-up {max(startups):.1f} s (wanted: below {MOST_STARTUP:g} s)"
+        found.append({"claim": claim, "holds": max(startups) < MOST_STARTUP})
+    wholes = {energy: whole_schedule(energy, runs) for energy in dict.fromkeys(r["energy"] for r in runs)}
+    if all(energy in wholes and wholes[energy]["complete"] for energy in ("none", "mvs")):
+        ratio = wholes["mvs"]["minutes"] / wholes["none"]["minutes"]
+        claim = f"the schedule takes {ratio:.2f} times as long with energy=mvs as with none (one H200: {MOST_ENERGY})"
+        judged = any(r.get("device") == "cuda" and r["models"] == "sd21" for r in runs)
+        found.append({"claim": claim, "holds": ratio <= MOST_ENERGY if judged else None})
     return found
 
 

@@ -16,7 +16,7 @@ def bench(monkeypatch, tmp_path):
 
     def run(name, *words, status=0):
         out = tmp_path / f"{name}.json"
-        command = [f"benchmarks/{name}.py", *words, *(["--quick", "--device", "cpu", "--out", str(out)])]
+        command = [f"benchmarks/{name}.py", "--quick", "--device", "cpu", "--out", str(out), *words]
         monkeypatch.setattr(sys, "argv", command)
         assert importlib.import_module(f"benchmarks.{name}").main() == status
         return json.loads(out.read_text()) if out.exists() else None
@@ -89,6 +89,14 @@ def test_scaling(bench, capsys):
     assert rising[-1] / rising[0] == pytest.approx(x[-1] / x[0], rel=0.1)
     assert len(found["verdicts"]) == 4
     assert "R^2" in capsys.readouterr().out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ("encoding", "render", "step", "scaling"))
+def test_on_a_gpu(bench, name):
+    words = ["--paper-size", "energy=mvs"] if name == "step" else []
+    found = bench(name, "--device", "cuda", *words)
+    assert found["machine"]["gpu"] and found["settings"]["device"] == "cuda"
 
 
 @pytest.mark.parametrize("name", ("encoding", "render", "step", "scaling"))

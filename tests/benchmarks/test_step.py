@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -123,6 +124,22 @@ def test_the_schedule_is_the_sum_of_its_stages():
     total = step.whole_schedule("none", [run(0, 8, 2.0), run(1, 16, 4.0)])
     assert total == {"energy": "none", "steps": 60, "minutes": 3.0, "complete": True}
     assert not step.whole_schedule("none", [run(0, 8, 2.0)])["complete"]
+
+
+def test_a_stage_that_fails_does_not_hide_the_others(bench, monkeypatch, capsys):
+    """For want of memory, say."""
+    every = [{"first": 0, "end": 30, "resolution": 8}, {"first": 30, "end": 60, "resolution": 16}]
+
+    def run(command, **_):
+        job = json.loads(Path(command[-1]).read_text())
+        Path(job["out"]).write_text(json.dumps({"stages": every, "steps": 60}))
+        return SimpleNamespace(returncode=1, stderr="Traceback\ntorch.OutOfMemoryError: 80 GB")
+
+    monkeypatch.setattr(step, "subprocess", SimpleNamespace(run=run, DEVNULL=None, PIPE=None))
+    found = bench("energy=none")
+    assert found["runs"][0]["failed"] == "torch.OutOfMemoryError: 80 GB"
+    assert found["verdicts"] == [{"claim": "energy=none stage 0 runs: torch.OutOfMemoryError: 80 GB", "holds": False}]
+    assert not found["schedules"][0]["complete"]
 
 
 def test_nothing_stays_wrapped(tmp_path):
