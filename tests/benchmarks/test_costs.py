@@ -16,10 +16,12 @@ def test_a_matmul():
 def test_a_linear_layer_in_bfloat16_is_a_matmul_and_its_transpose_moves_nothing():
     layer = torch.nn.Linear(16, 32, bias=False).bfloat16()
     with Costs() as costs, torch.no_grad():
-        layer(torch.randn(8, 16).bfloat16())
-        layer.weight.t().reshape(16, 32)[:4]
+        layer(torch.randn(8, 16, dtype=torch.bfloat16).requires_grad_())
+        layer.weight.t().view(16, 32)[:4]
     assert total_flops(costs.operations) == 2 * 8 * 16 * 32
     assert main_dtype(costs.operations) == "bfloat16"
+    products = [moved for (_, flops, moved), _ in costs.operations.items() if flops]
+    assert products == [2 * (8 * 16 + 16 * 32 + 8 * 32)] and len(costs.operations) == 2  # and the random numbers
 
 
 def test_a_convolution():

@@ -18,6 +18,11 @@ def test_a_square_is_not_called_a_line():
     assert not line(x, [v**2 for v in x]).linear()
 
 
+def test_a_point_that_is_off_is_not_hidden_by_larger_ones():
+    fit = line([1, 10, 100, 1000], [1, 20, 100, 1000])
+    assert fit.r2 > 0.98 and not fit.linear()
+
+
 def test_a_constant_is_not_called_linear_growth():
     assert not line([1, 2, 4, 8], [7, 7, 7, 7]).linear()
 
