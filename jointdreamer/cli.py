@@ -119,11 +119,41 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
             word = f"prompt=${{oc.env:{PROMPT_VARIABLE}}}"
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
-    if not any(word.startswith("models=") for word in done) and not asks & set(done):
+    if _models_word(done) is None and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
     # its parser breaks where options stand between settings
     settings = [word for word in done if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
     return [*(word for word in done if word not in settings), *settings]
+
+
+def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
+    """The config that a script gets for `words`, for programs that only look into it; `models` where no word says so.
+
+    Raises UserError for a word that Hydra does not take.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _typed[:] = ["", *words]
+    try:
+        settings = complete(
+            [*words, f"models={models}"] if _models_word(words) is None else words, lambda: False, False
+        )
+        own = [Path(word.partition("=")[2]).absolute() for word in settings if word.startswith("--config-dir=")]
+        overrides = [word for word in settings if not word.startswith("-")]
+        overrides += [f"hydra.searchpath=['file://{own[0]}']"] if own else []
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            # `name` is filled by Hydra's runtime, which `compose` does not have
+            plain: Any = OmegaConf.to_container(compose(config_name, [*overrides, "name=none"]), resolve=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UserError(explain(str(error), config_name)) from error
+    return plain
+
+
+def _models_word(words: list[str]) -> str | None:
+    return next((word.partition("=")[2] for word in words if word.startswith("models=")), None)
 
 
 def cuda_is_available() -> bool:
@@ -242,7 +272,7 @@ def check(cfg: dict[str, Any], readers: Mapping[str, Callable]) -> None:
 def models_line(cfg: Mapping[str, Any], device: Any) -> str:
     """Which pretrained models a run takes, and why; `device` is where they run."""
     name = cfg["models"]["name"]
-    given = any(word.startswith("models=") for word in _typed[1:])
+    given = _models_word(_typed[1:]) is not None
     if name == "sd21" and str(device) == "cpu":
         return "models=sd21 on a CPU, where an object takes days (models=toybox: minutes)"
     if given:

@@ -4,6 +4,7 @@ Below all layers, as errors.py is: everything that writes a file writes it throu
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -53,6 +54,15 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all. Undecodable bytes of a command line go back to what they were."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush_to_disk(path: Path) -> None:

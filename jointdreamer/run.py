@@ -49,6 +49,7 @@ from jointdreamer.files import (
     is_disk_full,
     is_leftover,
     remove_leftovers,
+    sha256,
     to_json,
     write_text,
 )
@@ -507,15 +508,7 @@ def checksums(paths: Sequence[Path]) -> list[dict[str, str]]:
     """Path and sha256 of every weights file (.safetensors, .pt, .ckpt) among `paths` or in the folders of them."""
     files = [f for path in paths for f in ([path] if path.is_file() else sorted(path.rglob("*.*")))]
     weights = [f for f in dict.fromkeys(files) if f.suffix in (".safetensors", ".pt", ".ckpt")]
-    return [{"path": str(f), "sha256": _sha256(f)} for f in weights]
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
+    return [{"path": str(f), "sha256": sha256(f)} for f in weights]
 
 
 def environment() -> dict[str, Any]:

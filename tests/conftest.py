@@ -4,6 +4,13 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "JOINTDREAMER_CACHE" not in os.environ:  # converted checkpoints; children of the tests inherit it
+    import atexit
+    import shutil
+    import tempfile
+
+    os.environ["JOINTDREAMER_CACHE"] = tempfile.mkdtemp(prefix="jointdreamer-tests-")
+    atexit.register(shutil.rmtree, os.environ["JOINTDREAMER_CACHE"], ignore_errors=True)
 
 import json
 import math

@@ -19,7 +19,8 @@ LAYERS = {
     2: {"renderers", "guidance", "energies", "export"},
     3: {"distillation", "regularizers", "outputs"},
     4: {"toybox"},  # a whole world that uses the rest, its own table of runs included; only scripts look into it
-    5: {"cli", "doctor"},  # with the scripts beside the package
+    5: {"cli"},  # what the scripts beside the package share
+    6: {"doctor", "weights"},  # scripts of their own, `python -m jointdreamer.doctor`
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 SCRIPTS_ONLY = {"hydra", "omegaconf"}
@@ -49,7 +50,7 @@ def complaints(unit: str, modules: set[str]) -> list[str]:
     found = [
         f"{unit} imports {module}: only the scripts know Hydra"
         for module in modules
-        if module.split(".")[0] in SCRIPTS_ONLY and LAYER_OF.get(unit) != max(LAYERS)
+        if module.split(".")[0] in SCRIPTS_ONLY and LAYER_OF.get(unit, 0) < LAYER_OF["cli"]
     ]
     for other in {unit_of(module) for module in modules} - {None, unit} - GROUND:
         if unit in GROUND or other not in LAYER_OF or LAYER_OF[other] >= LAYER_OF[unit]:

