@@ -136,11 +136,10 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    words = words if _models_word(words) else [*words, f"models={models}"]
     _typed[:] = ["", *words]
     try:
-        settings = complete(
-            [*words, f"models={models}"] if _models_word(words) is None else words, lambda: False, False
-        )
+        settings = complete(words, lambda: False, multirun=False)
         own = [Path(word.partition("=")[2]).absolute() for word in settings if word.startswith("--config-dir=")]
         overrides = [word for word in settings if not word.startswith("-")]
         overrides += [f"hydra.searchpath=['file://{own[0]}']"] if own else []

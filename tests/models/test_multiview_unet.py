@@ -289,6 +289,18 @@ def test_checkpoints_that_are_not_whole_are_one_line(state, tmp_path, change, wo
     assert "\n" not in str(error.value)
 
 
+def test_a_checkpoint_of_another_model_names_the_first_keys_and_what_it_looks_like(state, tmp_path):
+    other = {k: v for k, v in state.items() if "camera_embed" not in k}
+    torch.save({**other, "cc_projection.weight": torch.ones(2)}, tmp_path / "zero123.pt")
+    with pytest.raises(UserError) as error:
+        load_multiview(tmp_path / "zero123.pt")
+    for words in ("camera_embed.0.weight", "first unexpected key ", "looks like a novel-view model (Zero-1-to-3)"):
+        assert words in str(error.value)
+    torch.save({k: v for k, v in state.items() if not k.endswith("out.2.bias")}, tmp_path / "cut.pt")
+    with pytest.raises(UserError, match="first missing key conv_out.bias, first unexpected key .none"):
+        load_multiview(tmp_path / "cut.pt")
+
+
 def test_a_damaged_file_is_one_line(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"half a download")
     with pytest.raises(UserError, match="cannot read the checkpoint") as error:

@@ -7,7 +7,7 @@ from huggingface_hub import constants
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.models import weights
-from jointdreamer.models.weights import find_weights, load_noise_schedule
+from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 
 
 def touch(path):
@@ -108,3 +108,29 @@ def test_noise_schedule_is_read_from_the_folder(tiny_sd_folder, tmp_path):
     assert kind == "epsilon"
     expected = (1 - torch.linspace(0.001, 0.02, 10, dtype=torch.float64)).cumprod(0)
     torch.testing.assert_close(abar.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_the_cache_s_main_branch_stands_in_for_a_pinned_revision(tmp_path, monkeypatch):
+    snapshot = cache(monkeypatch, tmp_path, "org/repo", "model.pt")
+    assert find_weights("org/repo@0123abc", "model", file="model.pt") == snapshot / "model.pt"
+
+
+def test_a_list_of_sources_takes_the_first_at_hand(tmp_path, monkeypatch):
+    cache(monkeypatch, tmp_path, "org/repo", "model.pt")
+    mine = touch(tmp_path / "mine" / "model.pt")
+    assert find_weights(["/nowhere", mine.parent, "org/repo"], "model", file="model.pt") == mine
+    for nothing in ([], [""], [None], None):
+        with pytest.raises(UserError, match="names no weights"):
+            find_weights(nothing, "model")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_part_of_another_architecture_says_what_it_looks_like(tiny_sd_folder, tmp_path):
+    import shutil
+
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    shutil.copytree(tiny_sd_folder(), tmp_path / "sd")
+    shutil.copy(next((tmp_path / "sd" / "unet").glob("*.safetensors")), tmp_path / "sd" / "vae")
+    with pytest.raises(UserError, match="first unexpected key .*looks like a text-to-image model's UNet") as error:
+        load_part(AutoencoderKL, tmp_path / "sd", "vae", torch.float32)
+    assert "weights are missing" in str(error.value) and "\n" not in str(error.value)
