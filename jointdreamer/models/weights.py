@@ -150,7 +150,7 @@ def find_weights(
 
 def sources(source: str | Path | Sequence[str], role: str) -> list[str | Path]:
     """A role's sources in their order. Raises UserError if there is none, or if one is no text."""
-    listed = [source] if isinstance(source, str | Path) else list(source or ())
+    listed: list[str | Path] = [source] if isinstance(source, str | Path) else [*(source or ())]
     if not listed or not all(isinstance(one, str | Path) and str(one).strip() for one in listed):
         raise UserError(
             f"{role}: source {source!r} names no weights: wanted a folder, a file, a hub id, or a list of them"
