@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer.run(recipe.loss, recipe.sheet, every=max(1, min(500, trainer.steps // 4)))
     with trainer.averaged():
         where = recipe.install() if args.install else recipe.save(trainer.folder / "model")
-    facts = {"model": args.model, "step": trainer.step, "images": trainer.step * args.batch, "saved": str(where)}
+    facts = {"model": args.model, "step": trainer.step, "images": trainer.step * recipe.batch, "saved": str(where)}
     print(json.dumps(facts))
     return 0
 
