@@ -29,6 +29,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.fields.hash_grid import HashGridField
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
     from jointdreamer.logger import Logger, check_finite
+    from jointdreamer.memory import plan_memory
     from jointdreamer.optim import build_optimizer
     from jointdreamer.outputs import save_energy, save_mesh, save_turntable, save_views
     from jointdreamer.prompts import encode_prompt
@@ -40,6 +41,7 @@ def train(cfg: dict[str, Any]) -> int:
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
+    readers |= {"memory": plan_memory}
     cli.check(cfg, readers)
     plan, rig = Plan(cfg["schedule"]).check(["jsd", *REGULARIZERS]), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])
@@ -64,8 +66,9 @@ def train(cfg: dict[str, Any]) -> int:
         # The priors, frozen
         models, distillation = cfg["models"], cfg["distillation"]
         guidance = LatentDiffusion(**models["text_to_image"], device=device)
-        tokenizer, text_encoder = guidance.text_parts()
         energy = build_energy(**cfg["energy"], device=device)
+        memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, **cfg["memory"])
+        tokenizer, text_encoder = guidance.text_parts()
 
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
         start = run.resume(**parts, generator=generator)
@@ -75,9 +78,11 @@ def train(cfg: dict[str, Any]) -> int:
         ):
             priors = cli.models_line(cfg, device)
             networks = str(guidance.unet.dtype).removeprefix("torch.")
-            logger.message(f"{run.path}: {priors}; {device}, {networks} networks; encoding on {field.encoding.backend}")
+            backends = f"encoding on {field.encoding.backend}, rays on {renderer.backend}"
+            logger.message(f"{run.path}: {priors}; {device}, {networks} networks; {backends}")
             text = encode_prompt(cfg["prompt"], cfg["negative_prompt"], tokenizer, text_encoder, **cfg["prompts"])
             del text_encoder  # a gigabyte that is needed once
+            logger.message(memory.line)
             run.write_command(cli.typed_command())
             weights = [folder for model in (guidance, energy) if (folder := getattr(model, "folder", None))]
             run.write_environment(
@@ -95,8 +100,9 @@ def train(cfg: dict[str, Any]) -> int:
                         shading=sample_shading(generator, now.shading),
                         normals=needs_normals(now.loss),
                         generator=generator,
+                        chunk=memory.rays_per_chunk,
                     )  # rgb (B, V, 3, R, R)  # fmt: skip
-                latents = guidance.encode(render.rgb, generator)  # (B, V, 4, h, w)
+                latents = guidance.encode(render.rgb, generator, chunk=memory.images_per_chunk)  # (B, V, 4, h, w)
 
                 # Joint score distillation (Sec. 4.1)
                 noised = add_noise(guidance, latents, now.t_min, now.t_max, generator, distillation["weighting"])

@@ -22,7 +22,7 @@ from jointdreamer.run import read_run
 
 log = logging.getLogger(__name__)
 
-RAYS = 2**15  # rendered at a time
+RAYS = 2**13  # rendered at a time: what a small card has room for beside the networks
 
 
 @torch.no_grad()

@@ -13,11 +13,10 @@ def orientation(render: Render) -> Tensor:
     Sum over samples of stopgrad(w) max(0, n . d)^2, over the number of pixels with any opacity.
     Raises ValueError for a render without normals.
     """
-    if render.sample_normals is None:
+    if render.facing_away is None:
         raise ValueError("the orientation loss needs normals: render with normals=True (see needs_normals)")
-    facing_away = (render.sample_normals * render.sample_dirs).sum(-1).clamp(min=0)
     n_pixels = (render.opacity > 0).sum().clamp(min=1)
-    return (render.weights.detach() * facing_away.square()).sum() / n_pixels
+    return render.facing_away.sum() / n_pixels
 
 
 def sparsity(render: Render) -> Tensor:

@@ -136,10 +136,18 @@ class Plan:
 
     def max(self, name: str) -> Any:
         """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan."""
+        return self._find(name).max()
+
+    def stages(self, name: str) -> list[tuple[int, Any]]:
+        """(first step, value) of every value that e.g. "resolution" takes before the plan ends."""
+        values = [(step, self._find(name)(step)) for step in range(self.steps)]
+        return values[:1] + [after for before, after in zip(values, values[1:], strict=False) if before[1] != after[1]]
+
+    def _find(self, name: str) -> Schedule:
         node: Any = self._tree
         for part in name.split("."):
             node = node[part]
-        return node.max()
+        return node
 
 
 def _parse_tree(spec: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class KnownGuidance(Guidance):
         super().__init__()
         self.alphas_cumprod = scaled_linear_alphas_cumprod().double()
 
-    def encode(self, rgb, generator, grad=True):
+    def encode(self, rgb, generator, grad=True, chunk=None):
         return rgb
 
     def decode(self, latents):

@@ -19,7 +19,7 @@ class Flat(Guidance):
         super().__init__()
         self.alphas_cumprod = torch.full((1000,), ALPHA**2)
 
-    def encode(self, rgb, generator, grad=True):
+    def encode(self, rgb, generator, grad=True, chunk=None):
         return rgb
 
     def decode(self, latents):

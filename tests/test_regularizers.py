@@ -18,35 +18,20 @@ def image(opacity, **parts) -> Render:
         "depth": opacity,
         "z_variance": opacity,
         "normal": None,
-        "weights": torch.zeros(0),
-        "ray_indices": torch.zeros(0, dtype=torch.long),
-        "sample_normals": None,
-        "sample_dirs": torch.zeros(0, 3),
+        "facing_away": None,
+        "n_samples": 0,
     }
     return Render(opacity=opacity, **{**defaults, **parts})
 
 
-def test_orientation_counts_only_what_faces_away():
-    """Samples: facing the camera; facing away at 0 and 60 degrees. Two pixels have opacity."""
-    weights = torch.tensor([0.9, 0.5, 0.4], requires_grad=True)
-    half = math.sqrt(3) / 2
-    normals = torch.tensor([[0.0, 0, 1], [0, 0, -1], [half, 0, -0.5]], requires_grad=True)
-    seen = image(
-        [0.9, 0.9, 0.0, 0.0],
-        weights=weights,
-        ray_indices=torch.tensor([0, 1, 1]),
-        sample_normals=normals,
-        sample_dirs=torch.tensor([[0.0, 0, -1]] * 3),
-    )
-    loss = orientation(seen)
-    assert loss.item() == pytest.approx((0.5 * 1 + 0.4 * 0.25) / 2)
-    loss.backward()
-    assert weights.grad is None  # turned, not erased
-    torch.testing.assert_close(normals.grad, torch.tensor([[0.0, 0, 0], [0, 0, -0.5], [0, 0, -0.2]]))
+def test_orientation_is_a_mean_over_the_pixels_that_show_something():
+    away = torch.tensor([0.5, 0.1, 0.0, 0.0]).view(1, 1, 1, 2, 2).requires_grad_()
+    loss = orientation(image([0.9, 0.9, 0.0, 0.0], facing_away=away))
+    assert loss.item() == pytest.approx((0.5 + 0.1) / 2)
 
 
 def test_orientation_without_samples_is_zero():
-    assert orientation(image([0.0] * 4, sample_normals=torch.zeros(0, 3))).item() == 0
+    assert orientation(image([0.0] * 4, facing_away=torch.zeros(1, 1, 1, 2, 2))).item() == 0
 
 
 def test_orientation_without_normals_is_refused():

@@ -31,7 +31,7 @@ class CoinPrior(Guidance):
         super().__init__()
         self.alphas_cumprod = scaled_linear_alphas_cumprod()
 
-    def encode(self, rgb, generator, grad=True):
+    def encode(self, rgb, generator, grad=True, chunk=None):
         return rgb
 
     def decode(self, latents):

@@ -1,6 +1,7 @@
 """What is seen where the object is not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,23 +44,33 @@ class SphericalBackground(nn.Module):
         """The learned background: unit directions (..., 3) -> colours (..., 3) in [0, 1]."""
         return torch.sigmoid(self.mlp(spherical_harmonics(dirs)))
 
-    def sample(self, dirs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The background of one batch of rays: (..., 3) -> (..., 3). Without a generator, that of evaluation.
+    def draw(self, generator: torch.Generator | None) -> Callable[[Tensor], Tensor]:
+        """The background of one batch of rays, as a function of (..., 3) directions; without a generator, evaluation's.
 
-        Draws the coin and the colour whatever the coin says, so that the generator moves alike in every step.
+        Draws the coin and the colour whatever the coin says, so that the generator moves alike in every step. They are
+        read on the host: a generator on a GPU would have it wait.
         """
         if generator is None:
-            return dirs.new_tensor(self.eval_color).expand_as(dirs)
+            return partial(plain, self.eval_color)
         coin, *color = torch.rand(4, generator=generator, device=generator.device).tolist()
         if coin >= self.random_probability:
-            return self(dirs)
+            return self
         if self.random_grey_range is not None:
             low, high = self.random_grey_range
             color = [low + (high - low) * color[0]] * 3
-        return dirs.new_tensor(color).expand_as(dirs)
+        return partial(plain, color)
+
+    def sample(self, dirs: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The background of one batch of rays: unit directions (..., 3) -> colours (..., 3)."""
+        return self.draw(generator)(dirs)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"background": list(self.parameters())}
+
+
+def plain(color: Sequence[float], dirs: Tensor) -> Tensor:
+    """One colour in all directions: (..., 3) -> (..., 3)."""
+    return dirs.new_tensor(color).expand_as(dirs)
 
 
 def spherical_harmonics(dirs: Tensor) -> Tensor:

@@ -35,8 +35,13 @@ class Guidance(nn.Module, ABC):
     alphas_cumprod: Tensor  # (1000,) float32
 
     @abstractmethod
-    def encode(self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True) -> Tensor:
-        """Images (B, V, 3, R, R) in [0, 1] of any size -> latents (B, V, C, h, w), float32; graph kept if `grad`."""
+    def encode(
+        self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None
+    ) -> Tensor:
+        """Images (B, V, 3, R, R) in [0, 1] of any size -> latents (B, V, C, h, w), float32; graph kept if `grad`.
+
+        chunk: images that are in memory at a time, all by default; changes nothing but that, and the last bits.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:

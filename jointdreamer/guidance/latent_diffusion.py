@@ -65,9 +65,11 @@ class LatentDiffusion(Guidance):
         self.cfg_rescale = cfg_rescale
         self.x0_rescale = x0_rescale
 
-    def encode(self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True) -> Tensor:
+    def encode(
+        self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None
+    ) -> Tensor:
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            return encode_images(self.vae, rgb, self.image_size, generator)
+            return encode_images(self.vae, rgb, self.image_size, generator, chunk)
 
     def decode(self, latents: Tensor) -> Tensor:
         return decode_latents(self.vae, latents)

@@ -6,43 +6,56 @@ ray they are `step_size` apart, and each stands for an interval around it:
     alpha_i = 1 - exp(-sigma_i step_size),   T_i = prod_{j<i} (1 - alpha_j),   weights_i = T_i alpha_i
     opacity = sum w,   depth = sum w t,   rgb = sum w c + (1 - opacity) background
 
-There are two backends with the same rules: `torch`, on every device; and `numba`, compiled loops over the rays for
-float32 on the CPU, differentiable once, ten times faster there. They differ in the last bits.
+There are three backends with the same rules: `torch`, on every device; `numba`, compiled loops over the rays for
+float32 on the CPU, differentiable once, ten times faster there; and `nerfacc`, whose kernels march and scan on CUDA.
+They differ in the last bits.
+
+Rays can be rendered in chunks, and then backward computes a chunk again instead of keeping what its samples need: the
+memory of a step is that of one chunk, whatever the resolution. What stays of all samples is where they are, 4 bytes.
+
+On a GPU the host waits for the device three times a chunk, to learn how many candidates, samples in occupied cells and
+visible samples there are: memory for them cannot be taken before. Nothing else here waits.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.cameras import Cameras, rays
 from jointdreamer.errors import UserError
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
+from jointdreamer.renderers import nerfacc_backend
 from jointdreamer.renderers.shading import Shading, shade
 
 # Bounds the memory of one march, and of one occupancy update.
 MAX_CANDIDATES = 2**23
 MAX_CELLS = 2**18
 
-BACKENDS = ("auto", "torch", "numba")
+BACKENDS = ("auto", "torch", "numba", "nerfacc")
 
 
 @dataclass(frozen=True)
 class Render:
-    """B rigs of V views with R x R pixels, and the N samples they were made of. Lengths in world units."""
+    """B rigs of V views with R x R pixels. Lengths in world units.
+
+    Sums over the samples of each pixel only: what is kept for every sample would grow with the resolution.
+    """
 
     rgb: Tensor  # (B, V, 3, R, R) in [0, 1]
     opacity: Tensor  # (B, V, 1, R, R) in [0, 1]
     depth: Tensor  # (B, V, 1, R, R) sum w t along the ray: not divided by the opacity
     z_variance: Tensor  # (B, V, 1, R, R) sum w (t - depth)^2
     normal: Tensor | None  # (B, V, 3, R, R) sum w n in the world frame, not normalised
-    weights: Tensor  # (N,)
-    ray_indices: Tensor  # (N,) of the pixel in (B, V, R, R), ascending
-    sample_normals: Tensor | None  # (N, 3)
-    sample_dirs: Tensor  # (N, 3) unit directions of the rays
+    facing_away: Tensor | None  # (B, V, 1, R, R) sum stopgrad(w) max(0, n . d)^2, d the ray's unit direction
+    n_samples: int  # of all pixels together
 
 
 class VolumeRenderer(nn.Module):
@@ -54,7 +67,11 @@ class VolumeRenderer(nn.Module):
     transmittance_threshold: so are those that less than this much light reaches.
     prune: whether to look for such samples at all. It takes a density pass without gradient over all samples: on a CPU
         a tenth of a step lost while the object is a soft blob, a quarter won once it is solid and dark inside.
-    backend: "torch", "numba", or "auto" (numba on the CPU, torch elsewhere).
+    backend: "torch", "numba" (CPU only), "nerfacc" (CUDA only; it marches and finds the transmittances), or "auto":
+        numba on the CPU; on CUDA nerfacc where it is installed and can compile its kernels; else torch.
+
+    Raises UserError for sizes that make no sense and a backend that is unknown, not installed, or (when it is asked to
+    render) without its device.
 
     The buffers `occupancy` (decaying maximum of sigma * step_size seen in each cell) and `occupied` are all its state.
     """
@@ -83,6 +100,8 @@ class VolumeRenderer(nn.Module):
                 "a renderer needs field_radius, grid_resolution and n_samples above 0, got "
                 f"{field_radius}, {grid_resolution} and {n_samples}"
             )
+        if backend == "nerfacc":
+            nerfacc_backend.require()
         self.field_radius = field_radius
         self.grid_resolution = grid_resolution
         self.step_size = 2 * math.sqrt(3) * field_radius / n_samples
@@ -114,24 +133,25 @@ class VolumeRenderer(nn.Module):
         normals: whether to find normals; a shading that needs them finds them in any case.
         generator: draws, in this order, the offset of the samples of each ray (up to one step) and the background.
             None is evaluation: no offset, the background's evaluation colour.
-        chunk: rays rendered at a time, for high resolutions under no_grad; the result does not depend on it.
+        chunk: rays whose samples are in memory at a time, all by default. Fewer cost a second forward pass in backward
+            and change nothing but the last bits.
         """
         cameras = cameras.to(self.occupancy.device)
-        if self.backend == "numba" and self.occupancy.device.type != "cpu":
-            raise UserError(f"renderer.backend=numba runs on a CPU, not on {self.occupancy.device}: leave it out")
         rays_o, rays_d = (x.reshape(-1, 3) for x in rays(cameras.c2w, cameras.fovy, cameras.resolution))
         light = cameras.light[:, :, None, None].expand(-1, -1, *[cameras.resolution] * 2, -1).reshape(-1, 3)
         if generator is None:
             offset = torch.zeros(len(rays_o), device=rays_o.device)
         else:
             offset = torch.rand(len(rays_o), generator=generator, device=generator.device).to(rays_o.device)
-        behind = background.sample(rays_d, generator)
+        behind = background.draw(generator)
 
         normals = normals or shading.needs_normals
-        starts = range(0, len(rays_o), chunk or len(rays_o))
-        per_ray = (x.split(chunk or len(rays_o)) for x in (rays_o, rays_d, offset, behind, light))
-        parts = [self._render_rays(field, shading, normals, *part) for part in zip(*per_ray, strict=True)]
-        ray_indices = torch.cat([part["ray_indices"] + start for part, start in zip(parts, starts, strict=True)])
+        chunk = min(chunk or len(rays_o), len(rays_o))
+        composite = self._composite if chunk == len(rays_o) else recomputed(self._composite)
+        parts = []
+        for o, d, shift, lamp in zip(*(x.split(chunk) for x in (rays_o, rays_d, offset, light)), strict=True):
+            counts, t = self._samples(field, o, d, shift)
+            parts.append(composite(field, behind, shading, normals, o, d, lamp, counts, t))
 
         def image(name: str) -> Tensor:
             pixels = torch.cat([part[name] for part in parts])
@@ -144,59 +164,67 @@ class VolumeRenderer(nn.Module):
             depth=image("depth"),
             z_variance=image("z_variance"),
             normal=image("normal") if normals else None,
-            weights=torch.cat([part["weights"] for part in parts]),
-            ray_indices=ray_indices,
-            sample_normals=torch.cat([part["sample_normals"] for part in parts]) if normals else None,
-            sample_dirs=rays_d[ray_indices],
+            facing_away=image("facing_away") if normals else None,
+            n_samples=sum(part["n_samples"] for part in parts),
         )
 
-    def _render_rays(
+    @torch.no_grad()
+    def _samples(self, field: Field, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rays (R, 3) are sampled: how often each (R,), and the distances t (N,), ray by ray."""
+        ray_indices, t = self.march(rays_o, rays_d, offset)
+        if self.prune:
+            x = self._points(rays_o, rays_d, ray_indices, t)
+            ray_indices, t = self._visible(field, x, ray_indices, t, len(rays_o))
+        return count_per_ray(ray_indices, len(rays_o)), t
+
+    def _composite(
         self,
         field: Field,
+        behind: Callable[[Tensor], Tensor],  # the background's colours (R, 3) in directions (R, 3)
         shading: Shading,
         normals: bool,
         rays_o: Tensor,  # (R, 3)
         rays_d: Tensor,  # (R, 3)
-        offset: Tensor,  # (R,) in steps
-        behind: Tensor,  # (R, 3) background colours
         light: Tensor,  # (R, 3)
-    ) -> dict[str, Tensor]:
-        """Pixels (R, C) and samples by the names they have in `Render`."""
-        ray_indices, t = self.march(rays_o, rays_d, offset)
+        counts: Tensor,  # (R,) samples of each ray
+        t: Tensor,  # (N,) their distances
+    ) -> dict[str, Any]:
+        """Pixels (R, C) by the names they have in `Render`."""
+        ray_indices = torch.repeat_interleave(counts, output_size=len(t))  # told the size, it waits for no device
         x = self._points(rays_o, rays_d, ray_indices, t)
-        if self.prune:
-            ray_indices, t = self._visible(field, x, ray_indices, t, len(rays_o))
-            x = self._points(rays_o, rays_d, ray_indices, t)
-
         out = field(x, normals=normals)
         rgb = shade(out.albedo, out.normal, x, light[ray_indices] if shading.needs_normals else light, shading)
 
-        counts = torch.bincount(ray_indices, minlength=len(rays_o))
         values = rgb if out.normal is None else torch.cat([rgb, out.normal], dim=-1)
         tau = out.sigma * self.step_size
         if self.backend == "numba":
             weights, sums, z_variance = Composite.apply(tau, t, values, counts)
         else:
-            weights, sums, z_variance = composite(tau, t, values, ray_indices, counts)
+            weights, sums, z_variance = composite(tau, t, values, ray_indices, counts, self._scan)
         opacity, depth = sums[:, :1].clamp(max=1), sums[:, 1:2]  # the sum may round above 1
         parts = {
-            "rgb": (sums[:, 2:5] + behind * (1 - opacity)).clamp(0, 1),
+            "rgb": (sums[:, 2:5] + behind(rays_d) * (1 - opacity)).clamp(0, 1),
             "opacity": opacity,
             "depth": depth,
             "z_variance": z_variance[:, None],
-            "weights": weights,
-            "ray_indices": ray_indices,
+            "n_samples": len(t),
         }
         if out.normal is not None:
-            parts |= {"normal": sums[:, 5:8], "sample_normals": out.normal}
+            away = (out.normal * rays_d[ray_indices]).sum(-1).clamp(min=0).square()
+            facing_away = sum_per_ray((weights.detach() * away)[:, None], counts)
+            parts |= {"normal": sums[:, 5:8], "facing_away": facing_away}
         return parts
 
     @property
     def backend(self) -> str:
-        """The backend that runs where the renderer is now."""
-        if self.requested_backend != "auto":
-            return self.requested_backend
-        return "numba" if self.occupancy.device.type == "cpu" else "torch"
+        """The backend that runs where the renderer is now. Raises UserError for one that cannot run there."""
+        kind = self.occupancy.device.type
+        if self.requested_backend == "auto":
+            return "numba" if kind == "cpu" else "nerfacc" if kind == "cuda" and nerfacc_backend.can_run() else "torch"
+        wanted = {"numba": "cpu", "nerfacc": "cuda"}.get(self.requested_backend, kind)
+        if kind != wanted:
+            raise UserError(f"renderer.backend={self.requested_backend} runs on {wanted}, not on {kind}: leave it out")
+        return self.requested_backend
 
     @torch.no_grad()
     def march(self, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,6 +232,8 @@ class VolumeRenderer(nn.Module):
 
         The samples of a ray lie at t = (k + offset + 1/2) step_size for whole k >= 0.
         """
+        if self.backend == "nerfacc":
+            return nerfacc_backend.march(self.occupied, self.field_radius, self.step_size, rays_o, rays_d, offset)
         size = max(1, MAX_CANDIDATES // (self.n_samples + 1))  # no ray has more than n_samples + 1 in the box
         parts = zip(*(x.split(size) for x in (rays_o, rays_d, offset)), strict=True)
         found = [self._march(*part) for part in parts]
@@ -258,7 +288,7 @@ class VolumeRenderer(nn.Module):
     def _visible(self, field: Field, x: Tensor, ray_indices: Tensor, t: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
         """`ray_indices` and `t` of the samples that add to the image."""
         tau = field.density(x) * self.step_size
-        counts = torch.bincount(ray_indices, minlength=n_rays)
+        counts = count_per_ray(ray_indices, n_rays)
         threshold = self.occupancy.mean().clamp(max=self.alpha_threshold)
         if self.backend == "numba":  # alpha and transmittance are monotonous in these: no exponential is needed
             from jointdreamer.renderers import kernels
@@ -268,7 +298,7 @@ class VolumeRenderer(nn.Module):
             ends, found, kept = counts.cumsum(0), torch.empty_like(counts), torch.empty_like(t)
             kernels.run(kernels.visible, tau, ends, least_tau, most_depth, t, found, kept)
             return packed(found, ends, kept)
-        alpha, transmittance = alpha_and_transmittance(tau, ray_indices, counts)
+        alpha, transmittance = self._scan(tau, ray_indices, counts)
         keep = ((alpha >= threshold) & (transmittance >= self.transmittance_threshold)).nonzero().squeeze(-1)
         return ray_indices[keep], t[keep]
 
@@ -280,6 +310,10 @@ class VolumeRenderer(nn.Module):
         x = t.new_empty(len(t), 3)
         kernels.run(kernels.points, rays_o, rays_d, ray_indices, t, x)
         return x
+
+    def _scan(self, tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        find = nerfacc_backend.alpha_and_transmittance if self.backend == "nerfacc" else alpha_and_transmittance
+        return find(tau, ray_indices, counts)
 
     @torch.no_grad()
     def update_occupancy(self, field: Field, step: int, generator: torch.Generator) -> None:
@@ -327,7 +361,7 @@ def intersect_box(rays_o: Tensor, rays_d: Tensor, lower: Tensor, upper: Tensor) 
 
 
 def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and T (N,) from packed optical depths tau = sigma * step_size; counts (R,) samples per ray."""
+    """alpha and T (N,) from packed optical depths tau = sigma * step_size, differentiable; counts (R,) of each ray."""
     # One running sum over all rays, minus what it was where the ray began: fp64, or the rays before would swallow it.
     before = tau.double().cumsum(0) - tau
     starts = (counts.cumsum(0) - counts).clamp(max=max(len(tau) - 1, 0))
@@ -335,10 +369,10 @@ def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) ->
     return -torch.expm1(-tau), torch.exp(-depth).to(tau.dtype)
 
 
-def volume_weights(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> Tensor:
-    """T * alpha (N,) of packed samples, differentiable."""
-    alpha, transmittance = alpha_and_transmittance(tau, ray_indices, counts)
-    return transmittance * alpha
+def count_per_ray(ray_indices: Tensor, n_rays: int) -> Tensor:
+    """How often each ray stands in the ascending ray_indices (N,): (R,). Unlike `bincount`, it waits for no device."""
+    borders = torch.arange(n_rays + 1, device=ray_indices.device)
+    return torch.searchsorted(ray_indices, borders).diff()
 
 
 def sum_per_ray(values: Tensor, counts: Tensor) -> Tensor:
@@ -352,9 +386,11 @@ def composite(
     values: Tensor,  # (N, C)
     ray_indices: Tensor,  # (N,)
     counts: Tensor,  # (R,) samples per ray
+    scan: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = alpha_and_transmittance,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (N,); their sums with 1, t and the values, (R, 2 + C); and sum w (t - depth)^2, (R,). Differentiable."""
-    weights = volume_weights(tau, ray_indices, counts)
+    alpha, transmittance = scan(tau, ray_indices, counts)
+    weights = transmittance * alpha
     sums = sum_per_ray(weights[:, None] * torch.cat([torch.ones_like(t)[:, None], t[:, None], values], dim=-1), counts)
     spread = (weights * (t - sums[:, 1][ray_indices]).square())[:, None]
     return weights, sums, sum_per_ray(spread, counts)[:, 0]
@@ -379,8 +415,9 @@ class Composite(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         from jointdreamer.renderers import kernels
 
-        grad_tau, grad_values = torch.empty_like(ctx.saved_tensors[0]), torch.empty_like(ctx.saved_tensors[2])
-        kernels.run(kernels.composite_backward, *ctx.saved_tensors, *grads, grad_tau, grad_values)
+        saved = ctx.saved_tensors  # asked for once: where a chunk is computed again, they are gone after that
+        grad_tau, grad_values = torch.empty_like(saved[0]), torch.empty_like(saved[2])
+        kernels.run(kernels.composite_backward, *saved, *grads, grad_tau, grad_values)
         return grad_tau, None, grad_values, None
 
 
@@ -393,3 +430,11 @@ def packed(found: Tensor, ends_before: Tensor, t_before: Tensor) -> tuple[Tensor
     ray_indices, t = ends.new_empty(n), t_before.new_empty(n)
     kernels.run(kernels.pack, found, ends_before, ends, t_before, ray_indices, t)
     return ray_indices, t
+
+
+def recomputed(function: Callable) -> Callable:
+    """The function, of which backward keeps the arguments and results only: it runs once more there.
+
+    Exact for whatever is differentiable and draws no random number; what it closes over must be what it was.
+    """
+    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

@@ -1,6 +1,7 @@
 """Volume rendering: small worlds whose images are known in closed form, and slow twins of the packed march and sums."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from jointdreamer.errors import UserError
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field, FieldOutput
 from jointdreamer.fields.hash_grid import HashGridField
+from jointdreamer.memory import Live
+from jointdreamer.regularizers import regularizers
 from jointdreamer.renderers import volume
 from jointdreamer.renderers.shading import Shading
-from jointdreamer.renderers.volume import Render, VolumeRenderer, alpha_and_transmittance, intersect_box, volume_weights
+from jointdreamer.renderers.volume import Render, VolumeRenderer, alpha_and_transmittance, intersect_box
 
 
 class World(Field):
@@ -48,9 +51,9 @@ def slab(half):
     return lambda x: x[:, 0].abs() < half
 
 
-def small_field(blob_scale=10.0):
+def small_field(blob_scale=10.0, backend="auto"):
     torch.manual_seed(1)
-    field = HashGridField(n_levels=4, log2_table_size=10, hidden=16, blob_scale=blob_scale)
+    field = HashGridField(n_levels=4, log2_table_size=10, hidden=16, blob_scale=blob_scale, backend=backend)
     torch.nn.init.normal_(field.encoding.params, std=0.1)
     return field
 
@@ -212,7 +215,12 @@ def test_packed_weights_are_those_of_a_loop_over_rays():
     counts = torch.tensor([0, 3, 1, 0, 40, 2, 0])
     ray_indices = torch.repeat_interleave(counts)
     tau = torch.rand(len(ray_indices), dtype=torch.float64).requires_grad_()
-    weights = volume_weights(tau, ray_indices, counts)
+
+    def volume_weights(tau):
+        alpha, transmittance = alpha_and_transmittance(tau, ray_indices, counts)
+        return transmittance * alpha
+
+    weights = volume_weights(tau)
     expected, start = [], 0
     for count in counts.tolist():
         transmittance = 1.0
@@ -222,7 +230,7 @@ def test_packed_weights_are_those_of_a_loop_over_rays():
             transmittance *= 1 - alpha
         start += count
     np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-9)
-    assert torch.autograd.gradcheck(lambda tau: volume_weights(tau, ray_indices, counts), (tau,))
+    assert torch.autograd.gradcheck(volume_weights, (tau,))
 
 
 def test_many_opaque_rays_do_not_blur_those_behind_them():
@@ -251,7 +259,7 @@ def test_rays_meet_a_box():
 
 @pytest.mark.parametrize("blob_scale", [10.0, 200.0])
 @pytest.mark.parametrize("prune", [True, False])
-def test_opacity_is_the_sum_of_weights_and_everything_is_in_range(blob_scale, prune):
+def test_everything_is_in_range(blob_scale, prune):
     renderer, generator = VolumeRenderer(n_samples=64, prune=prune), torch.Generator().manual_seed(0)
     field = small_field(blob_scale)
     renderer.update_occupancy(field, 0, generator)
@@ -259,14 +267,8 @@ def test_opacity_is_the_sum_of_weights_and_everything_is_in_range(blob_scale, pr
     image = render(field, cameras, renderer=renderer, normals=True, generator=generator)
     assert image.rgb.shape == (2, 4, 3, 10, 10) and image.opacity.shape == (2, 4, 1, 10, 10)
     assert image.normal is not None and image.normal.shape == (2, 4, 3, 10, 10)
-    assert image.sample_normals is not None and image.sample_normals.shape == image.sample_dirs.shape
     assert image.opacity.min() >= 0 and image.opacity.max() <= 1
     assert image.rgb.min() >= 0 and image.rgb.max() <= 1
-    assert (image.weights >= 0).all() and (image.ray_indices.diff() >= 0).all()
-    sums = np.bincount(image.ray_indices.numpy(), image.weights.detach().double().numpy(), minlength=800)
-    np.testing.assert_allclose(image.opacity.detach().flatten().numpy(), sums, atol=2e-6)
-    _, rays_d = camera_rays(cameras)
-    np.testing.assert_allclose(image.sample_dirs.numpy(), rays_d[image.ray_indices.numpy()], atol=1e-6)
     assert image.rgb.is_contiguous()
 
 
@@ -277,7 +279,7 @@ def test_pruning_changes_less_than_its_threshold():
     for renderer in (pruned, whole):
         renderer.update_occupancy(field, 0, generator.manual_seed(0))
     one, other = (render(field, cameras, renderer=r) for r in (pruned, whole))
-    assert len(one.weights) < 0.7 * len(other.weights)
+    assert one.n_samples < 0.7 * other.n_samples
     assert (one.rgb - other.rgb).abs().max() < 0.01 and (one.opacity - other.opacity).abs().max() < 0.01
 
 
@@ -285,7 +287,7 @@ def test_dropping_what_no_light_reaches_changes_less_than_its_threshold():
     cameras, world = orbit_cameras(2, 16), World(ball(0.6), 30.0)
     renderer = VolumeRenderer(n_samples=256, alpha_threshold=0.0, transmittance_threshold=1e-4)
     one, other = render(world, cameras, renderer=renderer), render(world, cameras, n_samples=256)
-    assert len(one.weights) < 0.9 * len(other.weights)
+    assert one.n_samples < 0.9 * other.n_samples
     assert 0 < (one.opacity - other.opacity).abs().max() < 1e-4
     assert (one.rgb - other.rgb).abs().max() < 1e-4
 
@@ -307,7 +309,7 @@ def test_a_world_without_anything_shows_the_background():
     image = render(world, cameras, renderer=renderer, background=background, normals=True, generator=generator)
     _, rays_d = rays(cameras.c2w, cameras.fovy, 5)
     torch.testing.assert_close(image.rgb, background(rays_d).movedim(-1, 2))
-    assert len(image.weights) == 0 and not image.opacity.any() and not image.depth.any()
+    assert image.n_samples == 0 and not image.opacity.any() and not image.depth.any()
     image.rgb.sum().backward()
     assert world.sigma.grad is None or world.sigma.grad == 0
     assert all(p.grad is not None for p in background.parameters())
@@ -318,7 +320,7 @@ def test_all_rays_beside_the_box():
     c2w[..., 1, 3] = 50.0
     one = torch.ones(1, 1)
     image = render(small_field(), Cameras(c2w, one * 0.3, one, one, one, torch.zeros(1, 1, 3), 4), normals=True)
-    assert len(image.weights) == 0 and (image.rgb == 1).all()
+    assert image.n_samples == 0 and (image.rgb == 1).all()
     image.rgb.sum().backward()
 
 
@@ -335,6 +337,91 @@ def test_chunks_change_nothing():
         torch.testing.assert_close(getattr(parts, name), value, msg=name)
 
 
+SETTINGS = {
+    "albedo": {},
+    "normals": {"normals": True},
+    "diffuse": {"shading": Shading("diffuse", ambient=0.3, diffuse=0.7)},
+    "textureless": {"shading": Shading("textureless", ambient=0.3, diffuse=0.7)},
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_gradients_in_chunks_are_those_of_one_pass(setting, backend):
+    """With everything that a training loss may read off a render; the chunks cut through rows and views."""
+    renderer, cameras = VolumeRenderer(n_samples=96), sample_cameras(Rig(n_rigs=2), 7, torch.Generator().manual_seed(3))
+    weights = SimpleNamespace(orient=2.0, sparsity=0.5, opaque=0.7, z_variance=3.0)
+
+    def gradients(chunk):
+        field, background = small_field(30.0, backend), SphericalBackground(random_probability=0.0)
+        generator = torch.Generator().manual_seed(0)
+        torch.nn.init.constant_(background.mlp[4].weight, 0.1)
+        renderer.update_occupancy(field, 0, generator)
+        image = render(
+            field, cameras, renderer=renderer, background=background, generator=generator, chunk=chunk,
+            **SETTINGS[setting],
+        )  # fmt: skip
+        losses = regularizers(
+            image, weights if image.normal is not None else SimpleNamespace(**{**vars(weights), "orient": 0})
+        )
+        target = torch.linspace(0, 1, image.rgb.numel()).view_as(image.rgb)
+        loss = ((image.rgb - target).square().sum() + image.depth.square().mean()) / 50
+        (loss + sum(getattr(weights, name) * value for name, value in losses.items())).backward()
+        parameters = [*field.named_parameters(), *background.named_parameters()]
+        return {name: p.grad for name, p in parameters}, image, generator.get_state()
+
+    whole, image, state = gradients(None)
+    for chunk in (61, 10_000):
+        parts, again, state_again = gradients(chunk)
+        assert torch.equal(state, state_again) and again.n_samples == image.n_samples > 1000
+        for name, gradient in whole.items():
+            if setting == "textureless" and "albedo" in name:
+                assert gradient is None or not gradient.any()
+                continue
+            assert gradient is not None and gradient.abs().max() > 1e-6, name
+            torch.testing.assert_close(
+                parts[name], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=name
+            )
+
+
+def test_in_chunks_memory_grows_with_the_pixels_only():
+    """Four times the pixels: one pass keeps four times as much; chunks of one size keep little more than the pixels."""
+    field, renderer = small_field(), VolumeRenderer(n_samples=256)
+    renderer.update_occupancy(field, 0, torch.Generator().manual_seed(0))
+
+    def live(resolution, chunk):
+        with Live() as counted:
+            image = render(field, orbit_cameras(2, resolution), renderer=renderer, normals=True, chunk=chunk)
+            kept = counted.now
+            assert image.facing_away is not None
+            (image.rgb.sum() + image.facing_away.sum()).backward()
+        return kept, counted.peak
+
+    live(8, None)  # the gradients' own memory
+    (kept, peak), (small_kept, small_peak) = live(24, None), live(12, None)
+    assert kept > 3.3 * small_kept and peak > 2.4 * small_peak  # the tables' gradients do not grow
+    kept_cut, peak_cut = live(24, 288)
+    assert kept_cut < 0.1 * kept and peak_cut < 0.45 * peak
+
+
+def test_facing_away_is_the_sum_over_samples():
+    """A slab whose normals all point along +x, seen from -x: every sample looks away by the cosine of its ray."""
+
+    class Turned(World):
+        def forward(self, x, normals=False):
+            out = super().forward(x, normals)
+            return FieldOutput(out.sigma, out.albedo, torch.tensor([1.0, 0, 0]).expand_as(x) if normals else None)
+
+    cameras = orbit_cameras(2, 5, elevation_deg=0.0)
+    image = render(Turned(slab(0.3), 2.0), cameras, normals=True, n_samples=512)
+    assert image.facing_away is not None
+    _, rays_d = camera_rays(cameras)
+    expected = image.opacity.detach().flatten().numpy() * np.maximum(rays_d[:, 0], 0) ** 2
+    np.testing.assert_allclose(image.facing_away.flatten().numpy(), expected, atol=1e-5)
+    assert expected[25:].min() > 0.4 and not expected[:25].any()
+    assert not image.facing_away.requires_grad  # turned, not erased: this world's normals are constants
+
+
 def test_the_same_seed_gives_the_same_bits():
     def step():
         torch.manual_seed(0)
@@ -344,8 +431,8 @@ def test_the_same_seed_gives_the_same_bits():
             renderer.update_occupancy(field, step, generator)
         cameras = sample_cameras(Rig(), 8, generator)
         image = render(field, cameras, renderer=renderer, background=background, normals=True, generator=generator)
-        assert image.sample_normals is not None
-        (image.rgb.square().sum() + (image.weights[:, None] * image.sample_normals).sum()).backward()
+        assert image.normal is not None and image.facing_away is not None
+        (image.rgb.square().sum() + image.normal.sum() + image.facing_away.sum()).backward()
         return [image.rgb, renderer.occupancy, *(p.grad for p in field.parameters())]
 
     assert all(torch.equal(a, b) for a, b in zip(step(), step(), strict=True))
@@ -366,7 +453,7 @@ def test_occupancy_never_skips_occupied_space():
     assert not renderer.occupied[unfolded.amin(-1) > 0.6 + 2 / 32].any()
     cameras = orbit_cameras(2, 16)
     seen, whole = render(world, cameras, renderer=renderer), render(world, cameras, n_samples=256)
-    assert len(seen.weights) < 0.35 * len(whole.weights)
+    assert seen.n_samples < 0.35 * whole.n_samples
     # Only slivers of cells that eight random looks have missed may differ.
     assert (seen.opacity - whole.opacity).abs().max() < 0.08
     assert (seen.opacity - whole.opacity).abs().mean() < 1e-3
