@@ -152,15 +152,16 @@ def unet_peak(unet: Any, rows: int, size: int) -> int:
 
 
 def networks_peak(owners: Sequence[Any], n_images: int) -> float:
-    """The largest call without a graph among all that have a `unet`, a `vae` and an `image_size`.
+    """The largest call without a graph among all that have a `unet`, and perhaps a `vae` with its `image_size`.
 
     Both halves of the guidance in one call of the UNet. Other energies count with their weights alone.
     """
     peaks = [0.0]
     for owner in owners:
         unet, vae = getattr(owner, "unet", None), getattr(owner, "vae", None)
-        if unet is not None and vae is not None:
-            peaks.append(unet_peak(unet, 2 * n_images, owner.image_size // scale_factor(vae)))
+        if unet is not None:
+            size = owner.image_size // scale_factor(vae) if vae is not None else unet.config.sample_size
+            peaks.append(unet_peak(unet, 2 * n_images, size))
     return max(peaks)
 
 

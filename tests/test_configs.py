@@ -38,6 +38,12 @@ def test_every_schedule_parses_with_every_model(models, schedule):
     VolumeRenderer(**cfg["renderer"])
 
 
+def test_the_memory_presets_are_their_budgets():
+    assert {name: config(f"memory={name}")["memory"]["budget_gb"] for name in names("memory")} == {
+        "auto": None, "8gb": 8, "16gb": 16
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_composes(experiment):
     Plan(config(f"experiment={experiment}", "models=toybox")["schedule"]).check()

@@ -74,7 +74,7 @@ def test_a_twin_without_weights_needs_what_the_network_needs(guidance):
 
 @pytest.mark.parametrize(("rays", "encoding"), [("numba", "numba"), ("torch", "numba"), ("torch", "torch")])
 @pytest.mark.parametrize("normals", [False, True])
-@pytest.mark.parametrize("n_levels", [4, 12])
+@pytest.mark.parametrize("n_levels", [6, 12])
 def test_bytes_per_sample_are_those_that_are_counted(rays, encoding, normals, n_levels):
     """By the difference of two renders, so that neither pixels nor tables count. The forecast lies above, by little."""
 
@@ -92,7 +92,7 @@ def test_bytes_per_sample_are_those_that_are_counted(rays, encoding, normals, n_
             (loss + image.facing_away.sum() if image.facing_away is not None else loss).backward()
         return image.n_samples, kept, live.peak
 
-    (n, kept, peak), (more, more_kept, more_peak) = count(128), count(512)
+    (n, kept, peak), (more, more_kept, more_peak) = count(256), count(768)
     assert more - n > 3000
     foreseen = sample_cost(2 * n_levels, normals, encoding, rays)
     assert (more_kept - kept) / (more - n) == pytest.approx(foreseen.kept, rel=0.01)
@@ -205,7 +205,7 @@ def test_a_plan_names_every_stage_and_moves_no_generator(guidance):
     assert (found.rays_per_chunk, found.images_per_chunk) == (None, None)
     held = memory.held_bytes(torch.device("cpu")) / GB
     assert all(held < need < held + 1 for _, need in found.stages)
-    assert memory.plan_memory(*parts(guidance), budget_gb=held + 0.5).limit_gb == held + 0.5
+    assert memory.plan_memory(*parts(guidance), budget_gb=held + 0.5).limit_gb == pytest.approx(held + 0.5)
 
 
 @pytest.mark.parametrize(

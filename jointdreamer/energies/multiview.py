@@ -11,8 +11,8 @@ from jointdreamer.diffusion import alpha_sigma, noise_like, to_x0
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import encode_images, scale_factor
-from jointdreamer.models.channels_last import channels_last_on_cpu
 from jointdreamer.models.multiview_unet import load_multiview, predict
+from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_part
 
@@ -36,6 +36,7 @@ class MultiViewEnergy(Energy):
     rescale: blend of x0_mv brought to the spread of the text-only estimate (over a whole rig); the release uses 0.5
     x0_limit: clamp x0_mv to +- this; off by default
     dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
+    compile: whether torch.compile takes the UNet, see `place_unet`
 
     Raises UserError, one line, if the weights are missing, damaged or do not fit.
     """
@@ -53,6 +54,7 @@ class MultiViewEnergy(Energy):
         x0_limit: float | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
+        compile: bool = False,
     ):
         super().__init__()
         device = torch.device(device)
@@ -75,8 +77,8 @@ class MultiViewEnergy(Energy):
         else:
             raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
         self.folder = path  # or the checkpoint's file
-        self.unet = channels_last_on_cpu(model.unet.to(device))
-        self.vae = autoencoder if autoencoder is None else autoencoder.to(device)
+        self.unet = place_unet(model.unet, device, compile)
+        self.vae = autoencoder if autoencoder is None else place(autoencoder, device)
         self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)
         self.prediction_type = model.prediction_type
         self.image_size = image_size

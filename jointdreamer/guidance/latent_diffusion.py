@@ -11,7 +11,7 @@ from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
-from jointdreamer.models.channels_last import channels_last_on_cpu
+from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 from jointdreamer.prompts import Conditioning
@@ -27,6 +27,7 @@ class LatentDiffusion(Guidance):
     cfg_rescale: blend phi of Lin et al. (2023): phi times the guided prediction brought to the spread of the text
         prediction, plus (1 - phi) times itself; spreads per view, unbiased. 0 in the paper's NeRF stages
     x0_rescale: the same blend on the implied clean sample, whose spread guidance inflates at large t; off by default
+    compile: whether torch.compile takes the UNet, see `place_unet`
 
     Raises UserError, one line, if the weights are missing, damaged or of a kind that needs other inputs.
     """
@@ -40,6 +41,7 @@ class LatentDiffusion(Guidance):
         x0_limit: float | None = None,
         cfg_rescale: float = 0.0,
         x0_rescale: float = 0.0,
+        compile: bool = False,
     ):
         super().__init__()
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -51,8 +53,8 @@ class LatentDiffusion(Guidance):
         self.folder = find_weights(source, "text_to_image", hint=hint, download=device.type == "cuda")
         alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
         self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
-        self.vae = load_part(AutoencoderKL, self.folder, "vae", dtype).to(device)
-        self.unet: Any = channels_last_on_cpu(load_part(UNet2DConditionModel, self.folder, "unet", dtype).to(device))
+        self.vae = place(load_part(AutoencoderKL, self.folder, "vae", dtype), device)
+        self.unet: Any = place_unet(load_part(UNet2DConditionModel, self.folder, "unet", dtype), device, compile)
         config = self.unet.config
         if config.class_embed_type or config.addition_embed_type or config.in_channels != config.out_channels:
             raise UserError(
