@@ -46,7 +46,7 @@ def march(
     offset: Tensor,  # (R,) in steps
 ) -> tuple[Tensor, Tensor]:
     """`VolumeRenderer.march`: the packed `ray_indices` (N,) and distances `t` (N,) of samples in occupied cells."""
-    import nerfacc
+    import nerfacc  # pyright: ignore[reportMissingImports]  (an optional extra)
 
     aabb = torch.tensor([[-radius] * 3 + [radius] * 3], device=rays_o.device, dtype=rays_o.dtype)
     _, samples, _ = nerfacc.traverse_grids(
@@ -57,7 +57,7 @@ def march(
 
 def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """As `volume.alpha_and_transmittance`: alpha and T (N,) from packed optical depths, differentiable."""
-    import nerfacc
+    import nerfacc  # pyright: ignore[reportMissingImports]  (an optional extra)
 
     if len(tau) == 0:  # a kernel cannot be launched for nothing
         return tau, tau

@@ -14,6 +14,7 @@ def encoded(guidance, chunk):
         latents = guidance.encode(rgb, generator, chunk=chunk)
         kept = live.now
         (latents * torch.linspace(-1, 1, latents.numel()).view_as(latents)).sum().backward()
+    assert rgb.grad is not None
     return latents.detach(), rgb.grad, generator.get_state(), kept, live.peak
 
 
