@@ -1,0 +1,325 @@
+"""Numba kernels of the multiresolution hash grid (CPU, float32). `encoding.py` explains the grid and wraps them.
+
+    x        (3, N)     points, [0, 1] inside          L levels, F features, E entries in all
+    params   (E * F,)   the tables, level by level, entry by entry, features adjacent
+    offsets  (L + 1,)   int64, the first entry of each level
+    scales   (L,)       float32;  resolutions (L,) int64, vertices per axis
+    grad     (N, L * F) gradient with respect to the features
+    v        (3, N)     a direction in the space of the points; read only by the kernels made with along=True
+    tasks    int        gather and position: into how many shares of the points the work is split
+    order    (L,)       scatter: in which order the levels are taken
+
+A block of points goes through a level in two passes. The first finds the eight entries and weights of every point and
+holds nothing that keeps the compiler from vectorising it: arrays made on the spot (which cannot overlap), a constant
+count, no branch. The second reads or writes the table, at addresses that are all known in advance, so that the
+processor waits for many of them at once. A thread takes all its points through one level before the next, so that the
+level's table stays in the second-level cache.
+
+A point's features do not depend on how the points are shared out, and sums over points are split into a number of parts
+that does not depend on the number of threads: results are the same bit for bit whatever that is.
+"""
+
+import functools
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jointdreamer.fields.encoding import HashEncoding
+
+BLOCK = 256  # points: their 8 entries and weights, 16 kB, stay in the first-level cache
+MIN_TASKS = 16  # tasks a scatter is split into, at least: a constant and not the thread count, for the sake of the bits
+
+HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
+PRIME_Y, PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
+
+
+def gather(grid: "HashEncoding", x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
+    """Features (N, L * F), or their derivative along a direction (N, 3)."""
+    out = torch.empty(len(x), grid.out_features)
+    run(gather_kernel(grid.n_features, along is not None), grid, x, along, (params,), torch.get_num_threads(), out)
+    return out
+
+
+def scatter(grid: "HashEncoding", x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
+    """The transpose of `gather`: (N, L * F) -> gradient of the parameters."""
+    parts = scatter_parts(len(x), grid.n_levels, int(grid.offsets[-1]))
+    # NumPy takes zeros from the system, a huge page at a time: half the time of torch.zeros where they are 50 MB
+    out = torch.from_numpy(np.zeros((parts, int(grid.offsets[-1]) * grid.n_features), np.float32))
+    kernel = scatter_kernel(grid.n_features, along is not None)
+    run(kernel, grid, x, along, (grad,), scatter_order(grid.n_levels), out)
+    return out[0] if parts == 1 else out.sum(0)
+
+
+def position_gradient(
+    grid: "HashEncoding", x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
+) -> Tensor:
+    """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction (N, 3)."""
+    out = torch.zeros(len(x), 3)
+    kernel = position_kernel(grid.n_features, along is not None)
+    run(kernel, grid, x, along, (params, grad), torch.get_num_threads(), out)
+    return out
+
+
+def run(kernel, grid: "HashEncoding", x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], work, out: Tensor):
+    """Call a kernel on as many threads as torch uses, so that OMP_NUM_THREADS and set_num_threads hold for both.
+
+    work: how it is split, the last argument of the kernel but one.
+    """
+    n_threads = torch.get_num_threads()
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    if torch.get_num_threads() != n_threads:  # Numba, starting its OpenMP threads, resets the count torch uses too
+        torch.set_num_threads(n_threads)
+    columns = x.detach().t().contiguous().numpy()
+    directions = columns if along is None else along.detach().t().contiguous().numpy()
+    arrays = [tensor.detach().numpy() for tensor in tensors]
+    kernel(columns, directions, *arrays, grid.offsets, grid.scales, grid.resolutions, work, out.numpy())
+
+
+def scatter_parts(n_points: int, n_levels: int, n_entries: int) -> int:
+    """Parts of a scatter: enough tasks for several threads also where there are few levels.
+
+    Every part costs a pass over all tables, so there are no more of them than the points write to each entry.
+    """
+    return max(1, min(-(-MIN_TASKS // n_levels), 8 * n_points * n_levels // n_entries))
+
+
+@functools.cache
+def scatter_order(n_levels: int) -> np.ndarray:
+    """The levels by their reversed bits: neighbours, which one thread takes, are coarse and fine (cheap and dear)."""
+    return np.array(sorted(range(n_levels), key=lambda level: f"{level:032b}"[::-1]))
+
+
+def compiled(function):
+    """`function` compiled for parallel execution, and kept on disk where Numba finds a folder it may write to."""
+    options = {"parallel": True, "nogil": True, "fastmath": {"contract"}}  # fused multiply-add: 15% faster
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
+        return njit(**options)(function)
+
+
+@njit(inline="always")
+def load(columns, first, count, block):
+    """A block of points, or of directions, out of the three columns; past `count`, zeros."""
+    for axis in range(3):
+        for i in range(count):
+            block[axis, i] = columns[axis, first + i]
+        for i in range(count, BLOCK):
+            block[axis, i] = ZERO
+
+
+@njit(inline="always")
+def cell(points, axis, i, scale):
+    """The cell along one axis, and the position in it, in [0, 1)."""
+    position = points[axis, i] * scale + HALF
+    floor = np.floor(position)
+    return np.uint32(np.int64(floor)), position - floor  # by way of 64 bits: far outside, vertex numbers wrap
+
+
+@njit(inline="always")
+def locate(points, scale, resolution, entries, index, fraction):
+    """The eight entries of every point's cell, x fastest, and its position in the cell."""
+    size, row = np.uint32(entries), np.uint32(resolution)
+    slab = np.uint32(row * row)
+    if resolution * resolution * resolution <= entries:
+        highest = np.uint32(0)
+        for i in range(BLOCK):
+            cx, fraction[0, i] = cell(points, 0, i, scale)
+            cy, fraction[1, i] = cell(points, 1, i, scale)
+            cz, fraction[2, i] = cell(points, 2, i, scale)
+            first = np.uint32(cx + np.uint32(np.uint32(cy * row) + np.uint32(cz * slab)))
+            for corner in range(8):
+                at = np.uint32(first + np.uint32(1)) if corner & 1 else first
+                at = np.uint32(at + row) if corner & 2 else at
+                at = np.uint32(at + slab) if corner & 4 else at
+                at = np.uint32(at - size) if at >= size else at  # the modulo, up to the upper border of the box
+                highest = max(highest, at)
+                index[corner, i] = at
+        if highest >= size:
+            for corner in range(8):
+                for i in range(BLOCK):
+                    index[corner, i] = index[corner, i] % size
+    else:
+        mask = np.uint32(size - np.uint32(1))  # a hashed level has 2^k entries: the modulo is a mask
+        for i in range(BLOCK):
+            cx, fraction[0, i] = cell(points, 0, i, scale)
+            cy, fraction[1, i] = cell(points, 1, i, scale)
+            cz, fraction[2, i] = cell(points, 2, i, scale)
+            y, z = np.uint32(cy * PRIME_Y), np.uint32(cz * PRIME_Z)
+            for corner in range(8):
+                vx = np.uint32(cx + np.uint32(1)) if corner & 1 else cx
+                vy = np.uint32(y + PRIME_Y) if corner & 2 else y
+                vz = np.uint32(z + PRIME_Z) if corner & 4 else z
+                index[corner, i] = (vx ^ vy ^ vz) & mask
+
+
+@njit(inline="always")
+def linear(fraction, corner, i):
+    """The weights of a corner along the three axes."""
+    x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
+    return x if corner & 1 else ONE - x, y if corner & 2 else ONE - y, z if corner & 4 else ONE - z
+
+
+@njit(inline="always")
+def slopes(corner):
+    """The derivatives of these weights."""
+    return ONE if corner & 1 else -ONE, ONE if corner & 2 else -ONE, ONE if corner & 4 else -ONE
+
+
+@njit(inline="always")
+def weigh(fraction, direction, scale, along, weight):
+    """The trilinear weights of the eight corners, or with `along` their derivatives along the direction."""
+    for i in range(BLOCK):
+        for corner in range(8):
+            wx, wy, wz = linear(fraction, corner, i)
+            if along:
+                sx, sy, sz = slopes(corner)
+                vx, vy, vz = direction[0, i], direction[1, i], direction[2, i]
+                weight[corner, i] = (vx * sx * wy * wz + vy * wx * sy * wz + vz * wx * wy * sz) * scale
+            else:
+                weight[corner, i] = wx * wy * wz
+
+
+@functools.cache
+def gather_kernel(n_features, along):
+    """Features of the points, or with along=True their derivative along v.  out (N, L * F)."""
+    width = np.uintp(n_features)  # unsigned: a signed index would be tested for counting from the end
+
+    @compiled
+    def gather(x, v, params, offsets, scales, resolutions, tasks, out):
+        n, n_levels = x.shape[1], scales.shape[0]
+        size = (n + tasks - 1) // tasks
+        for task in prange(tasks):
+            points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+            index, weight = np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
+            fraction = np.empty((3, BLOCK), np.float32)
+            for level in range(n_levels):
+                table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
+                entries, last = offsets[level + 1] - offsets[level], min(n, (task + 1) * size)
+                for first in range(task * size, last, BLOCK):
+                    count = min(BLOCK, last - first)
+                    load(x, first, count, points)
+                    if along:
+                        load(v, first, count, direction)
+                    locate(points, scales[level], resolutions[level], entries, index, fraction)
+                    weigh(fraction, direction, scales[level], along, weight)
+                    for i in range(count):
+                        for f in range(0, n_features - 1, 2):  # in pairs: two neighbours are one load
+                            a, b = ZERO, ZERO
+                            for corner in range(8):
+                                at, w = np.uintp(index[corner, i]) * width + np.uintp(f), weight[corner, i]
+                                a += w * table[at]
+                                b += w * table[at + np.uintp(1)]
+                            out[first + i, level * n_features + f] = a
+                            out[first + i, level * n_features + f + 1] = b
+                        if n_features % 2:
+                            a = ZERO
+                            for corner in range(8):
+                                at = np.uintp(index[corner, i]) * width + np.uintp(n_features - 1)
+                                a += weight[corner, i] * table[at]
+                            out[first + i, (level + 1) * n_features - 1] = a
+
+    return gather
+
+
+@functools.cache
+def scatter_kernel(n_features, along):
+    """The transpose of `gather_kernel`: grad -> gradient with respect to the params.  out (parts, E * F), zeros.
+
+    Each part sums its own share of the points; the caller adds the parts. `scatter_parts` says how many there are.
+    """
+    width = np.uintp(n_features)
+
+    @compiled
+    def scatter(x, v, grad, offsets, scales, resolutions, order, out):
+        n, n_levels, n_parts = x.shape[1], scales.shape[0], out.shape[0]
+        size = (n + n_parts - 1) // n_parts
+        for task in prange(n_levels * n_parts):
+            points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+            index, weight = np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
+            fraction = np.empty((3, BLOCK), np.float32)
+            level, part = order[task % n_levels], task // n_levels
+            table = out[part, offsets[level] * n_features : offsets[level + 1] * n_features]
+            entries, last = offsets[level + 1] - offsets[level], min(n, (part + 1) * size)
+            for first in range(part * size, last, BLOCK):
+                count = min(BLOCK, last - first)
+                load(x, first, count, points)
+                if along:
+                    load(v, first, count, direction)
+                locate(points, scales[level], resolutions[level], entries, index, fraction)
+                weigh(fraction, direction, scales[level], along, weight)
+                for i in range(count):
+                    for f in range(0, n_features - 1, 2):
+                        a = grad[first + i, level * n_features + f]
+                        b = grad[first + i, level * n_features + f + 1]
+                        for corner in range(8):
+                            at, w = np.uintp(index[corner, i]) * width + np.uintp(f), weight[corner, i]
+                            table[at] += w * a
+                            table[at + np.uintp(1)] += w * b
+                    if n_features % 2:
+                        a = grad[first + i, (level + 1) * n_features - 1]
+                        for corner in range(8):
+                            at = np.uintp(index[corner, i]) * width + np.uintp(n_features - 1)
+                            table[at] += weight[corner, i] * a
+
+    return scatter
+
+
+@functools.cache
+def position_kernel(n_features, along):
+    """Gradient of (grad . features) with respect to the points, or with along=True its derivative along v.
+
+    out (N, 3), zeros. The second derivative has no diagonal: the weights are linear in each coordinate.
+    """
+    width = np.uintp(n_features)
+
+    @compiled
+    def position(x, v, params, grad, offsets, scales, resolutions, tasks, out):
+        n, n_levels = x.shape[1], scales.shape[0]
+        size = (n + tasks - 1) // tasks
+        for task in prange(tasks):
+            points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+            index, value = np.empty((8, BLOCK), np.uint32), np.zeros((8, BLOCK), np.float32)
+            fraction, total = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+            for level in range(n_levels):
+                scale = scales[level]
+                table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
+                entries, last = offsets[level + 1] - offsets[level], min(n, (task + 1) * size)
+                for first in range(task * size, last, BLOCK):
+                    count = min(BLOCK, last - first)
+                    load(x, first, count, points)
+                    if along:
+                        load(v, first, count, direction)
+                    locate(points, scale, resolutions[level], entries, index, fraction)
+                    for i in range(count):
+                        for corner in range(8):
+                            dot = ZERO
+                            for f in range(n_features):
+                                feature = table[np.uintp(index[corner, i]) * width + np.uintp(f)]
+                                dot += grad[first + i, level * n_features + f] * feature
+                            value[corner, i] = dot
+                    for i in range(BLOCK):
+                        dx, dy, dz = ZERO, ZERO, ZERO
+                        vx, vy, vz = direction[0, i] * scale, direction[1, i] * scale, direction[2, i] * scale
+                        for corner in range(8):
+                            wx, wy, wz = linear(fraction, corner, i)
+                            sx, sy, sz = slopes(corner)
+                            if along:
+                                dx += value[corner, i] * sx * (vy * sy * wz + vz * wy * sz)
+                                dy += value[corner, i] * sy * (vx * sx * wz + vz * wx * sz)
+                                dz += value[corner, i] * sz * (vx * sx * wy + vy * wx * sy)
+                            else:
+                                dx += value[corner, i] * sx * wy * wz
+                                dy += value[corner, i] * wx * sy * wz
+                                dz += value[corner, i] * wx * wy * sz
+                        total[0, i], total[1, i], total[2, i] = dx * scale, dy * scale, dz * scale
+                    for i in range(count):
+                        for axis in range(3):
+                            out[first + i, axis] += total[axis, i]
+
+    return position
