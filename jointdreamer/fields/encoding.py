@@ -10,13 +10,24 @@ Points outside [0, 1] are not clamped: their vertex numbers wrap as unsigned 32-
 encoding is therefore defined and continuous everywhere, but a point outside (and the last half voxel inside) shares
 entries with points elsewhere.
 
-There are two backends behind one signature: `torch`, differentiable any number of times, on every device and in
-float64; and `numba`, compiled kernels for float32 on the CPU, differentiable twice and some twenty times faster there.
+There are four backends behind one signature, and the parameters lie in the same order in all of them, so that a
+checkpoint moves between them:
+
+    torch   every device and dtype, also float64; differentiable any number of times
+    numba   compiled for the CPU, float32; differentiable twice; some twenty times faster there      hash_numba.py
+    triton  CUDA, float32 points with float32 or float16 tables; differentiable twice                hash_triton.py
+    tcnn    tiny-cuda-nn, if it is installed: the same, on CUDA                                      hash_tcnn.py
+
 On the CPU both are deterministic; on a GPU the gradient of the tables is a sum by atomic additions, whose last bits
-vary, unless `torch.use_deterministic_algorithms` is on.
+vary, unless the backend is `torch` and `torch.use_deterministic_algorithms` is on.
 """
 
+import functools
+import importlib
 import importlib.util
+import os
+from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -27,13 +38,21 @@ from torch.utils.checkpoint import checkpoint
 from jointdreamer.errors import UserError
 
 PRIMES = (1, 2654435761, 805459861)
+BACKENDS = ("torch", "numba", "triton", "tcnn")
+GPU_WIDTHS = (1, 2, 4, 8)  # features an entry may have in a table on a GPU: powers of two, as tiny-cuda-nn has them
+MAX_RESOLUTION = 2**20  # finer than float32 tells points of the unit box apart
+TRAINED = 4  # times the tables: their gradient and the two moments of AdamW
 
 
 class HashEncoding(nn.Module):
     """Points to features, read from `params`: one flat vector; level by level, entry by entry, features adjacent.
 
-    backend: "torch", "numba", or "auto" (numba for float32 on the CPU if it is installed, else torch).
-    Raises UserError for a backend that does not exist or is not installed, or (at the call) cannot serve these tensors.
+    backend: one of BACKENDS, or "auto": numba for float32 on the CPU, tcnn or else triton on CUDA, if they are
+    installed and take these tensors; else torch.
+    Features are float32 (float64 for float64 tables and points), also where the tables are float16.
+
+    Raises UserError for a backend that does not exist or cannot run here, for sizes that it does not take, for tables
+    that will not fit where they are made or moved to, or (at the call) for tensors that it does not take.
     """
 
     def __init__(
@@ -48,21 +67,36 @@ class HashEncoding(nn.Module):
         super().__init__()
         if backend not in ("auto", *available_backends()):
             raise UserError(
-                f"encoding backend {backend!r} is not available here: choose one of "
-                f"{', '.join(('auto', *available_backends()))}" + (" (pip install numba)" if backend == "numba" else "")
+                f"encoding backend {backend!r} is not available here ({obstacle(backend)}): "
+                f"choose one of {', '.join(('auto', *available_backends()))}"
             )
         if not (n_levels >= 1 and n_features >= 1 and base_resolution >= 1 and 3 <= log2_table_size <= 28):
             raise UserError(
                 "a hash encoding needs n_levels, n_features and base_resolution >= 1 and log2_table_size in 3..28, got "
                 f"{n_levels}, {n_features}, {base_resolution} and {log2_table_size}"
             )
+        if not (growth > 0 and base_resolution * growth ** (n_levels - 1) <= MAX_RESOLUTION):
+            raise UserError(
+                f"a hash encoding wants growth > 0 and at most {MAX_RESOLUTION} vertices per axis in its finest level, "
+                f"got {growth} for {n_levels} levels from {base_resolution}"
+            )
+        if backend in ("triton", "tcnn") and n_features not in GPU_WIDTHS:
+            raise UserError(
+                f"encoding backend {backend!r} takes n_features {', '.join(map(str, GPU_WIDTHS))}, got {n_features}: "
+                "choose one of these, or the backend 'torch'"
+            )
         self.n_features = n_features
+        self.base_resolution = base_resolution
+        self.growth = growth
+        self.log2_table_size = log2_table_size
         self.requested_backend = backend
         self.scales = level_scales(n_levels, base_resolution, growth)
         self.resolutions = np.ceil(self.scales).astype(np.int64) + 1
         entries = np.minimum((self.resolutions**3 + 7) // 8 * 8, 2**log2_table_size)
         self.offsets = np.concatenate([[0], np.cumsum(entries)]).astype(np.int64)
-        self.params = nn.Parameter(torch.empty(int(self.offsets[-1]) * n_features).uniform_(-1e-4, 1e-4))
+        n_params = int(self.offsets[-1]) * n_features
+        check_fits(n_params, torch.get_default_dtype(), torch.get_default_device())
+        self.params = nn.Parameter(torch.empty(n_params).uniform_(-1e-4, 1e-4))
 
     @property
     def n_levels(self) -> int:
@@ -77,13 +111,22 @@ class HashEncoding(nn.Module):
         """The backend that runs with the parameters where they are now."""
         if self.requested_backend != "auto":
             return self.requested_backend
-        fits = self.params.device.type == "cpu" and self.params.dtype == torch.float32
-        return "numba" if fits and "numba" in available_backends() else "torch"
+        device, dtype, candidates = self.params.device.type, self.params.dtype, ()
+        if device == "cpu" and dtype == torch.float32:
+            candidates = ("numba",)
+        elif device == "cuda" and dtype in (torch.float32, torch.float16) and self.n_features in GPU_WIDTHS:
+            candidates = ("tcnn", "triton")
+        return next((name for name in candidates if name in available_backends()), "torch")
 
     def forward(self, x: Tensor) -> Tensor:
         """Points (N, 3) -> features (N, L * F), level-major."""
-        if self.backend == "numba":
-            return NumbaFeatures.apply(self._ready(x), self.params, self)
+        backend = self._check(x)
+        if backend == "tcnn" and len(x):
+            from jointdreamer.fields import hash_tcnn
+
+            return hash_tcnn.features(self, x)
+        if backend in ("numba", "triton"):
+            return Features.apply(x.contiguous(), self.params, self, kernels(backend))
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         levels = zip(tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
         return torch.cat([recomputed(level_features, x, *level) for level in levels], dim=-1)
@@ -92,22 +135,50 @@ class HashEncoding(nn.Module):
         """Gradient of sum(features * grad_features) with respect to the points: (N, 3) and (N, L * F) -> (N, 3).
 
         What autograd would give, as a function that is itself differentiable, and without the detour through
-        `create_graph`, which would compute the (large, unwanted) gradient of the parameters on the way.
+        `create_graph`, which would compute the (large, unwanted) gradient of the parameters on the way (tcnn has only
+        that detour).
         """
-        if self.backend == "numba":
-            return NumbaPositionGradient.apply(self._ready(x), self.params, grad_features.contiguous(), self)
+        backend = self._check(x)
+        if backend == "tcnn" and len(x):
+            from jointdreamer.fields import hash_tcnn
+
+            return hash_tcnn.position_gradient(self, x, grad_features)
+        if backend in ("numba", "triton"):
+            grad = grad_features.to(x.dtype).contiguous()
+            return PositionGradient.apply(x.contiguous(), self.params, grad, self, kernels(backend))
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         grads = grad_features.split(self.n_features, dim=-1)
         levels = zip(grads, tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
         return torch.stack([recomputed(level_position_gradient, x, *level) for level in levels]).sum(0)
 
-    def _ready(self, x: Tensor) -> Tensor:
-        if any(tensor.device.type != "cpu" or tensor.dtype != torch.float32 for tensor in (x, self.params)):
+    def _check(self, x: Tensor) -> str:
+        """The backend for these points; raises UserError if it does not take them."""
+        backend = self.backend
+        if x.ndim != 2 or x.shape[1] != 3:
+            raise UserError(f"a hash encoding wants points (N, 3), got {tuple(x.shape)}")
+        if backend == "torch":
+            return backend
+        device = "cpu" if backend == "numba" or (backend == "triton" and interpreted()) else "cuda"
+        dtypes = (torch.float32,) if backend == "numba" else (torch.float32, torch.float16)
+        if not (
+            x.device == self.params.device
+            and x.device.type == device
+            and x.dtype == torch.float32
+            and self.params.dtype in dtypes
+        ):
+            names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise UserError(
-                f"encoding backend 'numba' wants float32 on the CPU, got {x.dtype} on {x.device} with parameters "
-                f"{self.params.dtype} on {self.params.device}: choose 'torch' or 'auto'"
+                f"encoding backend {backend!r} wants float32 points and {names} parameters on {device}, got "
+                f"{x.dtype} on {x.device} and {self.params.dtype} on {self.params.device}: choose 'torch' or 'auto'"
             )
-        return x.contiguous()
+        return backend
+
+    def _apply(self, fn, recurse=True):
+        """What .to(), .cuda() and .half() go through: tables that will not fit are refused before they are moved."""
+        probe = fn(self.params.detach().new_empty(0))
+        if probe.device != self.params.device:
+            check_fits(self.params.numel(), probe.dtype, probe.device)
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{self.n_levels} levels x {self.n_features}, {self.params.numel()} parameters, backend={self.backend}"
@@ -115,7 +186,55 @@ class HashEncoding(nn.Module):
 
 def available_backends() -> tuple[str, ...]:
     """The backends that can run on this machine."""
-    return ("torch", "numba") if importlib.util.find_spec("numba") else ("torch",)
+    return tuple(name for name in BACKENDS if obstacle(name) is None)
+
+
+@functools.cache
+def obstacle(backend: str) -> str | None:
+    """Why a backend cannot run here, and what to do; None if it can."""
+    if backend == "torch" or (backend != "tcnn" and backend in BACKENDS and importlib.util.find_spec(backend)):
+        if backend == "triton" and not (torch.cuda.is_available() or interpreted()):
+            return "Triton is installed, but there is no CUDA device; TRITON_INTERPRET=1 runs it without one, slowly"
+        return None
+    if backend == "numba":
+        return "pip install numba"
+    if backend == "triton":
+        return 'on Linux: pip install -c constraints.txt -e ".[kernels]"'
+    if backend == "tcnn":
+        from jointdreamer.fields import hash_tcnn
+
+        return hash_tcnn.obstacle()
+    return "no such backend"
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def check_fits(n_params: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse tables that cannot be trained on a device, before anything is allocated. Raises UserError."""
+    size = n_params * torch.empty(0, dtype=dtype, device="cpu").element_size()
+    free = free_memory(device)
+    if free is not None and TRAINED * size > free:
+        raise UserError(
+            f"the hash tables take {size / 1e9:.1f} GB, {TRAINED * size / 1e9:.1f} GB with their gradient and AdamW's "
+            f"moments, and {device} has {free / 1e9:.1f} GB free: lower field.log2_table_size or field.n_levels"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        return None
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    [available] = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")] or [None]
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
+    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        return int(text) if available is None else min(available, int(text))
+    return available
 
 
 def level_scales(n_levels: int, base_resolution: int, growth: float) -> np.ndarray:
@@ -174,103 +293,85 @@ def level_position_gradient(x: Tensor, grad: Tensor, table: Tensor, scale: float
     return torch.stack([(product * corners).sum(1) for product in products], dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- numba
+# ------------------------------------------------------------------------------------------------------------- compiled
 # Features are linear in the parameters: three kinds of kernel, each with an `along` twin, serve both orders.
 
 
-class NumbaFeatures(torch.autograd.Function):
+class Kernels(Protocol):
+    """What `hash_numba` and `hash_triton` provide. All tensors are contiguous; all but the tables are float32."""
+
+    def gather(self, grid: HashEncoding, x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
+        """Features (N, L * F) of the points (N, 3), or their derivative along a direction (N, 3)."""
+        ...
+
+    def scatter(self, grid: HashEncoding, x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
+        """The transpose of `gather`: (N, L * F) -> float32 gradient of the parameters."""
+        ...
+
+    def position_gradient(
+        self, grid: HashEncoding, x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
+    ) -> Tensor:
+        """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction."""
+        ...
+
+
+def kernels(backend: str) -> Kernels:
+    return cast(Kernels, importlib.import_module(f"jointdreamer.fields.hash_{backend}"))
+
+
+class Features(torch.autograd.Function):
     """y = features(x, params)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, params: Tensor, grid: HashEncoding) -> Tensor:
+    def forward(ctx, x: Tensor, params: Tensor, grid: HashEncoding, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, params)
-        ctx.grid = grid
-        return gather(grid, x, params)
+        ctx.grid, ctx.kernels = grid, kernels
+        return kernels.gather(grid, x, params)
 
     @staticmethod
     def backward(ctx, grad):
         x, params = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x = NumbaPositionGradient.apply(x, params, grad, ctx.grid) if ctx.needs_input_grad[0] else None
-        grad_params = NumbaParamsGradient.apply(x, grad, ctx.grid) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_params, None
+        grad, how = grad.contiguous(), (ctx.grid, ctx.kernels)
+        grad_x = PositionGradient.apply(x, params, grad, *how) if ctx.needs_input_grad[0] else None
+        grad_params = ParamsGradient.apply(x, grad, *how).to(params.dtype) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_params, None, None
 
 
-class NumbaParamsGradient(torch.autograd.Function):
+class ParamsGradient(torch.autograd.Function):
     """Gradient of (grad . features) with respect to the parameters: linear in grad, and the parameters drop out."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, grad: Tensor, grid: HashEncoding) -> Tensor:
+    def forward(ctx, x: Tensor, grad: Tensor, grid: HashEncoding, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, grad)
-        ctx.grid = grid
-        return scatter(grid, x, grad)
+        ctx.grid, ctx.kernels = grid, kernels
+        return kernels.scatter(grid, x, grad)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, cotangent):
         x, grad = ctx.saved_tensors
         cotangent = cotangent.contiguous()
-        grad_x = position_gradient(ctx.grid, x, cotangent, grad) if ctx.needs_input_grad[0] else None
-        grad_grad = gather(ctx.grid, x, cotangent) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_grad, None
+        grad_x = ctx.kernels.position_gradient(ctx.grid, x, cotangent, grad) if ctx.needs_input_grad[0] else None
+        grad_grad = ctx.kernels.gather(ctx.grid, x, cotangent) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_grad, None, None
 
 
-class NumbaPositionGradient(torch.autograd.Function):
+class PositionGradient(torch.autograd.Function):
     """Gradient of (grad . features) with respect to the points: linear in grad and in the parameters."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, params: Tensor, grad: Tensor, grid: HashEncoding) -> Tensor:
+    def forward(ctx, x: Tensor, params: Tensor, grad: Tensor, grid: HashEncoding, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, params, grad)
-        ctx.grid = grid
-        return position_gradient(grid, x, params, grad)
+        ctx.grid, ctx.kernels = grid, kernels
+        return kernels.position_gradient(grid, x, params, grad)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
         x, params, grad = ctx.saved_tensors
-        v = v.contiguous()
-        grad_x = position_gradient(ctx.grid, x, params, grad, along=v) if ctx.needs_input_grad[0] else None
-        grad_params = scatter(ctx.grid, x, grad, along=v) if ctx.needs_input_grad[1] else None
-        grad_grad = gather(ctx.grid, x, params, along=v) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_params, grad_grad, None
-
-
-def gather(grid: HashEncoding, x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
-    """Features (N, L * F), or their derivative along a direction (N, 3)."""
-    from jointdreamer.fields import hash_kernels
-
-    out = torch.empty(len(x), grid.out_features)
-    run(hash_kernels.gather_kernel(grid.n_features, along is not None), grid, x, along, (params,), out)
-    return out
-
-
-def scatter(grid: HashEncoding, x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
-    """The transpose of `gather`: (N, L * F) -> gradient of the parameters."""
-    from jointdreamer.fields import hash_kernels
-
-    out = torch.zeros(hash_kernels.scatter_parts(grid.n_levels), grid.params.numel())
-    run(hash_kernels.scatter_kernel(grid.n_features, along is not None), grid, x, along, (grad,), out)
-    return out.sum(0)
-
-
-def position_gradient(
-    grid: HashEncoding, x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
-) -> Tensor:
-    """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction (N, 3)."""
-    from jointdreamer.fields import hash_kernels
-
-    out = torch.empty(len(x), 3)
-    run(hash_kernels.position_kernel(grid.n_features, along is not None), grid, x, along, (params, grad), out)
-    return out
-
-
-def run(kernel, grid: HashEncoding, x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], out: Tensor) -> None:
-    """Call a kernel on as many threads as torch uses, so that OMP_NUM_THREADS and set_num_threads hold for both."""
-    import numba
-
-    n_threads = torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    if torch.get_num_threads() != n_threads:  # Numba, starting its OpenMP threads, resets the count torch uses too
-        torch.set_num_threads(n_threads)
-    arrays = [tensor.detach().numpy() for tensor in (x, x if along is None else along, *tensors)]
-    kernel(*arrays, grid.offsets, grid.scales, grid.resolutions, out.numpy())
+        grid, kernels, v = ctx.grid, ctx.kernels, v.contiguous()
+        wanted = ctx.needs_input_grad
+        grad_x = kernels.position_gradient(grid, x, params, grad, along=v) if wanted[0] else None
+        grad_params = kernels.scatter(grid, x, grad, along=v).to(params.dtype) if wanted[1] else None
+        grad_grad = kernels.gather(grid, x, params, along=v) if wanted[2] else None
+        return grad_x, grad_params, grad_grad, None, None
