@@ -20,7 +20,7 @@ from jointdreamer.fields.encoding import interpreted
 if TYPE_CHECKING:
     from jointdreamer.fields.encoding import HashEncoding
 
-BLOCK = 1024 if interpreted() else 128  # in the interpreter a program costs some 10 ms whatever its size
+BLOCK = 2048 if interpreted() else 128  # in the interpreter a program costs some 30 ms whatever its size
 PRIME_Y = tl.constexpr(2654435761)
 PRIME_Z = tl.constexpr(805459861)
 

@@ -1,4 +1,7 @@
-"""The hash encoding against plain loops written from tiny-cuda-nn's equations, and its backends against each other."""
+"""The hash encoding against plain loops written from tiny-cuda-nn's equations, and its backends against each other.
+
+What is said of `triton` runs where there is a CUDA device, and in its interpreter: `test_hash_triton.py` starts that.
+"""
 
 import math
 import os
@@ -15,7 +18,15 @@ from jointdreamer.errors import UserError
 from jointdreamer.fields import encoding
 from jointdreamer.fields.encoding import HashEncoding
 
+ROOT = Path(__file__).parents[2]
 needs_numba = pytest.mark.skipif("numba" not in encoding.available_backends(), reason="numba is not installed")
+FAST = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(encoding.obstacle(name) is not None, reason=f"{encoding.obstacle(name)}")
+    )
+    for name in ("numba", "triton")
+]
+ALL = ["torch", *FAST]
 
 # Level 0 is dense and 1 and 2 are hashed; the table of level 0 has 4 unused entries.
 SMALL = {"n_levels": 3, "n_features": 2, "log2_table_size": 7, "base_resolution": 4, "growth": 1.7}
@@ -60,6 +71,12 @@ def grid(backend, dtype=torch.float32, **options):
     module = HashEncoding(**{**SMALL, **options}, backend=backend)
     torch.nn.init.normal_(module.params)
     return module.to(dtype)
+
+
+def on_its_device(backend, *tensors):
+    """Modules and tensors where the backend wants them."""
+    device = "cuda" if backend == "triton" and not encoding.interpreted() else "cpu"
+    return [tensor.to(device) for tensor in tensors]
 
 
 def general(n, dtype=torch.float64, margin=1e-3):
@@ -137,14 +154,82 @@ def derivatives(module, x, grad, direction):
     return [features, *first, *second, *of_params, position, *of_position]
 
 
-@needs_numba
-@pytest.mark.parametrize("options", [{}, {"n_features": 1}, {"n_features": 4, "n_levels": 1}, {"log2_table_size": 12}])
-def test_numba_is_torch(options):
-    slow, fast = grid("torch", **options), grid("numba", **options)
-    x = torch.cat([SPECIAL, torch.rand(700, 3)])  # more than one block
+def agree(backend, x, atol=2e-3, rtol=1e-4, **options):
+    """All derivatives of a fast backend and of torch at the points x."""
+    slow, fast, x = on_its_device(backend, grid("torch", **options), grid(backend, **options), x)
     grad, direction = torch.randn(len(x), slow.out_features), torch.randn(len(x), 3)
-    for ours, theirs in zip(derivatives(fast, x, grad, direction), derivatives(slow, x, grad, direction), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
+    grad, direction = on_its_device(backend, grad, direction)
+    ours, theirs = derivatives(fast, x, grad, direction), derivatives(slow, x, grad, direction)
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        torch.testing.assert_close(our, their, atol=atol, rtol=rtol, equal_nan=True, msg=lambda m, i=i: f"{i}: {m}")
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"n_features": 1}, {"n_features": 4, "n_levels": 1}, {"n_features": 8}, {"log2_table_size": 12}],
+)
+def test_fast_backends_are_torch(backend, options):
+    n = 700 if options else 2500  # more than one block: of 256 in numba, of 2048 in Triton's interpreter
+    agree(backend, torch.cat([SPECIAL, torch.rand(n, 3)]), **options)
+
+
+@needs_numba
+def test_numba_takes_any_number_of_features():
+    agree("numba", torch.rand(300, 3), n_features=3)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("log2_table_size", [10, 6], ids=["dense", "hashed"])
+def test_fast_backends_are_torch_on_every_border(backend, log2_table_size):
+    """Corners, edges, faces and middles of cells, inside the box, on its border and outside: also the side taken.
+
+    The scale is 8, so that all positions are exact, multiplied and added in one rounding or in two.
+    """
+    half_cells = torch.cartesian_prod(*[torch.arange(-3, 20) / 16] * 3)
+    assert {0.0, 0.0625, 1.0} <= set(half_cells.flatten().tolist())  # p = 1/2 (the box), 1 (a cell), 8 1/2 (the box)
+    far = torch.tensor([[1e6, -1e6, 0.5], [-1e6, 0.25, 1e6], [-1000.0, -0.5, 3.0]])
+    x = torch.cat([half_cells[torch.randperm(len(half_cells))[:2000]], half_cells[:1], half_cells[-1:], far])
+    agree(backend, x, n_levels=1, base_resolution=9, log2_table_size=log2_table_size)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fast_backends_are_torch_for_few_points(backend, n):
+    agree(backend, torch.rand(n, 3))
+
+
+@needs_numba
+def test_a_million_points():
+    slow, fast = grid("torch", n_levels=2), grid("numba", n_levels=2)
+    x = torch.rand(1_000_000, 3)
+    ours, theirs = fast(x), slow(x)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    # a whole number as gradient of every feature: what the corners get adds up to the points, in float32
+    ours.backward(torch.ones_like(ours))
+    theirs.backward(torch.ones_like(theirs))
+    torch.testing.assert_close(fast.params.grad, slow.params.grad, rtol=1e-3, atol=1e-1)
+    assert fast.params.grad.double().sum().item() == pytest.approx(4_000_000, rel=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["torch", FAST[1]])
+def test_half_tables_give_float32_features(backend):
+    """The sums are those of float32 tables with the same values, and the gradient is rounded once."""
+    half, single = grid(backend, torch.float16), grid("torch")
+    single.load_state_dict({"params": half.params.detach().float()})
+    half, single, x = on_its_device(backend, half, single, torch.rand(1500, 3))
+    grad, direction = torch.randn(len(x), half.out_features), torch.randn(len(x), 3)
+    ours, theirs = (derivatives(m, x, *on_its_device(backend, grad, direction)) for m in (half, single))
+    of_params = [tensor.shape == half.params.shape for tensor in theirs]
+    for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if of_params[i]:
+            assert our.dtype == torch.float16
+            if backend == "torch":
+                continue  # adds up in half
+            torch.testing.assert_close(our.float(), their, atol=1e-2, rtol=1e-3)
+        elif i != 6 and i != 7:  # from the gradient of the parameters, which is rounded
+            assert our.dtype == torch.float32
+            torch.testing.assert_close(our, their, atol=2e-3, rtol=1e-4)
 
 
 @needs_numba
@@ -179,10 +264,12 @@ def test_numba_gives_the_same_bits_on_any_number_of_threads():
 @needs_numba
 def test_positions_that_need_no_gradient_get_none(monkeypatch):
     """The gradient of the parameters must not pay for that of the points, nor the other way round."""
+    from jointdreamer.fields import hash_numba
+
     calls = []
     for name in ("gather", "scatter", "position_gradient"):
-        function = getattr(encoding, name)
-        monkeypatch.setattr(encoding, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+        function = getattr(hash_numba, name)
+        monkeypatch.setattr(hash_numba, name, lambda *a, _f=function, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
     module = grid("numba")
     module(torch.rand(10, 3)).sum().backward()
     assert calls == ["gather", "scatter"]
@@ -191,10 +278,10 @@ def test_positions_that_need_no_gradient_get_none(monkeypatch):
     assert calls == ["position_gradient", "scatter"]
 
 
-@pytest.mark.parametrize("backend", encoding.available_backends())
+@pytest.mark.parametrize("backend", ALL)
 def test_no_points(backend):
-    module = grid(backend)
-    x = torch.empty(0, 3, requires_grad=True)
+    module, x = on_its_device(backend, grid(backend), torch.empty(0, 3))
+    x.requires_grad_()
     features = module(x)
     assert features.shape == (0, module.out_features)
     assert module.position_gradient(x, features).shape == (0, 3)
@@ -202,10 +289,14 @@ def test_no_points(backend):
     assert module.params.grad is not None and not module.params.grad.any()
 
 
-@pytest.mark.parametrize("backend", encoding.available_backends())
+@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")  # of NumPy, in which Triton's interpreter computes
 def test_wild_points_do_not_crash(backend):
     x = torch.tensor([[1e6, -1e6, 0.5], [1e30, -1e30, 0.0], [float("inf"), float("nan"), 0.0]])
-    assert grid(backend)(x).shape == (3, 6)
+    module, x = on_its_device(backend, grid(backend), x.requires_grad_())
+    features = module(x)
+    features.sum().backward()
+    assert features.shape == (3, 6) and features[:2].isfinite().all() and features[2].isnan().all()
 
 
 @needs_numba
@@ -217,24 +308,115 @@ def test_auto_takes_numba_for_float32_and_torch_for_float64():
         grid("numba", torch.float64)(torch.rand(2, 3, dtype=torch.float64))
 
 
+def test_auto_takes_what_fits_the_device(monkeypatch):
+    """The rule alone, for devices that are not here."""
+    from types import SimpleNamespace
+
+    def auto(available, device, dtype=torch.float32, n_features=2):
+        monkeypatch.setattr(encoding, "available_backends", lambda: available)
+        params = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        field = SimpleNamespace(requested_backend="auto", params=params, n_features=n_features)
+        return HashEncoding.backend.fget(field)
+
+    everything = encoding.BACKENDS
+    assert auto(everything, "cpu") == "numba"
+    assert auto(everything, "cuda") == "tcnn"
+    assert auto(("torch", "numba", "triton"), "cuda") == "triton"
+    assert auto(("torch", "numba"), "cuda") == "torch"
+    assert auto(everything, "cuda", torch.float64) == "torch"
+    assert auto(everything, "cuda", torch.float16) == "tcnn"
+    assert auto(everything, "cuda", n_features=3) == "torch"
+    assert auto(everything, "mps") == "torch"
+
+
 def test_backend_that_is_not_there(monkeypatch):
     monkeypatch.setattr(encoding, "available_backends", lambda: ("torch",))
-    with pytest.raises(UserError, match="choose one of auto, torch.*pip install numba"):
-        HashEncoding(backend="numba")
-    with pytest.raises(UserError, match="'tcnn' is not available here: choose one of auto, torch"):
-        HashEncoding(backend="tcnn")
+    monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: None)
+    encoding.obstacle.cache_clear()
+    try:
+        with pytest.raises(
+            UserError, match=r"'numba' is not available here \(pip install numba\): choose one of auto, torch"
+        ):
+            HashEncoding(backend="numba")
+        with pytest.raises(UserError, match=r"'triton' .*\(on Linux: pip install .*kernels.*choose one of auto, torch"):
+            HashEncoding(backend="triton")
+        with pytest.raises(UserError, match=r"'tcnn' .*\(pip install .*tiny-cuda-nn.*choose one of auto, torch"):
+            HashEncoding(backend="tcnn")
+        with pytest.raises(UserError, match=r"'cuda13' .*\(no such backend\)"):
+            HashEncoding(backend="cuda13")
+    finally:
+        encoding.obstacle.cache_clear()
     assert HashEncoding(**SMALL).backend == "torch"
+
+
+def test_triton_without_a_device(monkeypatch):
+    monkeypatch.setattr(encoding.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    encoding.obstacle.cache_clear()
+    try:
+        with pytest.raises(UserError, match="'triton' is not available here .*no CUDA device; TRITON_INTERPRET=1"):
+            HashEncoding(backend="triton")
+    finally:
+        encoding.obstacle.cache_clear()
 
 
 def test_impossible_sizes():
     with pytest.raises(UserError, match="n_levels"):
         HashEncoding(n_levels=0)
+    with pytest.raises(UserError, match="growth"):
+        HashEncoding(growth=3.0)
+    with pytest.raises(UserError, match="growth"):
+        HashEncoding(growth=-1.5)
+
+
+@pytest.mark.parametrize("backend", ["triton", "tcnn"])
+def test_widths_that_gpu_kernels_do_not_take(monkeypatch, backend):
+    monkeypatch.setattr(encoding, "available_backends", lambda: encoding.BACKENDS)
+    with pytest.raises(UserError, match=f"'{backend}' takes n_features 1, 2, 4, 8, got 3"):
+        HashEncoding(n_features=3, backend=backend)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2), (2, 5, 3)])
+def test_points_of_another_shape(shape):
+    with pytest.raises(UserError, match=r"points \(N, 3\), got \("):
+        grid("torch")(torch.rand(shape))
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr(encoding, "free_memory", lambda device: 24_000_000_000)
+    made = []
+    monkeypatch.setattr(torch, "empty", lambda *a, _f=torch.empty, **k: (made.append(a), _f(*a, **k))[1])
+    vertices = [math.ceil(16 * 1.447269237440378**level - 1) + 1 for level in range(16)]
+    size = sum(min(n**3, 2**28) for n in vertices) * 2 * 4 / 1e9
+    assert 14 < size < 20
+    expected = f"hash tables take {size:.1f} GB, {4 * size:.1f} GB with .*cpu has 24.0 GB free: lower field.log2_table"
+    with pytest.raises(UserError, match=expected):
+        HashEncoding(n_levels=16, log2_table_size=28)
+    assert all(sizes in ((0,), ((0,),)) for sizes in made)
+    HashEncoding(**SMALL)
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_moved(monkeypatch):
+    """The meta device stands for a small one."""
+    module = HashEncoding(**SMALL)
+    monkeypatch.setattr(encoding, "free_memory", lambda device: 1000 if device.type == "meta" else None)
+    with pytest.raises(UserError, match="meta has 0.0 GB free"):
+        torch.nn.Sequential(module).to("meta")
+    assert module.params.device.type == "cpu"
+    assert module.double().params.dtype == torch.float64  # no move, no question
+
+
+def test_free_memory_of_this_machine():
+    free = encoding.free_memory(torch.device("cpu"))
+    assert free is None or 1e7 < free < 1e14
+    assert encoding.free_memory(torch.device("meta")) is None
 
 
 @needs_numba
 def test_folder_that_cannot_be_written(tmp_path):
     """Without any folder for Numba's cache the kernels still compile: as a module whose source Numba cannot locate."""
-    source = Path(encoding.__file__).with_name("hash_kernels.py")
+    source = Path(encoding.__file__).with_name("hash_numba.py")
     program = (
         "import numpy as np\n"
         "scope = {'__name__': 'nowhere'}\n"
@@ -248,3 +430,20 @@ def test_folder_that_cannot_be_written(tmp_path):
     environment.pop("NUMBA_CACHE_DIR", None)
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@needs_numba
+def test_the_next_run_compiles_nothing():
+    """Numba keys its cache by what a kernel closes over: nothing there may differ from process to process."""
+    program = (
+        "import torch\n"
+        "from jointdreamer.fields import hash_numba\n"
+        "from jointdreamer.fields.encoding import HashEncoding\n"
+        "HashEncoding(n_levels=2, log2_table_size=5, backend='numba')(torch.rand(9, 3)).sum().backward()\n"
+        "stats = [make(2, False).stats for make in (hash_numba.gather_kernel, hash_numba.scatter_kernel)]\n"
+        "print([sum(s.cache_hits.values()) for s in stats], [sum(s.cache_misses.values()) for s in stats])\n"
+    )
+    grid("numba")(torch.rand(9, 3)).sum().backward()  # compiles them here, if nobody did
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["[1,", "1]", "[0,", "0]"]
