@@ -131,7 +131,7 @@ def add_row(typing, fresh, out, i, weight, rows, k, width):
     return types.void(fresh, out, types.uintp, types.float32, rows, types.uintp, width), generate
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def load(columns, first, count, block):
     """A block of points, or of directions, out of the three columns; past `count`, zeros."""
     for axis in range(3):
@@ -141,7 +141,7 @@ def load(columns, first, count, block):
             block[axis, i] = ZERO
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def cell(points, axis, i, scale):
     """The cell along one axis, and the position in it, in [0, 1)."""
     position = points[axis, i] * scale + HALF
@@ -149,7 +149,7 @@ def cell(points, axis, i, scale):
     return np.uint32(np.int64(floor)), position - floor  # by way of 64 bits: far outside, vertex numbers wrap
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def locate(points, scale, resolution, entries, index, fraction):
     """The eight entries of every point's cell, x fastest, and its position in the cell."""
     size, row = np.uint32(entries), np.uint32(resolution)
@@ -186,20 +186,20 @@ def locate(points, scale, resolution, entries, index, fraction):
                 index[corner, i] = (vx ^ vy ^ vz) & mask
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def linear(fraction, corner, i):
     """The weights of a corner along the three axes."""
     x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
     return x if corner & 1 else ONE - x, y if corner & 2 else ONE - y, z if corner & 4 else ONE - z
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def slopes(corner):
     """The derivatives of these weights."""
     return ONE if corner & 1 else -ONE, ONE if corner & 2 else -ONE, ONE if corner & 4 else -ONE
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def weigh(fraction, direction, scale, along, weight):
     """The trilinear weights of the eight corners, or with `along` their derivatives along the direction."""
     for i in range(BLOCK):

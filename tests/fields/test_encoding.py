@@ -165,18 +165,28 @@ def agree(backend, x, atol=2e-3, rtol=1e-4, **options):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"n_features": 1}, {"n_features": 4, "n_levels": 1}, {"n_features": 8}, {"log2_table_size": 12}],
-)
+@pytest.mark.parametrize("options", [{}, {"n_features": 1, "n_levels": 1}, {"log2_table_size": 12}])
 def test_fast_backends_are_torch(backend, options):
     n = 700 if options else 2500  # more than one block: of 256 in numba, of 2048 in Triton's interpreter
     agree(backend, torch.cat([SPECIAL, torch.rand(n, 3)]), **options)
 
 
-@needs_numba
-def test_numba_takes_any_number_of_features():
-    agree("numba", torch.rand(300, 3), n_features=3)
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("n_features", [3, 4, 8])
+def test_wide_tables(backend, n_features):
+    """The gradients that training takes; only one width compiles the one for the points too, which takes seconds."""
+    if backend == "triton" and n_features == 3:
+        pytest.skip("no power of two: refused, see below")
+    modules = on_its_device(backend, grid("torch", n_features=n_features), grid(backend, n_features=n_features))
+    x = on_its_device(backend, torch.rand(300, 3))[0].requires_grad_(n_features == 4)
+    grad = on_its_device(backend, torch.randn(300, modules[0].out_features))[0]
+    results = []
+    for module in modules:
+        features = module(x)
+        wanted = (module.params, x) if x.requires_grad else (module.params,)
+        results.append([features, *torch.autograd.grad(features, wanted, grad)])
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -316,7 +326,7 @@ def test_auto_takes_what_fits_the_device(monkeypatch):
         monkeypatch.setattr(encoding, "available_backends", lambda: available)
         params = SimpleNamespace(device=torch.device(device), dtype=dtype)
         field = SimpleNamespace(requested_backend="auto", params=params, n_features=n_features)
-        return HashEncoding.backend.fget(field)
+        return HashEncoding.backend.fget(field)  # type: ignore[misc]
 
     everything = encoding.BACKENDS
     assert auto(everything, "cpu") == "numba"
@@ -389,7 +399,7 @@ def test_tables_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *a, _f=torch.empty, **k: (made.append(a), _f(*a, **k))[1])
     vertices = [math.ceil(16 * 1.447269237440378**level - 1) + 1 for level in range(16)]
     size = sum(min(n**3, 2**28) for n in vertices) * 2 * 4 / 1e9
-    assert 14 < size < 20
+    assert size < 24 < 4 * size  # they would fit, and could not be trained
     expected = f"hash tables take {size:.1f} GB, {4 * size:.1f} GB with .*cpu has 24.0 GB free: lower field.log2_table"
     with pytest.raises(UserError, match=expected):
         HashEncoding(n_levels=16, log2_table_size=28)

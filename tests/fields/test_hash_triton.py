@@ -46,7 +46,7 @@ def test_all_that_holds_of_backends_holds_in_the_interpreter():
     """In a process of its own: Triton decides when it is imported, and anything may have imported it here."""
     said = run("-m", "pytest", "-q", "-x", "-k", "triton", "tests/fields/test_encoding.py", TRITON_INTERPRET="1")
     passed = int(said.split(" passed")[0].split()[-1])
-    assert passed >= 15, said
+    assert passed >= 15, said  # as many as there were when this was written
 
 
 def test_the_kernels_compile_for_gpus(tmp_path):
