@@ -124,7 +124,7 @@ class Scene:
     def forward(self) -> Any:
         """The image's sum, with its graph."""
         render = self.renderer(self.field, self.background, self.cameras, generator=self.generator)
-        self.n_samples = len(render.weights)
+        self.n_samples = render.n_samples
         return (render.rgb * render.rgb).sum() + render.opacity.sum()
 
     def backward(self, loss: Any) -> None:
