@@ -20,7 +20,7 @@ that does not depend on the number of threads: results are the same bit for bit 
 """
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -105,8 +105,7 @@ def compiled(function):
         return njit(**options)(function)
 
 
-@intrinsic(prefer_literal=True)
-def add_row(typing, fresh, out, i, weight, rows, k, width):
+def row_sum(typing, fresh, out, i, weight, rows, k, width):
     """out[i] += weight * rows[k], or with `fresh` =, for flat float32 arrays of rows of `width`, each as one vector.
 
     Written in LLVM's language, because LLVM does not make vectors of two floats by itself, and they save a fifth.
@@ -129,6 +128,9 @@ def add_row(typing, fresh, out, i, weight, rows, k, width):
         return context.get_dummy_value()
 
     return types.void(fresh, out, types.uintp, types.float32, rows, types.uintp, width), generate
+
+
+add_row: Any = intrinsic(prefer_literal=True)(row_sum)  # called without `typing`, which type checkers cannot know
 
 
 @njit(forceinline=True)

@@ -10,6 +10,7 @@ rounded up to 8 entries) is what `encoding.py` follows; their number is compared
 We have not run it: the tests use a stand-in with this interface.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +32,7 @@ encodings: "WeakKeyDictionary[HashEncoding, dict[torch.dtype, nn.Module]]" = Wea
 def obstacle() -> str | None:
     """Why tiny-cuda-nn cannot run here, and what to do; None if it can."""
     try:
-        import tinycudann  # noqa: F401
+        importlib.import_module("tinycudann")
     except ModuleNotFoundError as error:
         return INSTALL if error.name == "tinycudann" else f"tiny-cuda-nn cannot be imported: {error}"
     except (ImportError, OSError) as error:  # OSError: installed, but there is no CUDA device
@@ -75,9 +76,7 @@ def library_module(grid: "HashEncoding") -> nn.Module:
     made = encodings.setdefault(grid, {})
     dtype = grid.params.dtype
     if dtype not in made:
-        import tinycudann
-
-        module = tinycudann.Encoding(3, config(grid), dtype=dtype)
+        module = importlib.import_module("tinycudann").Encoding(3, config(grid), dtype=dtype)
         theirs, ours = (module.params.numel(), module.n_output_dims), (grid.params.numel(), grid.out_features)
         if theirs != ours:
             raise RuntimeError(f"tiny-cuda-nn has (parameters, features) {theirs} for {config(grid)}, we have {ours}")

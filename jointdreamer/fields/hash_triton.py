@@ -11,8 +11,8 @@ import functools
 from typing import TYPE_CHECKING
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found]
+import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
 from jointdreamer.fields.encoding import interpreted

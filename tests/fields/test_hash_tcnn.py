@@ -79,7 +79,7 @@ def test_features_and_derivatives_of_both_orders(library):
 def test_normals_of_fixed_points_still_train_the_tables(library):
     grid, x, grad, direction = twins()
     (hash_tcnn.position_gradient(grid, x, grad) * direction).sum().backward()
-    trained = grid.params.grad.clone()
+    trained = grid.params.grad
     grid.params.grad = None
     (grid.position_gradient(x, grad) * direction).sum().backward()
     torch.testing.assert_close(trained, grid.params.grad, atol=2e-3, rtol=1e-4)
@@ -96,7 +96,7 @@ def test_the_parameters_are_ours_alone(library):
     hash_tcnn.features(grid, x)
     assert Encoding.made == 1
     assert set(grid.state_dict()) == {"params"} == {name for name, _ in grid.named_parameters()}
-    assert hash_tcnn.library_module(grid).params.numel() == 0
+    assert sum(p.numel() for p in hash_tcnn.library_module(grid).parameters()) == 0
     other = HashEncoding(**SMALL, backend="torch")
     other.load_state_dict(grid.state_dict())
     torch.testing.assert_close(other(x), before)
@@ -109,7 +109,8 @@ def test_half_tables(library):
     grid, x, grad, _ = twins(torch.float16)
     features = hash_tcnn.features(grid, x)
     features.backward(grad)
-    assert features.dtype == torch.float32 and grid.params.grad.dtype == torch.float16
+    assert features.dtype == torch.float32 and grid.params.grad is not None
+    assert grid.params.grad.dtype == torch.float16
     torch.testing.assert_close(features, grid(x), atol=1e-2, rtol=1e-2)
 
 
