@@ -130,7 +130,7 @@ class MultiViewEnergy(Energy):
         return x0 if self.x0_limit is None else x0.clamp(-self.x0_limit, self.x0_limit)
 
     def _encode(self, views: Views) -> Tensor:
-        if self.vae is not None:
+        if self.vae is not None and self.image_size is not None:
             return encode_images(self.vae, views.rgb, self.image_size, views.generator)
         size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         if views.latents is None or views.latents.shape[2:] != (channels, size, size):

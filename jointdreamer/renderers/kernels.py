@@ -8,6 +8,7 @@ threads. Written with tensors, each of these loops is some twenty passes over ve
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 def compiled(function):
     """`function` compiled for parallel execution, and kept on disk where Numba finds a folder it may write to."""
-    options = {"parallel": True, "nogil": True}
+    options: dict[str, Any] = {"parallel": True, "nogil": True}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR

@@ -47,9 +47,8 @@ def _fit_and_look(toy: Toy, generator: torch.Generator) -> tuple[np.ndarray, ...
     packed, looks = raycast.pack(solids(toy)), []
     for step in range(1, MOMENTS[-1] + 1):
         cameras = sample_cameras(data.RIG, data.RESOLUTION // 2, generator)
-        truth = torch.from_numpy(
-            np.stack(raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32)[0])
-        )
+        rgba, _, _ = raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32)
+        truth = torch.from_numpy(rgba)
         renderer.update_occupancy(field, step - 1, generator)
         render = renderer(field, black, cameras, generator=generator)
         true_rgb, alpha = (truth[..., :3] * truth[..., 3:]).movedim(-1, 1), truth[..., 3]

@@ -124,6 +124,7 @@ def test_shared_latents_take_no_autoencoder_and_one_draw(tiny_mv_folder, tmp_pat
     blank = Views(**{**vars(views()), "rgb": torch.full_like(seen.rgb, torch.nan)})
     assert torch.equal(energy.estimate(seen), energy.estimate(blank))  # the renders are not looked at
     expected = torch.Generator().manual_seed(11)
+    assert seen.latents is not None and seen.generator is not None
     torch.randn(seen.latents.shape, generator=expected)
     assert torch.equal(seen.generator.get_state(), expected.get_state())
 

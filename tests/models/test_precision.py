@@ -51,7 +51,9 @@ def deviation(half: torch.Tensor, full: torch.Tensor) -> float:
 
 def test_bfloat16_moves_the_bundled_networks_by_a_percent():
     """Latents, the gradient through the encoder, both one-step estimates, at three noise levels."""
-    pictures = true_views(parse_caption("a red robot with a blue hat"))[None, ::4]
+    toy = parse_caption("a red robot with a blue hat")
+    assert toy is not None
+    pictures = true_views(toy)[None, ::4]
     cameras = orbit_cameras(4, 64, 15.0, 2.61, 40.0)
     answers = []
     for dtype in ("float32", "bfloat16"):
