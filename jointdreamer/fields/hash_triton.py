@@ -7,6 +7,9 @@ A program takes BLOCK points through one level; in `position_kernel` through all
 up between programs. Addresses in the tables and in the features are 64-bit: both may exceed 2^31 elements.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# (to a type checker, which thinks that Python calls them, functions under @triton.jit never return)
+
 import functools
 from typing import TYPE_CHECKING
 
