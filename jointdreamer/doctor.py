@@ -233,7 +233,7 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if broken:
         say("python train.py", False)
     for name, there in report["models"].items():
-        for energy in ("none", "mvs", "random"):
+        for energy in dict.fromkeys(energy for one in there.values() for energy in one["needed_by"]):
             needed = {role: one for role, one in there.items() if energy in one["needed_by"]}
             wrong = [one["problem"] for one in needed.values() if one["problem"]]
             absent = [role for role, one in needed.items() if not one["path"]]

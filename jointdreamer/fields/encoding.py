@@ -27,7 +27,7 @@ import importlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -247,8 +247,11 @@ def level_scales(n_levels: int, base_resolution: int, growth: float) -> np.ndarr
 # ---------------------------------------------------------------------------------------------------------------- torch
 
 
-def recomputed(function, *args) -> Tensor:
-    """function(*args), computed again in backward: kept, the corners of 16 levels take some 3 kB a point."""
+def recomputed(function, *args) -> Any:
+    """function(*args), computed again in backward: kept, the corners of 16 levels take some 3 kB a point.
+
+    Exact for whatever is differentiable and draws no random number; what it closes over must be what it was.
+    """
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 

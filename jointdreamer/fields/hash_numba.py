@@ -22,13 +22,14 @@ that does not depend on the number of threads: results are the same bit for bit 
 import functools
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 from torch import Tensor
+
+from jointdreamer.compiled import cached_njit, use_torch_threads
 
 if TYPE_CHECKING:
     from jointdreamer.fields.encoding import HashEncoding
@@ -68,14 +69,11 @@ def position_gradient(
 
 
 def run(kernel, grid: "HashEncoding", x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], work, out: Tensor):
-    """Call a kernel on as many threads as torch uses, so that OMP_NUM_THREADS and set_num_threads hold for both.
+    """Call a kernel on as many threads as torch uses.
 
     work: how it is split, the last argument of the kernel but one.
     """
-    n_threads = torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    if torch.get_num_threads() != n_threads:  # Numba, starting its OpenMP threads, resets the count torch uses too
-        torch.set_num_threads(n_threads)
+    use_torch_threads()
     columns = x.detach().t().contiguous().numpy()
     directions = columns if along is None else along.detach().t().contiguous().numpy()
     arrays = [tensor.detach().numpy() for tensor in tensors]
@@ -96,13 +94,7 @@ def scatter_order(n_levels: int) -> np.ndarray:
     return np.array(sorted(range(n_levels), key=lambda level: f"{level:032b}"[::-1]))
 
 
-def compiled(function):
-    """`function` compiled for parallel execution, and kept on disk where Numba finds a folder it may write to."""
-    options = {"parallel": True, "nogil": True, "fastmath": {"contract"}}  # fused multiply-add: 15% faster
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
-        return njit(**options)(function)
+compiled = cached_njit(parallel=True, nogil=True, fastmath={"contract"})  # fused multiply-add: 15% faster
 
 
 def row_sum(typing, fresh, out, i, weight, rows, k, width):

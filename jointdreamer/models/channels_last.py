@@ -5,12 +5,14 @@ than in the other layout, which costs more than the convolutions win. With the k
 a quarter; its rounding is torch's.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
+
+from jointdreamer.compiled import cached_njit
 
 
 def channels_last_on_cpu(network: Any) -> Any:
@@ -70,15 +72,8 @@ def group_norm(x, weight, bias, groups, eps, out):
                 out[i, p, c] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-_kernels: list[Any] = []
-
-
+@functools.cache
 def kernel() -> Any:
-    """`group_norm` compiled, and kept on disk where Numba finds a folder it may write to."""
-    if not _kernels:
-        options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}  # NaN and infinity stay what they are
-        try:
-            _kernels.append(njit(cache=True, **options)(group_norm))
-        except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
-            _kernels.append(njit(**options)(group_norm))
-    return _kernels[0]
+    """`group_norm`, compiled at its first use."""
+    # NaN and infinity stay what they are
+    return cached_njit(nogil=True, fastmath={"contract", "reassoc", "nsz"})(group_norm)

@@ -123,7 +123,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"cannot read the checkpoint {path}: {_first_line(error)}; download it again") from error
+        raise UserError(f"cannot read the checkpoint {path}: {first_line(error)}; download it again") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 f"cannot read the checkpoint {path}: it wants to run code when it is opened ({name}), which is "
                 "refused; take a file of tensors only, best a .safetensors"
             ) from error
-        why = "it is damaged or no checkpoint" if "weights_only" in str(error) else _first_line(error)
+        why = "it is damaged or no checkpoint" if "weights_only" in str(error) else first_line(error)
         raise UserError(f"cannot read the checkpoint {path}: {why}; download it again") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
@@ -185,5 +185,6 @@ def _keep(state: dict[str, Tensor], copy: Path, path: Path) -> None:
         log.info("no safetensors copy of %s was kept: %s", path, error)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error in one line: the first of its text, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jointdreamer.diffusion import PREDICTION_TYPES
 from jointdreamer.errors import UserError
-from jointdreamer.models.checkpoint import cache_folder, recognise, stored_keys
+from jointdreamer.models.checkpoint import cache_folder, first_line, recognise, stored_keys
 from jointdreamer.models.download import download_hub_files, download_url, downloaded_url
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -245,7 +245,7 @@ def _from_network(source: str | Path, file: str | None, wanted: list[str], tried
         return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())
     except Exception as error:  # the hub's client lets the errors of its HTTP library through, whatever that is
         kind = f"{'hub' if hub else 'download'}: {type(error).__name__}"
-        tried.append(str(error) if isinstance(error, UserError) else f"{kind}: {_first_line(error)}")
+        tried.append(str(error) if isinstance(error, UserError) else f"{kind}: {first_line(error)}")
         return None
 
 
@@ -303,7 +303,7 @@ def damaged(path: Path) -> str | None:
             elif file.stat().st_size == 0:
                 return f"{file} is empty"
         except Exception as error:  # whatever a damaged file provokes
-            return f"{file} is damaged ({_first_line(error)})"
+            return f"{file} is damaged ({first_line(error)})"
     return None
 
 
@@ -340,7 +340,7 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
         )
     except Exception as error:  # whatever a damaged file provokes: OSError, SafetensorError, KeyError, ...
         raise UserError(
-            f"cannot load the {part} in {where}: {_first_line(error)}; "
+            f"cannot load the {part} in {where}: {first_line(error)}; "
             f"it is missing, damaged, or no {kind.__name__}: download it again"
         ) from error
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
@@ -369,7 +369,7 @@ def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
         known = inspect.signature(DDPMScheduler.__init__).parameters
         scheduler = DDPMScheduler(**{k: v for k, v in config.items() if k in known and k.split("_")[0] in SCHEDULE})
     except (OSError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: {_first_line(error)}; it must be a diffusers scheduler config") from error
+        raise UserError(f"cannot read {path}: {first_line(error)}; it must be a diffusers scheduler config") from error
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
         raise UserError(f"{path}: prediction_type {kind!r} is not one of {', '.join(PREDICTION_TYPES)}")
@@ -377,7 +377,3 @@ def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
 
 
 SCHEDULE = ("num", "beta", "trained", "rescale")  # num_train_timesteps, beta_*, trained_betas, rescale_betas_zero_snr
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -8,30 +8,19 @@ threads. Written with tensors, each of these loops is some twenty passes over ve
 """
 
 import math
-from typing import Any
 
-import numba
 import numpy as np
-import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
+from jointdreamer.compiled import cached_njit, use_torch_threads
 
-def compiled(function):
-    """`function` compiled for parallel execution, and kept on disk where Numba finds a folder it may write to."""
-    options: dict[str, Any] = {"parallel": True, "nogil": True}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
-        return njit(**options)(function)
+compiled = cached_njit(parallel=True, nogil=True)
 
 
 def run(kernel, *arguments) -> None:
     """Call a kernel with tensors as arrays, on as many threads as torch uses."""
-    n_threads = torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    if torch.get_num_threads() != n_threads:  # Numba, starting its OpenMP threads, resets the count torch uses too
-        torch.set_num_threads(n_threads)
+    use_torch_threads()
     kernel(*(x.detach().contiguous().numpy() if isinstance(x, Tensor) else x for x in arguments))
 
 

@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.cameras import Cameras, rays
 from jointdreamer.errors import UserError
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
+from jointdreamer.fields.encoding import recomputed
 from jointdreamer.renderers import nerfacc_backend
 from jointdreamer.renderers.shading import Shading, shade
 
@@ -147,7 +147,7 @@ class VolumeRenderer(nn.Module):
 
         normals = normals or shading.needs_normals
         chunk = min(chunk or len(rays_o), len(rays_o))
-        composite = self._composite if chunk == len(rays_o) else recomputed(self._composite)
+        composite = self._composite if chunk == len(rays_o) else partial(recomputed, self._composite)
         parts = []
         for o, d, shift, lamp in zip(*(x.split(chunk) for x in (rays_o, rays_d, offset, light)), strict=True):
             counts, t = self._samples(field, o, d, shift)
@@ -430,11 +430,3 @@ def packed(found: Tensor, ends_before: Tensor, t_before: Tensor) -> tuple[Tensor
     ray_indices, t = ends.new_empty(n), t_before.new_empty(n)
     kernels.run(kernels.pack, found, ends_before, ends, t_before, ray_indices, t)
     return ray_indices, t
-
-
-def recomputed(function: Callable) -> Callable:
-    """The function, of which backward keeps the arguments and results only: it runs once more there.
-
-    Exact for whatever is differentiable and draws no random number; what it closes over must be what it was.
-    """
-    return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
