@@ -312,7 +312,9 @@ class PairSampler:
     def _draw_objects(self, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
         poses, images, chosen, taken = [], [], [], set()
         for _ in range(100 * self.objects):
-            index = int(self.indices[int(rng.integers(len(self.indices)))])
+            # both at once: what was learned of damaged objects before must not move the later draws
+            position, views_seed = int(rng.integers(len(self.indices))), int(rng.integers(2**31))
+            index = int(self.indices[position])
             if index in taken:
                 continue
             name = self.source.ids[index]
@@ -322,7 +324,7 @@ class PairSampler:
                 of_object = self.source.poses(index)
                 if len(of_object) < self.views:
                     raise Damaged(f"it has {len(of_object)} views, wanted {self.views}")
-                which = np.random.default_rng([self.seed, index, int(rng.integers(2**31))]).permutation(len(of_object))
+                which = np.random.default_rng(views_seed).permutation(len(of_object))
                 images.append(self.source.images(index, which[: self.views].tolist(), self.size))
             except Damaged as error:
                 self._note(name, str(error))
