@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack, nullcontext
 from math import inf
 from pathlib import Path
+from signal import SIGTERM
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +16,6 @@ from jointdreamer import cli
 from jointdreamer.errors import UserError
 
 if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
-    from collections.abc import Iterable
-
     from torch import Tensor
 
 KEYS = ("seed", "name", "out_dir", "device", "precision", "export", "data", "augmentation", "classifier", "training")
@@ -76,6 +75,7 @@ class Best:
 
 def train(cfg: dict[str, Any]) -> int:
     """Train one classifier as the resolved config says, or go on with it; returns the exit status."""
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
     from torch.nn.functional import binary_cross_entropy_with_logits
@@ -171,7 +171,7 @@ def train(cfg: dict[str, Any]) -> int:
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
             optimizer.zero_grad()
-            seen = accelerator_sums(device)
+            seen = torch.zeros(3, device=device)  # what the processes add up: loss, accuracy, signals
             for position in range(len(mine)):
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
@@ -181,7 +181,7 @@ def train(cfg: dict[str, Any]) -> int:
                     accelerator.backward(loss / len(mine))
                 seen[0] += loss.detach() / training["groups"]
                 seen[1] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
-            seen[2] = float(stop.requested or 0)
+            seen[2] = float(stop.requested is not None)
             seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
             loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
             check_finite(step, loss, {"bce": loss}, run.newest_checkpoint if run else None)
@@ -195,7 +195,9 @@ def train(cfg: dict[str, Any]) -> int:
             if run is not None and logger is not None:
                 logger.log(step, loss, row=bool(found), accuracy=accuracy, lr=lr, **found)
                 if found:
-                    logger.message(f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}")
+                    logger.message(
+                        f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
+                    )
                     classifier.save(run.path / "last")
                     if found["val/auc"] > best.auc:
                         best.auc, best.step = found["val/auc"], done
@@ -204,13 +206,15 @@ def train(cfg: dict[str, Any]) -> int:
                 if due(done, every["checkpoint"]) or stopping or done == steps:
                     run.save(done, **parts)
             if stopping:
-                stop.requested = stop.requested or int(stopping / processes)  # it came to another process
+                stop.requested = stop.requested or SIGTERM  # it came to another process
                 if logger is not None:
                     logger.message(f"stopped after {done} of {steps} steps, saved; the same command goes on")
                 return stop.exit_status
 
         if run is not None and logger is not None:
-            final = validate(PairClassifier.load(run.path / "best").to(device), validator, None, **judge | {"processes": 1})
+            final = validate(
+                PairClassifier.load(run.path / "best").to(device), validator, None, **judge | {"processes": 1}
+            )
             save_curves(run.path)
             result = {
                 "prompt": None, "seed": cfg["seed"], "energy": None, "models": cfg["models"]["name"], "steps": steps,
@@ -277,13 +281,6 @@ def to_batch(group: Any, rng: Any, background: tuple[float, float], augmentation
     first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
     rgb = to_images(group.rgba, background, rng, augmentation)
     return Batch(rgb, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
-
-
-def accelerator_sums(device: Any) -> Any:
-    """Zeros for what the processes add up in a step: loss, accuracy, signals."""
-    import torch
-
-    return torch.zeros(3, dtype=torch.float32, device=device)
 
 
 def validate(

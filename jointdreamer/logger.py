@@ -106,8 +106,8 @@ class Logger:
         """Count `step` (from 0) as done; each `every` steps write its row.
 
         losses: unweighted terms by name, `loss/<name>` in the row. now: the plan's numbers, `now/<name>`, nested ones
-        `now/lr/encoding`. row: write one whatever `every` says. more: further numbers under their own names. Scalars may
-        be tensors.
+        `now/lr/encoding`. row: write one whatever `every` says. more: further numbers under their own names. Scalars
+        may be tensors.
         """
         done, clock = step + 1, time.monotonic()
         seconds = (clock - self._started) / max(1, done - self._start)

@@ -193,7 +193,8 @@ def tiny_classifier_folder(tmp_path_factory) -> Path:
         torch.manual_seed(1)
         model = PairClassifier(ClassifierSettings(**TINY_CLASSIFIER))
         for p in model.parameters():  # the initial logits hardly depend on the images
-            torch.nn.init.normal_(p, std=1 / max(p[0].numel(), 4) ** 0.5 if p.ndim > 1 else 0.1)
+            p.requires_grad_(False)
+            p.add_(torch.randn(p.shape) * (1.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1))
     return model.save(tmp_path_factory.mktemp("classifier"))
 
 
@@ -350,9 +351,7 @@ class Launcher:
         )
         assert self._answer() == "ready"
 
-    def start(
-        self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str
-    ) -> None:
+    def start(self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str) -> None:
         """Begin a run in `folder`, whose output goes to folder/stdout and folder/stderr; killed after `seconds`.
 
         script: train or train_classifier.

@@ -2,8 +2,8 @@
 
     python tests/launcher.py        reads a JSON job a line, answers each with its exit status
 
-A job: {"script": "train" or "train_classifier", "words": [...], "cwd": ..., "env": {...}, "stdout": file, "stderr": file,
-"seconds": when it is killed}.
+A job: {"script": "train" or "train_classifier", "words": [...], "cwd": ..., "env": {...}, "stdout": file,
+"stderr": file, "seconds": when it is killed}.
 """
 
 import gc

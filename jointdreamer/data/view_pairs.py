@@ -68,7 +68,7 @@ class ViewFolder:
         self.ids = sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not self.ids:
             raise UserError(
-                f"data.folder={folder}: no object in it; wanted one folder per object with 000.png, 000.npy, 001.png, ..."
+                f"data.folder={folder}: no object in it; wanted a folder per object with 000.png, 000.npy, 001.png, ..."
             )
 
     def poses(self, index: int) -> np.ndarray:
@@ -258,7 +258,7 @@ class PairSampler:
             raise UserError(f"data.wrong_pose_share={wrong_pose_share:g}: wanted a share from 0 to 1")
         if len(indices) < objects:
             raise UserError(
-                f"{source.name}: a group takes {objects} objects, and this set has {len(indices)} of {len(source.ids)}; "
+                f"{source.name}: a group takes {objects} objects, this set has {len(indices)} of {len(source.ids)}; "
                 "give more objects, or another data.held_out_percent or data.objects"
             )
         self.source, self.indices, self.size = source, indices, size
@@ -343,7 +343,9 @@ class PairSampler:
         with self._lock:
             if name not in self.damaged:
                 self.damaged[name] = why
-                log.warning("object %s of %s is skipped: %s (%d so far)", name, self.source.name, why, len(self.damaged))
+                log.warning(
+                    "object %s of %s is skipped: %s (%d so far)", name, self.source.name, why, len(self.damaged)
+                )
 
     def _wrong_pose(self, poses: np.ndarray, i: int, j: int, rng: np.random.Generator) -> np.ndarray | None:
         turned = rotation_angle(poses[j], poses) >= self.min_angle

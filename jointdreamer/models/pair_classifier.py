@@ -5,8 +5,8 @@ says how coherent the pair is. Where the release and the paper differ, this is w
 first 9 of 12 blocks are frozen (a name that never matches freezes all of them in the release), the pose is a true
 relative pose (there a transpose stands for an inverse), and the logit is unbounded (there a cosine).
 
-Its weights are kept in a folder: `config.json` (the settings below) and `model.safetensors`, with the backbone under the
-names of the original DINO code, since those of `transformers` change with its version.
+Its weights are kept in a folder: `config.json` (the settings below) and `model.safetensors`, with the backbone under
+the names of the original DINO code, since those of `transformers` change with its version.
 """
 
 import json
@@ -361,4 +361,6 @@ def _check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role
     if other:
         shapes = tuple(wanted[other[0]].shape), tuple(given[other[0]].shape)
         said += [f"first of another shape: {other[0]}, wanted {shapes[0]}, got {shapes[1]}"]
-    raise UserError(f"{where} does not hold the weights of this {role} ({'; '.join(said)}): is it another architecture?")
+    raise UserError(
+        f"{where} does not hold the weights of this {role} ({'; '.join(said)}): is it another architecture?"
+    )

@@ -52,7 +52,9 @@ def test_hue_turns_the_colour_and_keeps_its_lightness():
 
 def test_jitter_stays_within_its_range():
     grey = Image.fromarray(np.full((4, 4, 3), 100, np.uint8), "RGB")
-    brighter = Augmentation(**{**NONE, "jitter": 1.0, "brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0})
+    brighter = Augmentation(
+        **{**NONE, "jitter": 1.0, "brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    )
     levels = [int(np.asarray(brighter(grey, np.random.default_rng(seed)))[0, 0, 0]) for seed in range(200)]
     assert 58 <= min(levels) < 65 and 135 < max(levels) <= 141
 
@@ -61,7 +63,9 @@ def test_nothing_moves():
     """A bright dot stays the brightest place, so no flip, no crop, no turn."""
     pixels = np.full((15, 15, 3), 30, np.uint8)
     pixels[3, 11] = 120
-    everything = Augmentation(jitter=1, brightness=0.2, contrast=0.2, grey=1, blur=1, solarize=0, blur_radius=(0.5, 1.0))
+    everything = Augmentation(
+        jitter=1, brightness=0.2, contrast=0.2, grey=1, blur=1, solarize=0, blur_radius=(0.5, 1.0)
+    )
     for seed in range(50):
         out = np.asarray(everything(Image.fromarray(pixels, "RGB"), np.random.default_rng(seed))).sum(-1)
         assert np.unravel_index(out.argmax(), out.shape) == (3, 11)

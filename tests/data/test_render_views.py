@@ -37,6 +37,7 @@ def test_meshes_become_the_layout(meshes, tmp_path, capsys):
 def test_a_pose_shows_the_object_from_where_it_says(tmp_path):
     """A box that is red on the file's +x side, seen red from that side only."""
     mesh = trimesh.creation.box()
+    mesh.unmerge_vertices()  # GLB has colours of vertices only
     mesh.visual.face_colors = np.where(mesh.face_normals[:, :1] > 0.5, (255, 0, 0, 255), (0, 0, 255, 255))
     (tmp_path / "meshes").mkdir()
     mesh.export(tmp_path / "meshes" / "a.glb")

@@ -103,16 +103,16 @@ def test_the_pose_alone_says_nothing_about_the_label():
     camera = torch.cat([camera_numbers(torch.from_numpy(g.c2w_1), torch.from_numpy(g.c2w_2)) for g in groups]).double()
     label = torch.cat([torch.from_numpy(g.label) for g in groups]).double()
     columns = camera[:, :12]  # the last row is constant
-    products = (columns[:, :, None] * columns[:, None])[:, *torch.triu_indices(12, 12)]
-    features = torch.cat([columns, products, torch.ones(len(label), 1)], 1)
+    features = torch.cat([columns, (columns[:, :, None] * columns[:, None]).flatten(1), torch.ones(len(label), 1)], 1)
     half = len(label) // 2
-    ridge = features[:half].T @ features[:half] + 1e-3 * torch.eye(features.shape[1])
+    ridge = features[:half].T @ features[:half] + 1e-2 * torch.eye(features.shape[1])
     weight = torch.linalg.solve(ridge, features[:half].T @ (2 * label[:half] - 1))
     accuracy = ((features[half:] @ weight > 0) == label[half:].bool()).double().mean()
     assert accuracy < 0.54
     leaking = torch.cat([camera[:, :12] * (1 + label)[:, None], torch.ones(len(label), 1)], 1)  # and it would be seen
-    products = (leaking[:, :, None] * leaking[:, None])[:, *torch.triu_indices(13, 13)]
-    weight = torch.linalg.lstsq(products[:half], 2 * label[:half] - 1).solution
+    products = (leaking[:, :, None] * leaking[:, None]).flatten(1)
+    ridge = products[:half].T @ products[:half] + 1e-2 * torch.eye(products.shape[1])
+    weight = torch.linalg.solve(ridge, products[:half].T @ (2 * label[:half] - 1))
     assert ((products[half:] @ weight > 0) == label[half:].bool()).double().mean() > 0.7
 
 
@@ -238,11 +238,11 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
 def test_a_damaged_object_is_skipped_named_and_counted(folder, damage, caplog):
     damage(folder / "object_05")
-    drawn = PairSampler(open_views(folder), range(12), 8, objects=6, views=11)
+    drawn = PairSampler(open_views(folder), range(12), 8, objects=10, views=5)
     with caplog.at_level(logging.WARNING, "jointdreamer"):
-        for number in range(6):
+        for number in range(4):
             group, _ = drawn.group(0, number)
-            assert len(group.rgba) == 66 and group.label.mean() == 0.5
+            assert len(group.rgba) == 50 and group.label.mean() == 0.5
     assert list(drawn.damaged) == ["object_05"]
     assert len(caplog.records) == 1 and "object_05" in caplog.text and "1 so far" in caplog.text
 
