@@ -82,7 +82,7 @@ def write_object(folder: Path, render: Render) -> None:
     temporary.mkdir(parents=True)
     try:
         for view, (image, pose) in enumerate(zip(rgba, c2w, strict=True)):
-            Image.fromarray(image, "RGBA").save(temporary / f"{view:03d}.png")
+            Image.fromarray(image).save(temporary / f"{view:03d}.png")
             np.save(temporary / f"{view:03d}.npy", world_to_camera(pose))
         os.replace(temporary, folder)
     except BaseException:

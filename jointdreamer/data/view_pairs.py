@@ -157,7 +157,7 @@ class PackedViews:
     def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
         found = np.stack([self.rgba[index, view] for view in views])
         if found.shape[1] != size:
-            found = np.stack([_resize(Image.fromarray(image, "RGBA"), size) for image in found])
+            found = np.stack([_resize(Image.fromarray(image), size) for image in found])
         return found
 
 

@@ -1,6 +1,7 @@
 """CLS energy (Eq. 6): the views agree when a classifier takes neighbouring ones for views of one object."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,21 @@ from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.models.pair_classifier import Features, camera_numbers, load_classifier
 from jointdreamer.models.weights import find_weights, load_part
+
+LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
+
+
+class ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * ctx.factor, None
 
 
 class ClassifierEnergy(Energy):
@@ -60,7 +76,8 @@ class ClassifierEnergy(Energy):
             raise UserError("energy=cls compares views: it needs cameras.n_views of at least 2, got 1")
 
         def see(x0: Tensor) -> Features:  # (B, C, h, w) latents of one view of every rig
-            return self.classifier.encode(self.images(x0, views))
+            images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
+            return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
 
         seen = []
         for x0 in views.x0.unbind(1):

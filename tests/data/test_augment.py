@@ -12,7 +12,7 @@ NONE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
 
 
 def picture(seed=0, size=16):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8), "RGB")
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size, size, 3), np.uint8))
 
 
 def changed(**settings):
@@ -43,7 +43,7 @@ def test_blur_keeps_the_mean_and_takes_the_contrast():
 
 
 def test_hue_turns_the_colour_and_keeps_its_lightness():
-    red = Image.fromarray(np.full((4, 4, 3), (200, 40, 40), np.uint8), "RGB")
+    red = Image.fromarray(np.full((4, 4, 3), (200, 40, 40), np.uint8))
     turn = Augmentation(**{**NONE, "jitter": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.5})
     seen = {tuple(np.asarray(turn(red, np.random.default_rng(seed)))[0, 0]) for seed in range(20)}
     assert len(seen) > 10
@@ -51,7 +51,7 @@ def test_hue_turns_the_colour_and_keeps_its_lightness():
 
 
 def test_jitter_stays_within_its_range():
-    grey = Image.fromarray(np.full((4, 4, 3), 100, np.uint8), "RGB")
+    grey = Image.fromarray(np.full((4, 4, 3), 100, np.uint8))
     brighter = Augmentation(
         **{**NONE, "jitter": 1.0, "brightness": 0.4, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     )
@@ -67,7 +67,7 @@ def test_nothing_moves():
         jitter=1, brightness=0.2, contrast=0.2, grey=1, blur=1, solarize=0, blur_radius=(0.5, 1.0)
     )
     for seed in range(50):
-        out = np.asarray(everything(Image.fromarray(pixels, "RGB"), np.random.default_rng(seed))).sum(-1)
+        out = np.asarray(everything(Image.fromarray(pixels), np.random.default_rng(seed))).sum(-1)
         assert np.unravel_index(out.argmax(), out.shape) == (3, 11)
 
 

@@ -83,8 +83,8 @@ def test_up_is_up_and_the_box_is_brought_to_size(tmp_path):
         loaded = load_mesh(saved(mesh, tmp_path / name))
         low, high = loaded.corners.min((0, 1)), loaded.corners.max((0, 1))
         assert np.allclose(high, (0.125, 0.25, 0.5), atol=1e-6) and np.allclose(low, -high, atol=1e-6)
-        above = draw(loaded, camera(1.4, 0.3), FOVY, 16)[8, 8]
-        below = draw(loaded, camera(-1.4, 0.3), FOVY, 16)[8, 8]
+        above = draw(loaded, camera(1.55, 0.3), FOVY, 16)[8, 8]
+        below = draw(loaded, camera(-1.55, 0.3), FOVY, 16)[8, 8]
         assert above[0] > 150 and above[2] < 60 and below[2] > 100 and below[0] < 60, name
 
 

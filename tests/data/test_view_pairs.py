@@ -139,7 +139,7 @@ def write_object(folder, seed, n=VIEWS, size=20, flip=False):
     folder.mkdir(parents=True)
     c2w = random_poses(rng, n)
     for view in range(n):
-        Image.fromarray(rng.integers(0, 255, (size, size, 4), np.uint8), "RGBA").save(folder / f"{view:03d}.png")
+        Image.fromarray(rng.integers(0, 255, (size, size, 4), np.uint8)).save(folder / f"{view:03d}.png")
         pose = world_to_camera(c2w[view])
         np.save(folder / f"{view:03d}.npy", np.diag([1.0, -1.0, -1.0]) @ pose if flip else pose)
     return c2w
@@ -166,7 +166,7 @@ def test_images_are_resized_without_colour_from_where_nothing_is(tmp_path):
     write_object(tmp_path / "a", 0, n=2)
     picture = np.zeros((20, 20, 4), np.uint8)
     picture[..., 1], picture[10:, :, 3], picture[10:, :, 1], picture[10:, :, 0] = 255, 255, 0, 200
-    Image.fromarray(picture, "RGBA").save(tmp_path / "a" / "000.png")
+    Image.fromarray(picture).save(tmp_path / "a" / "000.png")
     (small,) = ViewFolder(tmp_path).images(0, [0], 1)
     assert small.shape == (1, 1, 4)
     assert abs(int(small[0, 0, 3]) - 128) < 3 and abs(int(small[0, 0, 0]) - 200) < 4 and small[0, 0, 1] == 0

@@ -77,6 +77,17 @@ def test_the_gradient_climbs(tiny_classifier_folder):
     assert float((after - before).sum()) == pytest.approx(1e-2 * float(grad.norm()), rel=0.1)
 
 
+def test_a_decoder_of_half_precision_does_not_drown_the_gradient(tiny_classifier_folder):
+    grads = []
+    for dtype in (torch.float32, torch.float16):
+        energy, seen = ClassifierEnergy(tiny_classifier_folder, scale=1e-5), views()
+        decode = seen.decode
+        halved = replace(seen, decode=lambda z, decode=decode, dtype=dtype: decode(z).to(dtype).float())
+        grads.append(torch.autograd.grad(energy(halved).sum(), seen.x0)[0])
+    assert grads[0].abs().median() < 1e-6  # half precision ends at 6e-8
+    assert (grads[1] - grads[0]).norm() < 0.02 * grads[0].norm()
+
+
 def test_a_small_decoder_takes_the_prior_s_place(tiny_classifier_folder, tmp_path):
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
