@@ -93,7 +93,7 @@ def train(cfg: dict[str, Any]) -> int:
     readers = {"classifier": ClassifierSettings, "augmentation": Augmentation}
     cli.check(cfg, readers, NUMBERS, CHOICES, (), ("name", "out_dir"), ("data", "training", "models", "logger"))
     data, training, every = cfg["data"], cfg["training"], cfg["every"]
-    low, high = background = _background(data["background"])
+    background = _background(data["background"])
     seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
@@ -160,13 +160,19 @@ def train(cfg: dict[str, Any]) -> int:
         stop = stack.enter_context(stop_on_signals())
 
         def load(key: tuple[int, int]) -> Batch:
-            return to_batch(*sampler.group(*key), (low, high), augmentation)
+            group, rng = sampler.group(*key)
+            return to_batch(group, rng, background, augmentation)
 
         mine = range(rank, training["groups"], processes)
         keys = ((step, number) for step in range(start, steps) for number in mine)
         batches = prefetch(load, keys, data["workers"], ahead=data["workers"] + len(mine))
         stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]
-        judge = {"rank": rank, "processes": processes, "n_groups": cfg["validation_groups"], "background": background}
+        judge: dict[str, Any] = {
+            "rank": rank,
+            "processes": processes,
+            "n_groups": cfg["validation_groups"],
+            "background": background,
+        }
 
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
@@ -193,7 +199,7 @@ def train(cfg: dict[str, Any]) -> int:
             if due(done, every["validate"]) or done == steps:
                 found = validate(classifier, validator, accelerator, **judge)
             if run is not None and logger is not None:
-                logger.log(step, loss, row=bool(found), accuracy=accuracy, lr=lr, **found)
+                logger.log(step, loss, row=bool(found), **{"accuracy": accuracy, "lr": lr, **found})  # pyright: ignore[reportArgumentType]
                 if found:
                     logger.message(
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
@@ -302,12 +308,13 @@ def validate(
     device, found = next(classifier.parameters()).device, []
     with torch.no_grad():
         for number in range(rank, n_groups, processes):
-            batch = to_batch(*sampler.group(0, number), background).to(device)
+            group, rng = sampler.group(0, number)
+            batch = to_batch(group, rng, background).to(device)
             logits = classifier(batch.rgb, batch.first, batch.second, batch.camera)
             found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle))))
     if processes > 1:
         found = gather_object(found)
-    found = sorted(found, key=lambda one: one[0])
+    found = sorted(found, key=lambda one: int(one[0]))
     logits, label, kind, angle = (torch.cat([one[i] for one in found]) for i in range(1, 5))
     correct = (logits > 0) == label.bool()
     numbers = {"val/auc": roc_auc(logits, label), "val/accuracy": float(correct.double().mean())}

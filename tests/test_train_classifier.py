@@ -133,12 +133,13 @@ def test_the_result_tells_the_best_and_the_classifier_is_the_one_that_was_judged
 
 
 def test_it_learns(go, words, tmp_path):
-    """Wrong poses off: other objects are soon told apart. 40 toys of 16 pixels, a minute's network."""
-    more = ["data.wrong_pose_share=0", "training.steps=60", "training.lr=0.003", "augmentation.jitter=0"]
-    more += ["every.validate=0", "every.checkpoint=0", "augmentation.blur=0", "training.objects=8"]
+    """Wrong poses off: 28 toys of 16 pixels are soon told apart (by chance the loss is 0.693)."""
+    more = ["data.wrong_pose_share=0", "training.objects=8", "training.steps=200", "training.lr=0.003"]
+    more += ["classifier.hidden_size=32", "classifier.head_width=64", "training.warm_up=10", "every.checkpoint=0"]
+    more += ["augmentation.jitter=0", "augmentation.blur=0", "every.validate=0"]
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
     losses = [row["loss"] for row in rows(run_folder(tmp_path))]
-    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 0.05
+    assert sum(losses[-20:]) / 20 < 0.6
 
 
 # Kills and resumes
@@ -195,7 +196,14 @@ def test_two_processes_give_what_one_gives(words, whole, tmp_path):
 
 
 def test_a_dino_backbone_is_taken_and_its_frozen_part_stays(go, words, tmp_path):
-    settings = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "n_blocks": 2, "n_heads": 2, "frozen_blocks": 1}
+    settings: dict[str, Any] = {
+        "image_size": 16,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "n_blocks": 2,
+        "n_heads": 2,
+        "frozen_blocks": 1,
+    }
     torch.manual_seed(5)
     made = PairClassifier(ClassifierSettings(**settings)).save(tmp_path / "other", torch.float32)
     state = {k[9:]: v for k, v in load_file(made / "model.safetensors").items() if k.startswith("backbone.")}

@@ -47,8 +47,9 @@ def sample_poses(
     """
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     rng = np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+    low, high = np.sin(np.radians(elevation_deg))
     azimuth = rng.uniform(-math.pi, math.pi, n_views)
-    elevation = np.arcsin(rng.uniform(*np.sin(np.radians(elevation_deg)), n_views))
+    elevation = np.arcsin(rng.uniform(low, high, n_views))
     far = rng.uniform(*distance, n_views)
     return look_at(*(torch.from_numpy(x) for x in (elevation, azimuth, far))).numpy()
 

@@ -39,8 +39,11 @@ class Damaged(Exception):
 class ViewSource(Protocol):
     """Objects, each seen from several cameras."""
 
-    name: str
-    ids: Sequence[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
 
     def poses(self, index: int) -> np.ndarray:
         """c2w (V, 4, 4) float32, OpenGL axes, of object `index`. Raises Damaged."""

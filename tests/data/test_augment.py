@@ -1,5 +1,7 @@
 """Augmentation changes colours and sharpness, never where things are."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from jointdreamer.data.augment import Augmentation, to_images
 from jointdreamer.errors import UserError
 
-NONE = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
+NONE: dict[str, Any] = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
 
 
 def picture(seed=0, size=16):

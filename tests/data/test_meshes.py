@@ -1,11 +1,12 @@
 """Meshes: the z-buffer against the exact ray caster, colours, axes, and files that are no meshes."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import trimesh
+import trimesh as _trimesh
 from PIL import Image
 
 from jointdreamer.cameras import look_at
@@ -13,6 +14,7 @@ from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, ras
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.raycast import BOX, Solid
 
+trimesh: Any = _trimesh  # its stubs know half of it
 FOVY = math.radians(40)
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ class Numbered:
         return image
 
 
-def sampler(**changes):
+def sampler(**changes: Any) -> Any:
     source = Numbered()
     return PairSampler(source, range(len(source.ids)), **{"size": 1, **changes})
 

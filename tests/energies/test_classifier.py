@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,8 @@ def test_a_small_decoder_takes_the_prior_s_place(tiny_classifier_folder, tmp_pat
     (grad,) = torch.autograd.grad(coherence.sum(), seen.x0)
     assert grad.abs().max() > 0
     with torch.no_grad():
-        flat = tiny.decode(seen.x0.flatten(0, 1)).sample / 2 + 0.5
+        decoded: Any = tiny.decode(seen.x0.flatten(0, 1))
+        flat = decoded.sample / 2 + 0.5
     same = ClassifierEnergy(tiny_classifier_folder)
     decoded = replace(seen, x0=flat.unflatten(0, (2, 4)), decode=lambda z: z)
     torch.testing.assert_close(same(decoded), coherence, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,14 @@ from jointdreamer.models.pair_classifier import (
     read_dino,
 )
 
-SMALL = {"image_size": 24, "patch_size": 8, "hidden_size": 12, "n_blocks": 3, "n_heads": 3, "frozen_blocks": 2}
+SMALL: dict[str, Any] = {
+    "image_size": 24,
+    "patch_size": 8,
+    "hidden_size": 12,
+    "n_blocks": 3,
+    "n_heads": 3,
+    "frozen_blocks": 2,
+}
 
 
 # The oracle
@@ -166,7 +174,7 @@ def test_the_logit_is_unbounded_and_the_order_of_a_pair_matters(tiny_classifier_
     there, back = (model(rgb, torch.tensor([a]), torch.tensor([1 - a]), camera) for a in (0, 1))
     assert (there - back).abs().item() > 1e-2
     with torch.no_grad():
-        model.head[-1].weight *= 1000
+        dict(model.named_parameters())["head.4.weight"].mul_(1000)
     assert model(rgb, torch.tensor([0]), torch.tensor([1]), camera).abs().item() > 10
 
 
