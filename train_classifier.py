@@ -36,6 +36,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.warm_up": (int, 1, inf),
     "training.weight_decay": (float, 0, 10),
     "training.clip": (float, 1e-6, inf),
+    "training.direction_weight": (float, 0, inf),
     "validation_groups": (int, 1, 10**6),
     "every.log": (int, 1, inf),
     "every.validate": (int, 0, inf),
@@ -49,6 +50,7 @@ class Batch(NamedTuple):
     """P pairs among N images, as tensors."""
 
     rgb: "Tensor"  # (N, 3, R, R)
+    direction: "Tensor"  # (N, 3) unit vectors from the object to the images' own cameras
     first: "Tensor"  # (P,) rows of rgb
     second: "Tensor"
     camera: "Tensor"  # (P, 16)
@@ -78,7 +80,7 @@ def train(cfg: dict[str, Any]) -> int:
     import torch
     from accelerate import Accelerator
     from accelerate.utils import broadcast_object_list
-    from torch.nn.functional import binary_cross_entropy_with_logits
+    from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
     from torch.nn.utils import clip_grad_norm_
 
     from jointdreamer.data.augment import Augmentation
@@ -118,15 +120,14 @@ def train(cfg: dict[str, Any]) -> int:
 
     # The network
     classifier = PairClassifier(ClassifierSettings(**cfg["classifier"]))
-    dino = cfg["models"]["dino"]
     weights = []
-    if dino is not None:
-        state, file = read_dino(dino["source"], dino["file"], download=device.type == "cuda")
+    if dino := cfg["models"].get("classifier_backbone"):  # a toybox has none, and learns from scratch
+        state, file = read_dino(dino["source"], download=device.type == "cuda")
         classifier.load_backbone(state, str(file))
         weights = [file]
-    classifier.to(device)
-    optimizer, best = build_optimizer(classifier, training["weight_decay"]), Best()
-    parts = {"classifier": classifier, "optimizer": optimizer, "best": best}
+    learner = build_learner(classifier, training["direction_weight"] > 0).to(device)
+    optimizer, best = build_optimizer(learner, training["weight_decay"]), Best()
+    parts = {"learner": learner, "optimizer": optimizer, "best": best}
 
     path = run_path(cfg["out_dir"], cfg["name"], f"{cfg['models']['name']} {data['folder']}", cfg["seed"])
     steps = training["steps"]
@@ -145,7 +146,7 @@ def train(cfg: dict[str, Any]) -> int:
                 export(path / "best", cfg["export"])
                 print(f"{path}\nis complete: nothing to do")
             return 0
-        model = accelerator.prepare(classifier)
+        model = accelerator.prepare(learner)
         logger = None
         if run is not None:
             logger = stack.enter_context(Logger(run.path, steps, start, every["log"], cfg["logger"]["wandb"], cfg))
@@ -182,16 +183,18 @@ def train(cfg: dict[str, Any]) -> int:
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                    logits = model(batch.rgb, batch.first, batch.second, batch.camera)
-                    loss = binary_cross_entropy_with_logits(logits, batch.label)
+                    logits, direction = model(batch.rgb, batch.first, batch.second, batch.camera)
+                    bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
+                    if direction is not None:
+                        loss = bce + training["direction_weight"] * mse_loss(direction, batch.direction)
                     accelerator.backward(loss / len(mine))
-                seen[0] += loss.detach() / training["groups"]
+                seen[0] += bce.detach() / training["groups"]
                 seen[1] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
             seen[2] = float(stop.requested is not None)
             seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
             loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
             check_finite(step, loss, {"bce": loss}, run.newest_checkpoint if run else None)
-            clip_grad_norm_(classifier.parameters(), training["clip"])
+            clip_grad_norm_(learner.parameters(), training["clip"])
             optimizer.step(SimpleNamespace(matrices=lr, vectors=lr))
 
             done = step + 1
@@ -219,7 +222,7 @@ def train(cfg: dict[str, Any]) -> int:
 
         if run is not None and logger is not None:
             final = validate(
-                PairClassifier.load(run.path / "best").to(device), validator, None, **judge | {"processes": 1}
+                PairClassifier.load(run.path / "best").to(device), validator, None, **{**judge, "processes": 1}
             )
             save_curves(run.path)
             result = {
@@ -264,11 +267,35 @@ def _unfinished(folder: Path) -> bool:
     return all(entry.name.startswith(".tmp-") or entry.name in ("rgba.npy", "c2w.npy") for entry in folder.iterdir())
 
 
-def build_optimizer(classifier: Any, weight_decay: float) -> Any:
+def build_learner(classifier: Any, tells_direction: bool) -> Any:
+    """What is trained: the classifier, and where asked for a linear map from its class token to where the camera stood.
+
+    Telling a wrong pose takes to know from where a view was taken, and the labels of pairs teach that to a backbone
+    without pretraining very slowly. Where all objects share one front, as toys do, the direction can be said outright.
+    The map is no part of the classifier, and is gone after the training.
+    """
+    from torch import nn
+
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = classifier
+            self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
+
+        def forward(self, rgb, first, second, camera):
+            """Logits (P,), and directions (N, 3) or None."""
+            features = classifier.encode(rgb)
+            logits = classifier.compare(features.take(first), features.take(second), camera)
+            return logits, None if self.direction is None else self.direction(features.summary)
+
+    return Learner()
+
+
+def build_optimizer(learner: Any, weight_decay: float) -> Any:
     """AdamW over what is trained; biases, norms and other vectors do not decay."""
     from jointdreamer.optim import RatedAdamW
 
-    trained = [p for p in classifier.parameters() if p.requires_grad]
+    trained = [p for p in learner.parameters() if p.requires_grad]
     groups = [
         {"name": "matrices", "params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"name": "vectors", "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -283,10 +310,11 @@ def to_batch(group: Any, rng: Any, background: tuple[float, float], augmentation
     from jointdreamer.data.augment import to_images
     from jointdreamer.models.pair_classifier import camera_numbers
 
+    direction = torch.from_numpy(group.c2w[:, :3, 2])
     arrays = (group.first, group.second, group.c2w_1, group.c2w_2, group.label, group.kind, group.angle)
     first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
     rgb = to_images(group.rgba, background, rng, augmentation)
-    return Batch(rgb, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
+    return Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
 
 
 def validate(

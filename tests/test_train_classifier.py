@@ -125,10 +125,11 @@ def test_the_result_tells_the_best_and_the_classifier_is_the_one_that_was_judged
     assert result["best_step"] == best["step"] + 1 and result["models"] == "toybox" and result["damaged"] == []
     assert result["val/auc"] == pytest.approx(best["val/auc"], abs=0.05)  # half precision
     model, _ = load_classifier(whole / "best", 16)
-    saved = torch.load(whole / "checkpoints" / f"step_{STEPS:06d}.pt", weights_only=True)["parts"]["classifier"]
+    saved = torch.load(whole / "checkpoints" / f"step_{STEPS:06d}.pt", weights_only=True)["parts"]["learner"]
     last = PairClassifier.load(whole / "last").state_dict()
-    for key, value in saved.items():
-        torch.testing.assert_close(last[key], value, rtol=2e-3, atol=1e-4)
+    assert {"direction.weight", "direction.bias"} == {key for key in saved if not key.startswith("classifier.")}
+    for key, value in last.items():
+        torch.testing.assert_close(value, saved[f"classifier.{key}"], rtol=2e-3, atol=1e-4)
     assert model.settings == ClassifierSettings(**json.loads((whole / "best" / "config.json").read_text()))
 
 
@@ -209,8 +210,9 @@ def test_a_dino_backbone_is_taken_and_its_frozen_part_stays(go, words, tmp_path)
     state = {k[9:]: v for k, v in load_file(made / "model.safetensors").items() if k.startswith("backbone.")}
     (tmp_path / "dino").mkdir()
     save_file(state, tmp_path / "dino" / "model.safetensors")
+    (tmp_path / "dino" / "config.json").write_text("{}")
     dino = [
-        f"models.dino={{source: {tmp_path / 'dino'}, file: null}}",
+        f"+models.classifier_backbone.source={tmp_path / 'dino'}",
         "classifier.frozen_blocks=1",
         "training.steps=2",
     ]
@@ -248,7 +250,7 @@ def test_a_dino_backbone_is_taken_and_its_frozen_part_stays(go, words, tmp_path)
         (["training.objects=30"], ["this set has", "data.held_out_percent"]),
         (["data.held_out_percent=100"], ["data.held_out_percent=100"]),
         (["models=sd22"], ["unknown models 'sd22'"]),
-        (["models=sd21"], ["DINO backbone not found: facebook/dino-vits16", "models.dino.source"]),
+        (["models=sd21"], ["classifier backbone (DINO ViT-S/16) not found: facebook/dino-vits16", "weights prefetch"]),
         (["device=cuda"], ["torch sees no CUDA device"]),
         (["precision=fp8"], ["precision='fp8'", "bf16"]),
         (["--folder=x"], ["unknown option --folder"]),

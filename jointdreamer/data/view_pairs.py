@@ -216,6 +216,7 @@ class Group:
     """N images of a few objects, and P pairs of them: half coherent, half not."""
 
     rgba: np.ndarray  # (N, R, R, 4) uint8, straight colour
+    c2w: np.ndarray  # (N, 4, 4) the images' own cameras
     first: np.ndarray  # (P,) rows of rgba
     second: np.ndarray  # (P,)
     c2w_1: np.ndarray  # (P, 4, 4) the cameras that the classifier is told
@@ -306,10 +307,11 @@ class PairSampler:
             a, b = (int(o), int(rng.integers(v))), (int(other), int(rng.integers(v)))
             add(a, b, own[b], OTHER_OBJECT)
         index_1, index_2 = np.array(first), np.array(second)
-        direction = own.reshape(n * v, 4, 4)[:, :3, 2]  # backward: from the object to the camera
+        images_c2w = own.reshape(n * v, 4, 4)
+        direction = images_c2w[:, :3, 2]  # backward: from the object to the camera
         cosine = (direction[index_1] * direction[index_2]).sum(-1)
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-        group = Group(rgba, index_1, index_2, np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
+        group = Group(rgba, images_c2w, index_1, index_2, np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
         return group, rng
 
     def _draw_objects(self, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:

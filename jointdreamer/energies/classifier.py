@@ -62,9 +62,8 @@ class ClassifierEnergy(Energy):
         if decoder is not None:
             from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 
-            needs, download = ("config.json",), device.type == "cuda"
-            hint = "leave energy.decoder out for the prior's own"
-            folder = find_weights(decoder, "small decoder", needs=needs, hint=hint, download=download)
+            hint = "leave models.classifier.decoder out for the prior's own"
+            folder = find_weights(decoder, "small_decoder", hint=hint, download=device.type == "cuda")
             dtype = torch.float16 if device.type == "cuda" else torch.float32
             self.decoder = load_part(AutoencoderTiny, folder, "", dtype).to(device)
         self.scale = scale

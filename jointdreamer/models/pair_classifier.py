@@ -11,7 +11,7 @@ the names of the original DINO code, since those of `transformers` change with i
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from torch.nn.functional import interpolate, scaled_dot_product_attention
 from jointdreamer.cameras import relative_pose
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, to_json, write_text
+from jointdreamer.models.checkpoint import read_checkpoint, recognise
 from jointdreamer.models.weights import find_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -229,26 +230,18 @@ def load_classifier(source: str | Path, image_size: int | None = None) -> tuple[
     return model.eval().requires_grad_(False), folder
 
 
-def read_dino(source: str | Path, file: str | None = None, download: bool = True) -> tuple[dict[str, Tensor], Path]:
+def read_dino(source: str | Path | Sequence[str], download: bool = True) -> tuple[dict[str, Tensor], Path]:
     """The tensors of a DINO backbone, and their file: a .pth of the original code or a `transformers` folder.
 
     Raises UserError, one line, if it cannot be found or read. Nothing in the file is executed.
     """
-    hint = "name a file, models.dino.source=dino_deitsmall16_pretrain.pth (or a folder with model.safetensors)"
-    path = find_weights(source, "DINO backbone", file=file or "model.safetensors", hint=hint, download=download)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ValueError("it is no dictionary of tensors")
-    except Exception as error:
-        why = " ".join(str(error).split())[:160]
-        raise UserError(f"cannot read the DINO backbone {path}: {why}; download it again") from error
-    return state, path
+    path = find_weights(source, "classifier_backbone", download=download)
+    if path.is_dir():
+        names = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
+        if not names:
+            raise UserError(f"no weights in {path}: wanted model.safetensors; download it again")
+        path = path / names[0]
+    return read_checkpoint(path), path
 
 
 def mlp(n_in: int, width: int, n_out: int, layers: int) -> nn.Sequential:
@@ -345,12 +338,14 @@ def _for_vit(vit: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], given: Any, role: str, where: str) -> None:
-    wanted, given = _dino_names(model.state_dict()), _dino_names(given)
-    _check_names(wanted, given, role, where)
+    looks = recognise(given)
+    _check_names(_dino_names(model.state_dict()), _dino_names(given), role, where, looks)
     model.load_state_dict(state)
 
 
-def _check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role: str, where: str) -> None:
+def _check_names(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role: str, where: str, looks: str | None = None
+) -> None:
     """Raise UserError unless both hold the same names and shapes."""
     missing, unexpected = ([key for key in a if key not in b] for a, b in ((wanted, given), (given, wanted)))
     other = [key for key in wanted if key in given and wanted[key].shape != given[key].shape]
@@ -361,6 +356,7 @@ def _check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role
     if other:
         shapes = tuple(wanted[other[0]].shape), tuple(given[other[0]].shape)
         said += [f"first of another shape: {other[0]}, wanted {shapes[0]}, got {shapes[1]}"]
+    said += [f"it looks like {looks}"] if looks else []
     raise UserError(
-        f"{where} does not hold the weights of this {role} ({'; '.join(said)}): is it another architecture?"
+        f"{where} does not hold the weights of this {role} ({'; '.join(said)}): name a file of the same architecture"
     )

@@ -49,9 +49,9 @@ def test_a_pose_shows_the_object_from_where_it_says(tmp_path):
     assert render_views.main([*map(str, words), "--resolution", "16", "--views", "40"]) == 0
     source = ViewFolder(tmp_path / "views")
     images, poses = source.images(0, range(40), 16).astype(int), source.poses(0)
-    red = np.asarray(images[..., 0] > images[..., 2]).any((1, 2))
+    red: Any = np.asarray(images[..., 0] > images[..., 2]).any((1, 2))
     facing = poses[:, 0, 3] - 0.5  # the camera is in front of the plane x = 0.5
-    clear = np.asarray(np.abs(facing) > 0.05)
+    clear: Any = np.abs(facing) > 0.05
     assert np.array_equal(red[clear], facing[clear] > 0) and 5 < red.sum() < 35
 
 

@@ -247,7 +247,10 @@ def test_the_layout_of_the_official_file_fits_the_default():
         (dino_state(12, 4, 8, 10), ["first unexpected: blocks.3."]),
         (dino_state(12, 2, 8, 10), ["first missing: blocks.2."]),
         (dino_state(24, 3, 8, 10), ["first of another shape", "12", "24"]),
-        ({"model.diffusion_model.out.0.weight": torch.ones(2)}, ["first missing: cls_token", "model.diffusion_model"]),
+        (
+            {"model.diffusion_model.out.0.weight": torch.ones(2)},
+            ["first missing: cls_token", "looks like a text-to-image"],
+        ),
     ],
 )
 def test_another_architecture_is_one_line(state, says):
@@ -258,19 +261,26 @@ def test_another_architecture_is_one_line(state, says):
     )
 
 
-def test_dino_files_are_read_without_running_code(tmp_path):
+def test_dino_files_are_read_without_running_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("JOINTDREAMER_CACHE", str(tmp_path / "cache"))
     state = dino_state(12, 1, 8, 10)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no weights in"):
+        read_dino(tmp_path / "folder")
     torch.save(state, tmp_path / "dino.pth")
-    save_file(state, tmp_path / "model.safetensors")
-    for source, file in ((tmp_path / "dino.pth", None), (tmp_path, None), (tmp_path, "dino.pth")):
-        found, path = read_dino(source, file)
+    torch.save(state, tmp_path / "folder" / "pytorch_model.bin")
+    for source in (tmp_path / "dino.pth", tmp_path / "folder", ["/nowhere", str(tmp_path / "dino.pth")]):
+        found, path = read_dino(source)
         assert found.keys() == state.keys() and path.is_file()
+    save_file(state, tmp_path / "folder" / "model.safetensors")
+    assert read_dino(tmp_path / "folder")[1].suffix == ".safetensors"
     torch.save({"hook": print}, tmp_path / "evil.pth")
     (tmp_path / "half.pth").write_bytes((tmp_path / "dino.pth").read_bytes()[:500])
     for name in ("evil.pth", "half.pth"):
-        with pytest.raises(UserError, match="cannot read the DINO backbone"):
+        with pytest.raises(UserError, match=name):
             read_dino(tmp_path / name)
-    with pytest.raises(UserError, match=r"models\.dino\.source"):
+    with pytest.raises(UserError, match=r"models\.classifier_backbone\.source"):
         read_dino("/nowhere")
 
 
