@@ -73,9 +73,9 @@ def test_the_gradient_climbs(tiny_classifier_folder):
     energy, seen = ClassifierEnergy(tiny_classifier_folder), views()
     before = energy(seen)
     (grad,) = torch.autograd.grad(before.sum(), seen.x0)
-    small = 1e-2 / float(grad.norm())
+    small = 1e-2 / grad.norm().item()
     after = energy(replace(seen, x0=(seen.x0 + small * grad).detach()))
-    assert float((after - before).sum()) == pytest.approx(1e-2 * float(grad.norm()), rel=0.1)
+    assert (after - before).sum().item() == pytest.approx(1e-2 * grad.norm().item(), rel=0.1)
 
 
 def test_a_decoder_of_half_precision_does_not_drown_the_gradient(tiny_classifier_folder):
