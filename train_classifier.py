@@ -178,7 +178,7 @@ def train(cfg: dict[str, Any]) -> int:
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
             optimizer.zero_grad()
-            seen = torch.zeros(3, device=device)  # what the processes add up: loss, accuracy, signals
+            seen = torch.zeros(4, device=device)  # what the processes add up: two losses, accuracy, signals
             for position in range(len(mine)):
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
@@ -186,23 +186,32 @@ def train(cfg: dict[str, Any]) -> int:
                     logits, direction = model(batch.rgb, batch.first, batch.second, batch.camera)
                     bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
                     if direction is not None:
-                        loss = bce + training["direction_weight"] * mse_loss(direction, batch.direction)
+                        mse = mse_loss(direction, batch.direction)
+                        loss = bce + training["direction_weight"] * mse
+                        seen[1] += mse.detach() / training["groups"]
                     accelerator.backward(loss / len(mine))
                 seen[0] += bce.detach() / training["groups"]
-                seen[1] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
-            seen[2] = float(stop.requested is not None)
+                seen[2] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
+            seen[3] = float(stop.requested is not None)
             seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
-            loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
-            check_finite(step, loss, {"bce": loss}, run.newest_checkpoint if run else None)
+            loss, direction_loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
+            check_finite(
+                step,
+                loss + direction_loss,
+                {"bce": loss, "direction": direction_loss},
+                run.newest_checkpoint if run else None,
+            )
             clip_grad_norm_(learner.parameters(), training["clip"])
             optimizer.step(SimpleNamespace(matrices=lr, vectors=lr))
+
+            lesson = {"loss/direction": direction_loss} if learner.direction is not None else {}
 
             done = step + 1
             found: dict[str, float] = {}
             if due(done, every["validate"]) or done == steps:
                 found = validate(classifier, validator, accelerator, **judge)
             if run is not None and logger is not None:
-                logger.log(step, loss, row=bool(found), **{"accuracy": accuracy, "lr": lr, **found})  # pyright: ignore[reportArgumentType]
+                logger.log(step, loss, row=bool(found), **{"accuracy": accuracy, "lr": lr, **lesson, **found})  # pyright: ignore[reportArgumentType]
                 if found:
                     logger.message(
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
