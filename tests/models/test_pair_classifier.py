@@ -88,7 +88,7 @@ def oracle(state: dict[str, Tensor], config: dict, image_1: Tensor, image_2: Ten
     both = torch.cat([affine(s, "key_value", tokens) + offset for tokens, offset in zip(seen, s["order"], strict=True)])
     key, value = both.chunk(2, -1)
     query = affine(s, "query", perceptron(s, "camera", camera.double()[None], 4))
-    attended = affine(s, "out", attend(query, key, value, config["attention_heads"]))
+    attended = affine(s, "out", query + attend(query, key, value, config["attention_heads"]))
     summary = torch.cat([tokens[0] for tokens in seen])
     return perceptron(s, "head", summary + layer_norm(s, "norm", attended, 1e-5), 3)[0, 0]
 
