@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ CHOICES = {
 }
 OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null
 TEXTS = ("name", "out_dir", "negative_prompt")
+GROUPS = ("schedule", "energy", "models", "logger")
 
 # Hydra's; an unknown one would cost ten lines of usage
 OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
@@ -229,10 +230,19 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def check(cfg: dict[str, Any], readers: Mapping[str, Callable]) -> None:
+def check(
+    cfg: dict[str, Any],
+    readers: Mapping[str, Callable],
+    numbers: Mapping[str, tuple[type, float, float]] = NUMBERS,
+    choices: Mapping[str, Sequence[str]] = CHOICES,
+    optional: Sequence[str] = OPTIONAL,
+    texts: Sequence[str] = TEXTS,
+    groups: Sequence[str] = GROUPS,
+) -> None:
     """Refuse, before anything is loaded, what the config may not say.
 
     readers: who takes a group of the config, {"cameras": Rig}; its signature says what the group may hold.
+    The rest is what the script reads itself; by default train.py.
     Raises UserError, one line.
     """
 
@@ -242,24 +252,24 @@ def check(cfg: dict[str, Any], readers: Mapping[str, Callable]) -> None:
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
 
-    for key in TEXTS:
+    for key in texts:
         if value(key) is None or (not str(cfg[key]).strip() and key != "negative_prompt"):
             raise UserError(f"{key} is empty: wanted a text")
         cfg[key] = str(cfg[key])  # a name of digits is a number to YAML
-    for key, words in CHOICES.items():
+    for key, words in choices.items():
         if value(key) not in words:
             raise UserError(f"{key}={value(key)!r}: choose one of {', '.join(words)}")
-    for key, (kind, low, high) in NUMBERS.items():
+    for key, (kind, low, high) in numbers.items():
         number = value(key)
         right = isinstance(number, int if kind is int else int | float) and not isinstance(number, bool)
         if not right or not low <= number <= high:
             most = f" to {high:g}" if high < 1e9 else " up"
             raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
-    for key in OPTIONAL:
+    for key in optional:
         limit = value(key)
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
             raise UserError(f"{key}={limit!r}: wanted a number above 0, or null")
-    for key in ("schedule", "energy", "models", "logger"):
+    for key in groups:
         if not isinstance(value(key), Mapping):
             raise UserError(f"{key}={value(key)!r}: wanted a group of settings, or leave it out")
     for key, reader in readers.items():

@@ -150,3 +150,25 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor | np.ndarray]
                 writer.close()
         if shape is None:
             raise ValueError(f"wanted frames for {path}, got none")
+
+
+def plot_curves(path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Path:
+    """Write a PNG with a panel for each name, side by side, and in it a line (x, y) for each label."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False)
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, (x, y) in lines.items():
+            axis.plot(x, y, label=label, marker="o" if len(x) < 20 else None, markersize=3)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    return Path(path)

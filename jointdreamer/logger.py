@@ -100,16 +100,18 @@ class Logger:
         loss: Any,
         losses: Mapping[str, Any] | None = None,
         now: SimpleNamespace | None = None,
+        row: bool = False,
         **more: Any,
     ) -> None:
         """Count `step` (from 0) as done; each `every` steps write its row.
 
         losses: unweighted terms by name, `loss/<name>` in the row. now: the plan's numbers, `now/<name>`, nested ones
-        `now/lr/encoding`. more: further numbers under their own names. Scalars may be tensors.
+        `now/lr/encoding`. row: write one whatever `every` says. more: further numbers under their own names. Scalars
+        may be tensors.
         """
         done, clock = step + 1, time.monotonic()
         seconds = (clock - self._started) / max(1, done - self._start)
-        due = step % self.every == 0 or done == self.steps
+        due = row or step % self.every == 0 or done == self.steps
         line_due = done == self.steps or clock - self._last_line >= QUIET_SECONDS or done == self._start + 1
         if self._bar is not None:
             shown = {"loss": f"{float(_number(loss)):.4g}"} | (
@@ -125,13 +127,13 @@ class Logger:
                 self._last_line = clock
                 print(line, file=self._stream, flush=True)
         if due:
-            row = {"step": step, "loss": _number(loss)}
-            row |= {f"loss/{name}": _number(value) for name, value in (losses or {}).items()}
-            row |= {name: _number(value) for name, value in more.items()}
-            row |= _flat("now", now) if now is not None else {}
-            self._write(self._metrics, to_json(row))
+            numbers = {"step": step, "loss": _number(loss)}
+            numbers |= {f"loss/{name}": _number(value) for name, value in (losses or {}).items()}
+            numbers |= {name: _number(value) for name, value in more.items()}
+            numbers |= _flat("now", now) if now is not None else {}
+            self._write(self._metrics, to_json(numbers))
             if self._wandb is not None:
-                self._wandb.log(row | {"seconds_per_step": seconds})
+                self._wandb.log(numbers | {"seconds_per_step": seconds})
 
     def _progress_line(self, done: int, loss: float, now: SimpleNamespace | None, seconds: float) -> str:
         resolution = f"  {now.resolution} px" if now is not None and hasattr(now, "resolution") else ""

@@ -1,4 +1,4 @@
-"""Measures of a finished object that need nothing but what an observer says about its views."""
+"""Measures: of a finished object, from what an observer says about its views; of a classifier, from its scores."""
 
 import torch
 from torch import Tensor
@@ -26,3 +26,29 @@ def turning(judged_azimuth: Tensor, true_azimuth: Tensor) -> float:
     """
     error = judged_azimuth - true_azimuth
     return float(torch.complex(error.cos(), error.sin()).mean().abs())
+
+
+def roc_auc(score: Tensor, label: Tensor) -> float:
+    """The odds that a positive scores above a negative, ties counting half: (P,) scores and labels (0 or 1).
+
+    NaN without any positive, or without any negative.
+    """
+    label = label.bool()
+    _, order, counts = torch.unique(score.double(), return_inverse=True, return_counts=True)
+    below = torch.cumsum(counts, 0) - counts  # scores below each distinct one
+    rank = (below + (counts - 1) / 2)[order]  # from 0, the mean of a tie's
+    n, m = int(label.sum()), int((~label).sum())
+    if not n or not m:
+        return float("nan")
+    return float((rank[label].sum() - n * (n - 1) / 2) / (n * m))
+
+
+def accuracy_by(value: Tensor, correct: Tensor, edges: list[float]) -> dict[tuple[float, float], float]:
+    """Share of correct (P,) among those whose value (P,) is in [low, high), for each two neighbouring edges; the last
+    bin includes its upper edge, and a bin without any is left out."""
+    found = {}
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (value >= low) & ((value < high) | (value == high) & (high == edges[-1]))
+        if inside.any():
+            found[(low, high)] = float(correct[inside].double().mean())
+    return found

@@ -62,7 +62,7 @@ except ImportError:  # Windows: runs without the lock
 log = logging.getLogger(__name__)
 
 # Keys that change where a run lies and what is shown of it, not what it computes.
-MAY_DIFFER = ("out_dir", "logger", "every", "memory", "hydra")
+MAY_DIFFER = ("out_dir", "logger", "every", "memory", "hydra", "export")
 CONTRACT = ("prompt", "seed", "energy", "models", "steps", "minutes", "seconds_per_step", "peak_memory_gb", "device")
 PACKAGES = ("accelerate", "diffusers", "hydra-core", "numba", "numpy", "safetensors", "tokenizers", "torch")
 PACKAGES += ("transformers", "trimesh", "wandb")

@@ -9,7 +9,7 @@ Pure in the step, so a resumed run continues exactly (the released Geometry Fadi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import cos, inf, pi
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
@@ -163,3 +163,10 @@ def _evaluate(tree: Mapping[str, Any], step: int) -> SimpleNamespace:
     return SimpleNamespace(
         **{key: node(step) if isinstance(node, Schedule) else _evaluate(node, step) for key, node in tree.items()}
     )
+
+
+def warm_up_and_cosine(step: int, steps: int, warm_up: int = 200) -> float:
+    """Share of the learning rate: a linear start, then half a cosine down to a hundredth."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.01 + 0.99 * 0.5 * (1 + cos(pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -25,6 +25,18 @@ import torch
 
 torch.set_num_threads(1)
 
+TINY_CLASSIFIER: dict[str, Any] = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "n_blocks": 2,
+    "n_heads": 2,
+    "frozen_blocks": 1,
+    "camera_width": 12,
+    "attention_heads": 2,
+    "attention_channels": 6,
+    "head_width": 20,
+}
 Shapes = dict[str, tuple[int, ...]]
 WORDS = ("a", "red", "robot", "with", "hat", "front", "side", "back", "overhead", "view", ",")
 
@@ -170,6 +182,20 @@ def tiny_sd_folder(tmp_path_factory) -> Callable[[str], Path]:
 def tiny_mv_folder(tmp_path_factory) -> Callable[[str], Path]:
     """tiny_mv_folder(prediction_type="epsilon") -> a random multi-view folder of the same sizes, with vae/."""
     return _once(tmp_path_factory, "mv")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier_folder(tmp_path_factory) -> Path:
+    """A random pair classifier as train_classifier.py saves it: 16 px, two blocks."""
+    from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = PairClassifier(ClassifierSettings(**TINY_CLASSIFIER))
+        for p in model.parameters():  # the initial logits hardly depend on the images
+            p.requires_grad_(False)
+            p.add_(torch.randn(p.shape) * (1.5 / p[0].numel() ** 0.5 if p.ndim > 1 else 0.1))
+    return model.save(tmp_path_factory.mktemp("classifier"))
 
 
 # MVDream in the layout of the original code (CONVENTIONS section 3), written down name by name; nothing of diffusers
@@ -325,11 +351,14 @@ class Launcher:
         )
         assert self._answer() == "ready"
 
-    def start(self, folder: Path, words: list[str], seconds: int = 300, **env: str) -> None:
-        """Begin a run in `folder`, whose output goes to folder/stdout and folder/stderr; killed after `seconds`."""
+    def start(self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str) -> None:
+        """Begin a run in `folder`, whose output goes to folder/stdout and folder/stderr; killed after `seconds`.
+
+        script: train or train_classifier.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         output = {name: str(folder / name) for name in ("stdout", "stderr")}
-        job = {"words": words, "cwd": str(folder), "env": env, "seconds": seconds, **output}
+        job = {"words": words, "cwd": str(folder), "env": env, "seconds": seconds, "script": script, **output}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
@@ -338,8 +367,8 @@ class Launcher:
         """Wait for the run; its exit status, or minus the signal that ended it."""
         return int(self._answer())
 
-    def run(self, folder: Path, words: list[str], seconds: int = 300, **env: str) -> int:
-        self.start(folder, words, seconds, **env)
+    def run(self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str) -> int:
+        self.start(folder, words, seconds, script, **env)
         return self.finish()
 
     def close(self) -> None:

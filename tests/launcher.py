@@ -2,7 +2,8 @@
 
     python tests/launcher.py        reads a JSON job a line, answers each with its exit status
 
-A job: {"words": [...], "cwd": ..., "env": {...}, "stdout": file, "stderr": file, "seconds": when it is killed}.
+A job: {"script": "train" or "train_classifier", "words": [...], "cwd": ..., "env": {...}, "stdout": file,
+"stderr": file, "seconds": when it is killed}.
 """
 
 import gc
@@ -22,13 +23,15 @@ import diffusers.models.unets.unet_2d_condition  # noqa: E402
 import diffusers.schedulers.scheduling_ddpm  # noqa: E402, F401
 import hydra  # noqa: E402, F401
 import transformers  # noqa: E402, F401
-from transformers import CLIPTextModel, CLIPTokenizer  # noqa: E402, F401
+from transformers import CLIPTextModel, CLIPTokenizer, ViTModel  # noqa: E402, F401
 
+import jointdreamer.energies.classifier  # noqa: E402
 import jointdreamer.energies.multiview  # noqa: E402
 import jointdreamer.guidance.latent_diffusion  # noqa: E402
 import jointdreamer.outputs  # noqa: E402
 import jointdreamer.toybox  # noqa: E402, F401
 import train  # noqa: E402
+import train_classifier  # noqa: E402
 from jointdreamer import cli  # noqa: E402
 
 
@@ -39,11 +42,13 @@ def run(job: dict) -> int:
         os.dup2(handle, number)
     os.chdir(job["cwd"])
     os.environ.update(job["env"])
-    sys.argv = [str(ROOT / "train.py"), *job["words"]]
+    sys.argv = [str(ROOT / f"{job['script']}.py"), *job["words"]]
     sys.path[0] = str(ROOT)
     sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     signal.alarm(job["seconds"])
     try:
+        if job["script"] == "train_classifier":
+            return cli.main("train_classifier", train_classifier.train)
         return cli.main("config", train.train)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

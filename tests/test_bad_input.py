@@ -266,6 +266,13 @@ def test_damaged_multi_view_weights(refused, tiny_run, tiny_mv_folder, tiny_sd_f
     refused(tiny_run(PROMPT, f"models.multi_view.source={tiny_sd_folder()}"), "no multi-view UNet")
 
 
+def test_a_pair_classifier_that_is_missing_or_made_for_other_images(refused, tiny_run, tiny_classifier_folder):
+    missing = tiny_run(PROMPT, "energy=cls", "models.classifier.source=/nowhere")
+    refused(missing, "pair classifier not found", "no file or folder /nowhere", "train_classifier.py")
+    other = tiny_run(PROMPT, "energy=cls", f"models.classifier.source={tiny_classifier_folder}")
+    refused(other, "trained on images of 16 pixels", "models.classifier.image_size is 64")
+
+
 def test_sd21_without_weights_says_what_to_do(refused, tiny_sd_folder):
     everything_else = ("models=toybox needs no download", "where there is a network")
     refused(
@@ -325,7 +332,7 @@ def test_help_lists_the_groups_within_three_seconds_and_without_torch():
     done = command("--help", PYTHONPROFILEIMPORTTIME="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    assert "energy: mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
+    assert "energy: cls, mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "hydra" in imported and not imported & {"torch", "numpy", "numba", "diffusers", "transformers"}
     # time of the processor, so that a busy machine does not count

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jointdreamer.metrics import face_arcs, is_janus, turning
+from jointdreamer.metrics import accuracy_by, face_arcs, is_janus, roc_auc, turning
 
 AZIMUTH = torch.arange(16) * (2 * math.pi / 16)
 
@@ -43,3 +43,22 @@ def test_two_opposite_fronts_cancel():
     by_hand = abs(sum(complex(math.cos(e), math.sin(e)) for e in (judged - AZIMUTH).tolist())) / 16
     assert turning(judged, AZIMUTH) == pytest.approx(by_hand, abs=1e-6)
     assert by_hand < 0.1
+
+
+# Of a classifier
+
+
+def test_roc_auc_is_the_odds_that_a_positive_scores_higher():
+    g = torch.Generator().manual_seed(0)
+    score, label = torch.randn(60, generator=g).mul(2).round(), torch.rand(60, generator=g) < 0.4  # many ties
+    won = [float(p > n) + 0.5 * float(p == n) for p in score[label] for n in score[~label]]
+    assert roc_auc(score, label) == pytest.approx(sum(won) / len(won))
+    assert roc_auc(label.float(), label) == 1 and roc_auc(-label.float(), label) == 0
+    assert math.isnan(roc_auc(score, torch.ones(60)))
+
+
+def test_accuracy_by_bins():
+    value, correct = torch.tensor([0.0, 29.9, 30.0, 180.0]), torch.tensor([True, False, True, False])
+    found = accuracy_by(value, correct, [0.0, 30.0, 90.0, 180.0])
+    assert found == {(0.0, 30.0): 0.5, (30.0, 90.0): 1.0, (90.0, 180.0): 0.0}
+    assert accuracy_by(value[:1], correct[:1], [0.0, 30.0, 90.0]) == {(0.0, 30.0): 1.0}

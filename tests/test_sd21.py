@@ -108,6 +108,19 @@ def test_the_energy_joins_and_the_normals_are_judged(rows):
     assert not any("loss/orient" in row for row in rows[FADED:])
 
 
+def test_the_pair_classifier_s_energy_takes_the_multi_view_model_s_place(
+    launcher, words, tiny_classifier_folder, tmp_path
+):
+    classifier = [f"models.classifier.source={tiny_classifier_folder}", "models.classifier.image_size=16"]
+    assert launcher.run(tmp_path, words("energy=cls", *classifier, "schedule.steps=3")) == 0, (
+        tmp_path / "stderr"
+    ).read_text()
+    (metrics,) = tmp_path.rglob("metrics.jsonl")
+    coherence = [json.loads(line)["coherence"] for line in metrics.read_text().splitlines()]
+    assert [value != 0 for value in coherence] == [False, True, True]
+    assert str(tiny_classifier_folder) in (metrics.parent / "environment.json").read_text()
+
+
 def test_faded_geometry_stands_still_while_the_colours_move(run):
     before, after = (
         torch.load(run / "checkpoints" / f"step_{step:06d}.pt", weights_only=True)["parts"]["field"]

@@ -13,6 +13,7 @@ ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
     "mvs": "jointdreamer.energies.multiview:MultiViewEnergy",
     "random": "jointdreamer.energies.random:RandomEnergy",
+    "cls": "jointdreamer.energies.classifier:ClassifierEnergy",
 }
 
 

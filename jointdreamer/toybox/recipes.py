@@ -1,6 +1,5 @@
 """What each toybox model learns from: its networks, its loss, its sample sheet, and the folder that it ships as."""
 
-import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,13 +23,6 @@ from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, capt
 WEIGHTS = Path(__file__).parent / "weights"
 FAMILY = WEIGHTS / "text_to_image"  # the Stable Diffusion folder; its autoencoder and text encoder serve all
 FLAT_SEED, RIG_SEED, NERF_SEED = 1, 2, 3
-
-
-def warm_up_and_cosine(step: int, steps: int, warm_up: int = 200) -> float:
-    """Share of the learning rate: a linear start, then half a cosine down to a hundredth."""
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.files import atomic_path
+from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox import recipes
 
 DEFAULT_STEPS = {"vae": 2000, "text-to-image": 12000, "multi-view": 9000, "clip": 3000, "judge": 4000}
@@ -43,7 +44,7 @@ class Trainer:
         began, first = time.time(), self.step
         while self.step < self.steps:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * recipes.warm_up_and_cosine(self.step, self.steps)
+                group["lr"] = self.lr * warm_up_and_cosine(self.step, self.steps)
             rng = np.random.default_rng([self.step, 7])  # a step's draws depend on the step alone: resuming is exact
             torch.manual_seed(self.step)
             value = loss(self.step, rng)

@@ -17,9 +17,9 @@ B, V = 3, 4
 
 
 @pytest.fixture(params=sorted(ENERGIES))
-def energy(request, tiny_mv_folder):
+def energy(request, tiny_mv_folder, tiny_classifier_folder):
     """Every name in the table; what each needs to be built at all is said here."""
-    options = {"mvs": {"source": tiny_mv_folder()}}
+    options = {"mvs": {"source": tiny_mv_folder()}, "cls": {"source": tiny_classifier_folder}}
     return build_energy(request.param, **options.get(request.param, {}))
 
 

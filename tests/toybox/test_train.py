@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox import recipes
 from jointdreamer.toybox.train import Trainer, main
 
@@ -53,7 +54,7 @@ def test_the_average_of_a_frozen_network_is_the_network(tmp_path):
 
 
 def test_the_learning_rate_is_a_plain_number_that_ends_low():
-    rates = [recipes.warm_up_and_cosine(s, 1000) for s in range(1000)]
+    rates = [warm_up_and_cosine(s, 1000) for s in range(1000)]
     assert all(type(r) is float for r in rates)  # a numpy number would make the checkpoint unreadable
     assert max(rates) == 1 and rates[-1] < 0.02
 

@@ -1,0 +1,1 @@
+"""Pictures that networks of ours are trained on."""

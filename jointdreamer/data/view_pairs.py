@@ -1,0 +1,379 @@
+"""Pairs of views for M_CLS: of one object and rightly posed, or not (Appendix A.2).
+
+The views lie in a folder in the layout of Zero-1-to-3's `views_release`: a folder per object with 000.png ... 011.png
+(RGBA) and 000.npy ... 011.npy (3x4 world-to-camera). They are read when they are needed. Which pairs a step sees is a
+pure function of (seed, step, group), so there is no list of pairs to store, and a resume, or another number of
+processes, changes nothing.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from jointdreamer.errors import UserError
+from jointdreamer.files import atomic_path, write_text
+
+log = logging.getLogger(__name__)
+
+TRUE, WRONG_POSE, OTHER_OBJECT = 0, 1, 2  # kinds of a pair; the first is label 1
+CHECKED_FIRST = 8  # objects that are looked at before anything begins
+ROTATION_TOLERANCE = 1e-3
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+class Damaged(Exception):
+    """An object whose files cannot be used; the message says why."""
+
+
+class ViewSource(Protocol):
+    """Objects, each seen from several cameras."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    def poses(self, index: int) -> np.ndarray:
+        """c2w (V, 4, 4) float32, OpenGL axes, of object `index`. Raises Damaged."""
+        ...
+
+    def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
+        """RGBA (n, size, size, 4) uint8, straight colour. Raises Damaged."""
+        ...
+
+
+class ViewFolder:
+    """The `views_release` layout, read as it is asked for.
+
+    Raises UserError if there is no folder, or no object in it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.name = str(folder)
+        if not self.folder.is_dir():
+            raise UserError(
+                f"data.folder={folder}: there is no such folder; wanted views as Zero-1-to-3's views_release has them "
+                "(python -m jointdreamer.data.render_views makes them from meshes)"
+            )
+        self.ids = sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        if not self.ids:
+            raise UserError(
+                f"data.folder={folder}: no object in it; wanted a folder per object with 000.png, 000.npy, 001.png, ..."
+            )
+
+    def poses(self, index: int) -> np.ndarray:
+        folder = self.folder / self.ids[index]
+        pictures, cameras = (sorted(file.stem for file in folder.glob(f"*.{kind}")) for kind in ("png", "npy"))
+        if not pictures:
+            raise Damaged("it has no images (*.png)")
+        if pictures != cameras:
+            raise Damaged(f"it has {len(pictures)} images and {len(cameras)} poses: wanted one .npy for each .png")
+        if len(pictures) < 2:
+            raise Damaged("it has one view only")
+        return np.stack([_read_pose(folder / f"{stem}.npy") for stem in pictures])
+
+    def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
+        files = sorted((self.folder / self.ids[index]).glob("*.png"))
+        return np.stack([_read_image(files[view], size) for view in views])
+
+
+def _read_pose(file: Path) -> np.ndarray:
+    try:
+        world_to_camera = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise Damaged(f"{file.name} cannot be read ({error})") from error
+    if world_to_camera.shape not in ((3, 4), (4, 4)):
+        raise Damaged(f"{file.name} is of shape {world_to_camera.shape}, wanted (3, 4)")
+    return camera_to_world(world_to_camera[:3].astype(np.float64), file.name)
+
+
+def camera_to_world(world_to_camera: np.ndarray, name: str) -> np.ndarray:
+    """A stored 3x4 [R | t] -> c2w (4, 4) float32 in OpenGL axes.
+
+    The axes of the camera are told apart by the object at the origin, which stands before it: at negative z in
+    Blender's (OpenGL's) axes, at positive z in those of computer vision. Raises Damaged unless R is a rotation.
+    """
+    rotation, translation = world_to_camera[:, :3], world_to_camera[:, 3]
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.isfinite(world_to_camera).all() else np.inf
+    if not off < ROTATION_TOLERANCE or np.linalg.det(rotation) < 0:
+        raise Damaged(f"the pose in {name} is not a rotation (R R^T is {off:.2g} off the identity)")
+    if translation[2] > 0:  # x right, y down, z forward
+        flip = np.array([1.0, -1.0, -1.0])
+        rotation, translation = flip[:, None] * rotation, flip * translation
+    c2w = np.eye(4)
+    c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ translation
+    return c2w.astype(np.float32)
+
+
+def world_to_camera(c2w: np.ndarray) -> np.ndarray:
+    """c2w (4, 4) in OpenGL axes -> the stored 3x4 [R | t], float64, in the same axes, as the public renders have it."""
+    rotation = np.asarray(c2w, dtype=np.float64)[:3, :3].T
+    return np.concatenate([rotation, -rotation @ np.asarray(c2w, dtype=np.float64)[:3, 3:]], 1)
+
+
+def _read_image(file: Path, size: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            rgba = image.convert("RGBA")
+    except Exception as error:  # Pillow lets many through
+        raise Damaged(f"{file.name} cannot be read ({' '.join(str(error).split())[:100]})") from error
+    return _resize(rgba, size)
+
+
+def _resize(rgba: Image.Image, size: int) -> np.ndarray:
+    """With colours weighted by their opacity, so that none bleeds in from where nothing is."""
+    if rgba.size != (size, size):
+        rgba = rgba.convert("RGBa").resize((size, size), Image.Resampling.BOX).convert("RGBA")
+    return np.asarray(rgba)
+
+
+class PackedViews:
+    """Views of one size in memory-mapped arrays, for small pictures: rgba.npy, c2w.npy, ids.json of `write_packed`."""
+
+    def __init__(self, folder: str | Path):
+        self.folder, self.name = Path(folder), str(folder)
+        try:
+            self.ids = json.loads((self.folder / "ids.json").read_text())
+            self.rgba = np.load(self.folder / "rgba.npy", mmap_mode="r")
+            self.c2w = np.load(self.folder / "c2w.npy")
+            if not len(self.ids) == len(self.rgba) == len(self.c2w):
+                raise ValueError("its files are of different lengths")
+        except (OSError, ValueError) as error:
+            raise UserError(f"data.folder={folder}: cannot be read ({error}); remove it and make it again") from error
+
+    def poses(self, index: int) -> np.ndarray:
+        return self.c2w[index]
+
+    def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
+        found = np.stack([self.rgba[index, view] for view in views])
+        if found.shape[1] != size:
+            found = np.stack([_resize(Image.fromarray(image), size) for image in found])
+        return found
+
+
+def write_packed(
+    folder: str | Path,
+    ids: Sequence[str],
+    shape: tuple[int, int],  # V, R
+    views: Iterable[tuple[np.ndarray, np.ndarray]],  # of each object: rgba (V, R, R, 4) uint8, c2w (V, 4, 4)
+) -> None:
+    """Write what `PackedViews` reads. `ids.json` comes last: without it the rest counts as nothing."""
+    folder = Path(folder)
+    n_views, size = shape
+    c2w = np.empty((len(ids), n_views, 4, 4), np.float32)
+    with atomic_path(folder / "rgba.npy") as temporary:
+        whole = (len(ids), n_views, size, size, 4)
+        rgba = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=whole)
+        for index, (pixels, cameras) in enumerate(views):
+            rgba[index], c2w[index] = pixels, cameras
+        rgba.flush()
+        del rgba
+    with atomic_path(folder / "c2w.npy") as temporary, temporary.open("wb") as stream:
+        np.save(stream, c2w)
+    write_text(folder / "ids.json", json.dumps(list(ids)))
+
+
+def open_views(folder: str | Path) -> ViewSource:
+    """A folder of views of either kind.
+
+    Raises UserError, one line, if it is missing, holds no images, or if none of its first objects can be used.
+    """
+    source = PackedViews(folder) if (Path(folder) / "ids.json").exists() else ViewFolder(folder)
+    why = ""
+    for index in range(min(CHECKED_FIRST, len(source.ids))):
+        try:
+            source.images(index, range(len(source.poses(index))), 8)
+            return source
+        except Damaged as error:
+            why = why or f"{source.ids[index]}: {error}"
+    raise UserError(
+        f"data.folder={folder}: none of the first {min(CHECKED_FIRST, len(source.ids))} objects can be used ({why}); "
+        "wanted 000.png, 000.npy (3x4 world-to-camera), ... in each"
+    )
+
+
+def is_held_out(name: str, percent: float) -> bool:
+    """Whether an object is for validation only: by the hash of its name, so on every machine and whatever else there
+    is."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") < percent / 100 * 2**32
+
+
+@dataclass(frozen=True)
+class Group:
+    """N images of a few objects, and P pairs of them: half coherent, half not."""
+
+    rgba: np.ndarray  # (N, R, R, 4) uint8, straight colour
+    c2w: np.ndarray  # (N, 4, 4) the images' own cameras
+    first: np.ndarray  # (P,) rows of rgba
+    second: np.ndarray  # (P,)
+    c2w_1: np.ndarray  # (P, 4, 4) the cameras that the classifier is told
+    c2w_2: np.ndarray  # (P, 4, 4)
+    kind: np.ndarray  # (P,) TRUE, WRONG_POSE or OTHER_OBJECT
+    angle: np.ndarray  # (P,) degrees between the directions from which the two images were taken
+
+    @property
+    def label(self) -> np.ndarray:
+        """(P,) float32: 1 coherent, 0 not."""
+        return (self.kind == TRUE).astype(np.float32)
+
+
+class PairSampler:
+    """Draws groups of pairs of some objects of a source.
+
+    source, indices: the objects. size: pixels. objects, views: of a group, so it has objects * views images and, since
+    every image meets every other of its object, 2 objects views (views - 1) pairs.
+    min_angle_deg: a wrong pose turns the second camera by at least this much from the true one.
+    wrong_pose_share: of the incoherent pairs; the others show two objects.
+
+    Nothing in a pair's pose tells its label: a wrong pose is the true pose of another view of the same object, all
+    poses come from the same pool and are normalised alike. (In the release a wrong pose has another scale than a true
+    one, may equal it, and three pairs in four are incoherent.)
+
+    A damaged object is skipped, with one warning, and counted in `damaged`.
+    """
+
+    def __init__(
+        self,
+        source: ViewSource,
+        indices: Sequence[int],
+        size: int,
+        objects: int = 8,
+        views: int = 3,
+        min_angle_deg: float = 10.0,
+        wrong_pose_share: float = 0.5,
+        seed: int = 0,
+    ):
+        if objects < 2 or views < 2:
+            raise UserError(f"a group of pairs needs 2 objects of 2 views or more, got {objects} of {views}")
+        if not 0 <= wrong_pose_share <= 1:
+            raise UserError(f"data.wrong_pose_share={wrong_pose_share:g}: wanted a share from 0 to 1")
+        if len(indices) < objects:
+            raise UserError(
+                f"{source.name}: a group takes {objects} objects, this set has {len(indices)} of {len(source.ids)}; "
+                "give more objects, or another data.held_out_percent or data.objects"
+            )
+        self.source, self.indices, self.size = source, indices, size
+        self.objects, self.views = objects, views
+        self.min_angle, self.wrong_pose_share, self.seed = np.radians(min_angle_deg), wrong_pose_share, seed
+        self.damaged: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def n_pairs(self) -> int:
+        return 2 * self.objects * self.views * (self.views - 1)
+
+    def group(self, step: int, number: int) -> tuple[Group, np.random.Generator]:
+        """Group `number` of a step, and a generator that goes on from its draws.
+
+        Raises UserError if no usable objects are found.
+        """
+        rng = np.random.default_rng([self.seed, step, number])
+        poses, rgba, chosen = self._draw_objects(rng)
+        n, v = self.objects, self.views
+        own = np.stack([p[c] for p, c in zip(poses, chosen, strict=True)])  # (n, v, 4, 4)
+        rows = np.arange(n * v).reshape(n, v)
+        first, second, c2w_1, c2w_2, kind = [], [], [], [], []
+
+        def add(a: tuple[int, int], b: tuple[int, int], told: np.ndarray, what: int) -> None:
+            first.append(rows[a])
+            second.append(rows[b])
+            c2w_1.append(own[a])
+            c2w_2.append(told)
+            kind.append(what)
+
+        alike = [(o, i, j) for o in range(n) for i in range(v) for j in range(v) if i != j]
+        for o, i, j in alike:
+            add((o, i), (o, j), own[o, j], TRUE)
+        wrong = rng.permutation(len(alike))[: round(self.wrong_pose_share * len(alike))]
+        for o, i, j in (alike[k] for k in wrong):
+            told = self._wrong_pose(poses[o], chosen[o][i], chosen[o][j], rng)
+            if told is not None:  # else two objects stand in, so that the labels stay balanced
+                add((o, i), (o, j), told, WRONG_POSE)
+        while len(kind) < 2 * len(alike):
+            o, other = rng.choice(n, 2, replace=False)
+            a, b = (int(o), int(rng.integers(v))), (int(other), int(rng.integers(v)))
+            add(a, b, own[b], OTHER_OBJECT)
+        index_1, index_2 = np.array(first), np.array(second)
+        images_c2w = own.reshape(n * v, 4, 4)
+        direction = images_c2w[:, :3, 2]  # backward: from the object to the camera
+        cosine = (direction[index_1] * direction[index_2]).sum(-1)
+        angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        group = Group(rgba, images_c2w, index_1, index_2, np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
+        return group, rng
+
+    def _draw_objects(self, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
+        poses, images, chosen, taken = [], [], [], set()
+        for _ in range(100 * self.objects):
+            # both at once: what was learned of damaged objects before must not move the later draws
+            position, views_seed = int(rng.integers(len(self.indices))), int(rng.integers(2**31))
+            index = int(self.indices[position])
+            if index in taken:
+                continue
+            name = self.source.ids[index]
+            try:
+                if name in self.damaged:
+                    raise Damaged(self.damaged[name])
+                of_object = self.source.poses(index)
+                if len(of_object) < self.views:
+                    raise Damaged(f"it has {len(of_object)} views, wanted {self.views}")
+                which = np.random.default_rng(views_seed).permutation(len(of_object))
+                images.append(self.source.images(index, which[: self.views].tolist(), self.size))
+            except Damaged as error:
+                self._note(name, str(error))
+                continue
+            taken.add(index)
+            poses.append(of_object)
+            chosen.append(which[: self.views])
+            if len(taken) == self.objects:
+                return poses, np.concatenate(images), chosen
+        name, why = next(iter(self.damaged.items()), ("", "too few objects"))
+        raise UserError(
+            f"{self.source.name}: {len(self.damaged)} objects cannot be used and too few are left ({name}: {why})"
+        )
+
+    def _note(self, name: str, why: str) -> None:
+        with self._lock:
+            if name not in self.damaged:
+                self.damaged[name] = why
+                log.warning(
+                    "object %s of %s is skipped: %s (%d so far)", name, self.source.name, why, len(self.damaged)
+                )
+
+    def _wrong_pose(self, poses: np.ndarray, i: int, j: int, rng: np.random.Generator) -> np.ndarray | None:
+        turned = rotation_angle(poses[j], poses) >= self.min_angle
+        turned[[i, j]] = False
+        possible = np.flatnonzero(turned)
+        return poses[int(rng.choice(possible))] if len(possible) else None
+
+
+def rotation_angle(c2w_1: np.ndarray, c2w_2: np.ndarray) -> np.ndarray:
+    """Radians by which camera 2 is turned against camera 1; (..., 4, 4) each, broadcast."""
+    trace = (c2w_1[..., :3, :3] * c2w_2[..., :3, :3]).sum((-1, -2))
+    return np.arccos(np.clip((trace - 1) / 2, -1, 1))
+
+
+def prefetch(make: Callable[[K], T], keys: Iterable[K], workers: int = 1, ahead: int = 2) -> Iterator[T]:
+    """make(key) for each key, in order, computed up to `ahead` keys before they are asked for, by threads."""
+    waiting = iter(keys)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        queue = [pool.submit(make, key) for key in islice(waiting, max(1, ahead))]
+        try:
+            while queue:
+                done = queue.pop(0).result()
+                queue += [pool.submit(make, key) for key in islice(waiting, 1)]
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)

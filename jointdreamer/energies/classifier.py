@@ -1,0 +1,97 @@
+"""CLS energy (Eq. 6): the views agree when a classifier takes neighbouring ones for views of one object."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from jointdreamer.energies.base import Energy, Views
+from jointdreamer.errors import UserError
+from jointdreamer.models.pair_classifier import Features, camera_numbers, load_classifier
+from jointdreamer.models.weights import find_weights, load_part
+
+LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
+
+
+class ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient comes back multiplied."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * ctx.factor, None
+
+
+class ClassifierEnergy(Energy):
+    """C = scale times the sum over neighbouring views (v, v + 1) of a rig, the last one's neighbour being the first, of
+    M_CLS(view v, view v + 1, relative pose), with unbounded logits.
+
+    The views are decoded one-step estimates, so the gradient reaches x_t through the decoder and the classifier. (Eq. 6
+    sums over all i != j and the text speaks of neighbours; the released code has no such energy. With V = 4 there are
+    four pairs.)
+
+    source: folder of a classifier that train_classifier.py made
+    image_size: pixels that it must have been trained on; None takes any
+    decoder: folder or hub id of a small decoder (diffusers' AutoencoderTiny) in place of the prior's own
+    scale: a factor of the energy: logits are of another size than Eq. 8's squared distances
+    low_memory: recompute each view's decoder and backbone on the way back: memory of one view instead of V
+
+    Raises UserError, one line, for weights that are missing, damaged or trained for something else.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        image_size: int | None = None,
+        decoder: str | Path | None = None,
+        scale: float = 1.0,
+        low_memory: bool = True,
+        device: str | torch.device = "cpu",
+    ):
+        super().__init__()
+        device = torch.device(device)
+        classifier, self.folder = load_classifier(source, image_size)
+        self.classifier = classifier.to(device)
+        self.decoder = None
+        if decoder is not None:
+            from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+            hint = "leave models.classifier.decoder out for the prior's own"
+            folder = find_weights(decoder, "small_decoder", hint=hint, download=device.type == "cuda")
+            dtype = torch.float16 if device.type == "cuda" else torch.float32
+            self.decoder = load_part(AutoencoderTiny, folder, "", dtype).to(device)
+        self.scale = scale
+        self.low_memory = low_memory
+
+    def forward(self, views: Views) -> Tensor:
+        n_views = views.x0.shape[1]
+        if n_views < 2:
+            raise UserError("energy=cls compares views: it needs cameras.n_views of at least 2, got 1")
+
+        def see(x0: Tensor) -> Features:  # (B, C, h, w) latents of one view of every rig
+            images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
+            return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
+
+        seen = []
+        for x0 in views.x0.unbind(1):
+            seen.append(checkpoint(see, x0, use_reentrant=False) if self.low_memory else see(x0))
+        c2w = views.cameras.c2w.to(views.x0.device)
+        coherence = views.x0.new_zeros(len(views.x0))
+        for v in range(n_views):
+            after = (v + 1) % n_views
+            camera = camera_numbers(c2w[:, v], c2w[:, after])
+            coherence = coherence + self.classifier.compare(seen[v], seen[after], camera)
+        return self.scale * coherence
+
+    def images(self, x0: Tensor, views: Views) -> Tensor:
+        """Latents (B, C, h, w) of one view -> images (B, 3, H, W), about [0, 1]."""
+        if self.decoder is None:
+            return views.decode(x0[:, None])[:, 0]
+        # it takes latents as the UNet has them, and gives -1 to 1
+        return self.decoder.decode(x0.to(self.decoder.dtype)).sample.float() / 2 + 0.5

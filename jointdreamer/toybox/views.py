@@ -1,0 +1,50 @@
+"""Toys from cameras all round, one by one at random: what the toybox's pair classifier learns from.
+
+Every view has a camera of its own, within the ranges of the world's rigs (data.RIG), so a pose says nothing about what
+other views there are.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jointdreamer.cameras import sample_cameras
+from jointdreamer.data.view_pairs import write_packed
+from jointdreamer.toybox import data, raycast
+from jointdreamer.toybox.world import sample_toy, solids
+
+N_VIEWS = 12
+
+
+def toy_names(n: int, seed: int) -> list[str]:
+    return [f"toy_{seed}_{index:06d}" for index in range(n)]
+
+
+def toy_views(index: int, seed: int, resolution: int, n_views: int = N_VIEWS) -> tuple[np.ndarray, np.ndarray]:
+    """rgba (V, R, R, 4) uint8 with straight colour and c2w (V, 4, 4) of toy number `index` of a seed. All words, none
+    of the held-out sets."""
+    toy = sample_toy(np.random.default_rng([seed, 5, index]))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+    drawn = sample_cameras(replace(data.RIG, n_rigs=n_views, n_views=1), resolution, generator)
+    c2w = drawn.c2w[:, 0].double().numpy()
+    image, _, _ = raycast.render(raycast.pack(solids(toy)), c2w, drawn.fovy[:, 0].double().numpy(), resolution)
+    return np.round(image * 255).astype(np.uint8), c2w
+
+
+def pack_toy_views(
+    folder: Path, n: int, seed: int, resolution: int = 64, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Render n toys into memory-mapped arrays in `folder` (view_pairs.PackedViews), 200 kB each at 64 pixels."""
+
+    def rendered() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the ray caster releases the GIL
+            for start in range(0, n, 64):
+                if progress and start % 512 == 0:
+                    progress(start, n)
+                yield from pool.map(lambda i: toy_views(i, seed, resolution), range(start, min(n, start + 64)))
+
+    write_packed(folder, toy_names(n, seed), (N_VIEWS, resolution), rendered())

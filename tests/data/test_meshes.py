@@ -1,0 +1,160 @@
+"""Meshes: the z-buffer against the exact ray caster, colours, axes, and files that are no meshes."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh as _trimesh
+from PIL import Image
+
+from jointdreamer.cameras import look_at
+from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, rasterize
+from jointdreamer.toybox import raycast
+from jointdreamer.toybox.raycast import BOX, Solid
+
+trimesh: Any = _trimesh  # its stubs know half of it
+FOVY = math.radians(40)
+
+
+def camera(elevation, azimuth, distance=2.5):
+    return look_at(*(torch.tensor(x, dtype=torch.float64) for x in (elevation, azimuth, distance))).numpy()
+
+
+def plain(corners):
+    n = len(corners)
+    return TriangleMesh(
+        np.asarray(corners, dtype=np.float64),
+        np.ones((n, 3, 3), np.float32),
+        np.zeros((n, 3, 2), np.float32),
+        np.full(n, -1),
+        (),
+    )
+
+
+def box(center, size):
+    mesh = trimesh.creation.box(extents=2 * np.asarray(size))
+    return mesh.vertices[mesh.faces] + np.asarray(center)
+
+
+@pytest.mark.parametrize("elevation", [-0.4, 0.3, 1.2])
+@pytest.mark.parametrize("azimuth", [0.0, 0.7, 2.5])
+def test_two_boxes_look_as_the_ray_caster_sees_them(elevation, azimuth):
+    placed = [((0.1, 0.0, -0.1), (0.3, 0.2, 0.25)), ((-0.25, 0.2, 0.2), (0.1, 0.3, 0.2))]
+    corners = np.concatenate([box(*where) for where in placed])
+    c2w = camera(elevation, azimuth)
+    face, weight = rasterize(corners, c2w, FOVY, 48)
+    solids = raycast.pack([Solid(BOX, *where, (1.0, 1.0, 1.0)) for where in placed])
+    rgba, depth, _ = raycast.render(solids, c2w[None], np.array([FOVY]), 48, supersample=1)
+    hit = face >= 0
+    assert (hit != (rgba[0, ..., 3] > 0)).sum() <= 2  # a pixel's centre may lie on an edge
+    both = hit & (rgba[0, ..., 3] > 0)
+    assert both.sum() > 200
+    point = (corners[face[both]] * weight[both][..., None]).sum(1)
+    assert np.allclose(np.linalg.norm(point - c2w[:3, 3], axis=-1), depth[0][both], atol=1e-4)
+    assert np.allclose(weight[hit].sum(-1), 1) and weight[hit].min() >= -1e-9
+
+
+def test_what_is_behind_the_camera_is_not_drawn():
+    triangle = np.array([[[0, 0, 5.0], [1, 0, 5], [0, 1, 5]], [[0, 0, 0], [1, 0, 0], [0, 1, 9.0]]])
+    face, _ = rasterize(triangle, np.eye(4), FOVY, 8)
+    assert (face == -1).all()
+
+
+def test_a_picture_is_antialiased_and_has_straight_colour():
+    picture = draw(plain(box((0, 0, 0), (0.5, 0.5, 0.5))), camera(0.4, 0.6), FOVY, 32)
+    assert picture.shape == (32, 32, 4) and picture.dtype == np.uint8
+    alpha = picture[..., 3]
+    assert set(np.unique(alpha)) <= {0, 64, 128, 191, 255} and len(np.unique(alpha)) > 2
+    assert picture[alpha > 0][:, :3].min() > 120  # white, also where a pixel is half covered
+    assert (picture[alpha == 0] == 0).all()
+
+
+def saved(mesh, path):
+    mesh.export(path)
+    return path
+
+
+def test_up_is_up_and_the_box_is_brought_to_size(tmp_path):
+    mesh = trimesh.creation.box(extents=(2.0, 8.0, 4.0))
+    mesh.apply_translation((100, 0, 0))
+    mesh.unmerge_vertices()  # GLB has colours of vertices only
+    mesh.visual.face_colors = np.where(mesh.face_normals[:, 1:2] > 0.5, (255, 0, 0, 255), (0, 0, 255, 255))
+    for name in ("a.glb", "a.ply"):
+        loaded = load_mesh(saved(mesh, tmp_path / name))
+        low, high = loaded.corners.min((0, 1)), loaded.corners.max((0, 1))
+        assert np.allclose(high, (0.125, 0.25, 0.5), atol=1e-6) and np.allclose(low, -high, atol=1e-6)
+        above = draw(loaded, camera(1.55, 0.3), FOVY, 16)[8, 8]
+        below = draw(loaded, camera(-1.55, 0.3), FOVY, 16)[8, 8]
+        assert above[0] > 150 and above[2] < 60 and below[2] > 100 and below[0] < 60, name
+
+
+def test_textures_are_seen_the_right_way_up(tmp_path):
+    """A square facing +z of the file, the left half of its texture red, the upper right quarter green."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    image[:, :8, 0], image[:8, 8:, 1] = 255, 255
+    square = trimesh.Trimesh(
+        [[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]],
+        [[0, 1, 2], [0, 2, 3]],
+        visual=trimesh.visual.TextureVisuals(
+            uv=[[0, 0], [1, 0], [1, 1], [0, 1]],
+            material=trimesh.visual.material.PBRMaterial(baseColorTexture=Image.fromarray(image)),
+        ),
+        process=False,
+    )
+    loaded = load_mesh(saved(square, tmp_path / "a.glb"))
+    # the file's +z is the world's -y: look from there, so that the file's x runs to the right
+    picture = draw(loaded, camera(0.0, -math.pi / 2), FOVY, 32)
+    left, upper, lower = picture[16, 11], picture[11, 20], picture[20, 20]
+    assert left[0] > 150 and left[1] == 0
+    assert upper[1] > 150 and upper[0] == 0
+    assert lower[3] == 255 and lower[:3].max() == 0
+
+
+def test_parts_of_a_scene_stand_where_the_scene_puts_them(tmp_path):
+    scene = trimesh.Scene()
+    for x, color in ((-1.0, (255, 0, 0, 255)), (1.0, (0, 255, 0, 255))):
+        part = trimesh.creation.box(extents=(0.5, 0.5, 0.5))
+        part.visual.face_colors = color
+        move = np.eye(4)
+        move[0, 3] = x
+        scene.add_geometry(part, transform=move)
+    picture = draw(load_mesh(saved(scene, tmp_path / "a.glb")), camera(0.0, -math.pi / 2), FOVY, 32)
+    columns = np.flatnonzero(picture[16, :, 3])
+    assert picture[16, columns[0], 0] > 100 and picture[16, columns[-1], 1] > 100
+    assert picture[16, 16, 3] == 0
+
+
+def broken_index(path):
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99\n")
+
+
+def not_finite(path):
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 nan 0\nf 1 2 3\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "says"),
+    [
+        ("a.glb", lambda path: path.write_bytes(b"no mesh"), "cannot be read"),
+        ("a.glb", lambda path: path.write_bytes(b""), "cannot be read"),
+        ("a.obj", lambda path: path.write_text("v 0 0 0\n"), "empty|cannot be read"),
+        ("a.obj", lambda path: path.write_text("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n"), "no extent"),
+        ("a.obj", broken_index, "broken|cannot be read"),
+        ("a.obj", not_finite, "broken|cannot be read"),
+    ],
+)
+def test_files_that_are_no_meshes(tmp_path, name, make, says):
+    make(tmp_path / name)
+    with pytest.raises(BadMesh, match=says):
+        load_mesh(tmp_path / name)
+
+
+def test_huge_meshes_are_not_drawn(tmp_path):
+    path = saved(trimesh.creation.icosphere(subdivisions=2), tmp_path / "a.glb")
+    with pytest.raises(BadMesh, match="huge: 320 faces, the limit is 319"):
+        load_mesh(path, max_faces=319)
+    with pytest.raises(BadMesh, match="huge"):
+        load_mesh(path, max_bytes=100)
+    assert len(load_mesh(path, max_faces=320).corners) == 320

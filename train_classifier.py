@@ -1,0 +1,401 @@
+"""Train M_CLS, the pair classifier of the CLS energy (Eq. 6, Appendix A.2): python train_classifier.py models=toybox
+
+One process, or several: torchrun --nproc_per_node 2 train_classifier.py ... gives the same result.
+Config stops in this file; everything it calls takes plain arguments.
+"""
+
+import sys
+from contextlib import ExitStack, nullcontext
+from math import inf
+from pathlib import Path
+from signal import SIGTERM
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jointdreamer import cli
+from jointdreamer.errors import UserError
+
+if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
+    from torch import Tensor
+
+KEYS = ("seed", "name", "out_dir", "device", "precision", "export", "data", "augmentation", "classifier", "training")
+KEYS += ("validation_groups", "every", "models", "logger")
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "data.toys": (int, 0, 10**7),
+    "data.toy_seed": (int, 0, 2**32 - 1),
+    "data.held_out_percent": (float, 0.01, 90),
+    "data.min_angle_deg": (float, 0, 120),
+    "data.wrong_pose_share": (float, 0, 1),
+    "data.workers": (int, 1, 256),
+    "training.steps": (int, 1, inf),
+    "training.groups": (int, 1, 10**6),
+    "training.objects": (int, 2, 10**6),
+    "training.views": (int, 2, 1000),
+    "training.lr": (float, 1e-12, 1),
+    "training.warm_up": (int, 1, inf),
+    "training.weight_decay": (float, 0, 10),
+    "training.clip": (float, 1e-6, inf),
+    "training.direction_weight": (float, 0, inf),
+    "validation_groups": (int, 1, 10**6),
+    "every.log": (int, 1, inf),
+    "every.validate": (int, 0, inf),
+    "every.checkpoint": (int, 0, inf),
+}
+CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
+ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
+
+
+class Batch(NamedTuple):
+    """P pairs among N images, as tensors."""
+
+    rgb: "Tensor"  # (N, 3, R, R)
+    direction: "Tensor"  # (N, 3) unit vectors from the object to the images' own cameras
+    first: "Tensor"  # (P,) rows of rgb
+    second: "Tensor"
+    camera: "Tensor"  # (P, 16)
+    label: "Tensor"  # (P,) 1 coherent, 0 not
+    kind: "Tensor"  # (P,) of view_pairs: TRUE, WRONG_POSE, OTHER_OBJECT
+    angle: "Tensor"  # (P,) degrees between the two views
+
+    def to(self, device: Any) -> "Batch":
+        return Batch(*(x.to(device) for x in self))
+
+
+class Best:
+    """The best validation so far; it survives a resume."""
+
+    def __init__(self):
+        self.auc, self.step = -1.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.auc, self.step = state["auc"], state["step"]
+
+
+def train(cfg: dict[str, Any]) -> int:
+    """Train one classifier as the resolved config says, or go on with it; returns the exit status."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
+    from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+    from torch.nn.utils import clip_grad_norm_
+
+    from jointdreamer.data.augment import Augmentation
+    from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch
+    from jointdreamer.logger import Logger, check_finite
+    from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
+    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
+    from jointdreamer.schedules import warm_up_and_cosine
+
+    cfg = {key: cfg[key] for key in KEYS}  # `models` also brings what train.py needs
+    cfg["every"] = {key: cfg["every"][key] for key in ("log", "validate", "checkpoint")}
+    readers = {"classifier": ClassifierSettings, "augmentation": Augmentation}
+    cli.check(cfg, readers, NUMBERS, CHOICES, (), ("name", "out_dir"), ("data", "training", "models", "logger"))
+    data, training, every = cfg["data"], cfg["training"], cfg["every"]
+    background = _background(data["background"])
+    seed_everything(cfg["seed"])
+    accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
+    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if training["groups"] % processes:
+        raise UserError(f"training.groups={training['groups']}: {processes} processes cannot share them evenly")
+
+    # The views, and who is held out
+    if data["folder"] is None:
+        raise UserError("data.folder is empty: name the folder of views, data.folder=views_release")
+    with accelerator.main_process_first():
+        if data["toys"] and rank == 0:
+            render_toys(data, cfg["classifier"]["image_size"])
+    source = open_views(data["folder"])
+    sets: dict[bool, list[int]] = {True: [], False: []}
+    for index, name in enumerate(source.ids):
+        sets[is_held_out(name, data["held_out_percent"])].append(index)
+    sizes = {"size": cfg["classifier"]["image_size"], "objects": training["objects"], "views": training["views"]}
+    wrong = {key: data[key] for key in ("min_angle_deg", "wrong_pose_share")}
+    sampler = PairSampler(source, sets[False], **sizes, **wrong, seed=cfg["seed"])
+    validator = PairSampler(source, sets[True], **sizes, **wrong, seed=cfg["seed"])
+    augmentation = Augmentation(**cfg["augmentation"])
+
+    # The network
+    classifier = PairClassifier(ClassifierSettings(**cfg["classifier"]))
+    weights = []
+    if dino := cfg["models"].get("classifier_backbone"):  # a toybox has none, and learns from scratch
+        state, file = read_dino(dino["source"], download=device.type == "cuda")
+        classifier.load_backbone(state, str(file))
+        weights = [file]
+    learner = build_learner(classifier, training["direction_weight"] > 0).to(device)
+    optimizer, best = build_optimizer(learner, training["weight_decay"]), Best()
+    parts = {"learner": learner, "optimizer": optimizer, "best": best}
+
+    path = run_path(cfg["out_dir"], cfg["name"], f"{cfg['models']['name']} {data['folder']}", cfg["seed"])
+    steps = training["steps"]
+    with ExitStack() as stack:
+        run = stack.enter_context(RunFolder.open(path, cfg)) if rank == 0 else None
+        start = 0
+        if run is not None:
+            start = steps + 1 if run.result(steps) else run.resume(**parts)
+        if processes > 1:  # what the others cannot read: the folder is locked. The weights are handed on by `prepare`
+            said = broadcast_object_list([start, optimizer.state_dict(), best.state_dict()])
+            start, best_state = said[0], said[2]
+            optimizer.load_state_dict(said[1])
+            best.load_state_dict(best_state)
+        if start > steps:
+            if rank == 0:
+                export(path / "best", cfg["export"])
+                print(f"{path}\nis complete: nothing to do")
+            return 0
+        model = accelerator.prepare(learner)
+        logger = None
+        if run is not None:
+            logger = stack.enter_context(Logger(run.path, steps, start, every["log"], cfg["logger"]["wandb"], cfg))
+            n_pairs = sampler.n_pairs * training["groups"]
+            logger.message(
+                f"{run.path}: {len(sets[False])} objects and {len(sets[True])} held out, {n_pairs} pairs a step, "
+                f"{sum(p.numel() for p in classifier.parameters() if p.requires_grad)} parameters; "
+                f"{device}, {processes} process{'es' * (processes > 1)}"
+            )
+            run.write_command(cli.typed_command())
+            run.write_environment(weights=checksums(weights), device=str(device), processes=processes)
+        stop = stack.enter_context(stop_on_signals())
+
+        def load(key: tuple[int, int]) -> Batch:
+            group, rng = sampler.group(*key)
+            return to_batch(group, rng, background, augmentation)
+
+        mine = range(rank, training["groups"], processes)
+        keys = ((step, number) for step in range(start, steps) for number in mine)
+        batches = prefetch(load, keys, data["workers"], ahead=data["workers"] + len(mine))
+        stack.callback(batches.close)  # pyright: ignore[reportAttributeAccessIssue]
+        judge: dict[str, Any] = {
+            "rank": rank,
+            "processes": processes,
+            "n_groups": cfg["validation_groups"],
+            "background": background,
+        }
+
+        for step in range(start, steps):
+            lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
+            optimizer.zero_grad()
+            seen = torch.zeros(4, device=device)  # what the processes add up: two losses, accuracy, signals
+            for position in range(len(mine)):
+                batch = next(batches).to(device)
+                last = position == len(mine) - 1  # the only one whose gradients travel between processes
+                with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+                    logits, direction = model(batch.rgb, batch.first, batch.second, batch.camera)
+                    bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
+                    if direction is not None:
+                        mse = mse_loss(direction, batch.direction)
+                        loss = bce + training["direction_weight"] * mse
+                        seen[1] += mse.detach() / training["groups"]
+                    accelerator.backward(loss / len(mine))
+                seen[0] += bce.detach() / training["groups"]
+                seen[2] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
+            seen[3] = float(stop.requested is not None)
+            seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
+            loss, direction_loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
+            check_finite(
+                step,
+                loss + direction_loss,
+                {"bce": loss, "direction": direction_loss},
+                run.newest_checkpoint if run else None,
+            )
+            clip_grad_norm_(learner.parameters(), training["clip"])
+            optimizer.step(SimpleNamespace(matrices=lr, vectors=lr))
+
+            lesson = {"loss/direction": direction_loss} if learner.direction is not None else {}
+
+            done = step + 1
+            found: dict[str, float] = {}
+            if due(done, every["validate"]) or done == steps:
+                found = validate(classifier, validator, accelerator, **judge)
+            if run is not None and logger is not None:
+                logger.log(step, loss, row=bool(found), **{"accuracy": accuracy, "lr": lr, **lesson, **found})  # pyright: ignore[reportArgumentType]
+                if found:
+                    logger.message(
+                        f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
+                    )
+                    classifier.save(run.path / "last")
+                    if found["val/auc"] > best.auc:
+                        best.auc, best.step = found["val/auc"], done
+                        classifier.save(run.path / "best")
+                    logger.image("curves", step, save_curves(run.path))
+                if due(done, every["checkpoint"]) or stopping or done == steps:
+                    run.save(done, **parts)
+            if stopping:
+                stop.requested = stop.requested or SIGTERM  # it came to another process
+                if logger is not None:
+                    logger.message(f"stopped after {done} of {steps} steps, saved; the same command goes on")
+                return stop.exit_status
+
+        if run is not None and logger is not None:
+            final = validate(
+                PairClassifier.load(run.path / "best").to(device), validator, None, **{**judge, "processes": 1}
+            )
+            save_curves(run.path)
+            result = {
+                "prompt": None, "seed": cfg["seed"], "energy": None, "models": cfg["models"]["name"], "steps": steps,
+                "minutes": run.seconds / 60, "seconds_per_step": run.seconds / steps, "device": str(device),
+                "peak_memory_gb": peak_memory_gb(), "best_step": best.step, "objects": len(source.ids),
+                "damaged": sorted({**sampler.damaged, **validator.damaged}), **final,
+            }  # fmt: skip
+            run.write_result(**result)
+            logger.summary(result)
+            export(run.path / "best", cfg["export"])
+            logger.message(
+                f"best after {best.step} steps: accuracy {final['val/accuracy']:.4f}, AUC {final['val/auc']:.5f} on "
+                f"pairs of held-out objects; use it with models.classifier.source={run.path / 'best'}"
+            )
+            print(run.path)
+        accelerator.wait_for_everyone()
+    return 0
+
+
+def _background(given: Any) -> tuple[float, float]:
+    right = isinstance(given, list) and len(given) == 2 and all(isinstance(x, int | float) for x in given)
+    if not right or not 0 <= given[0] <= given[1] <= 1:
+        raise UserError(f"data.background={given!r}: wanted [low, high], greys from 0 to 1")
+    return float(given[0]), float(given[1])
+
+
+def render_toys(data: dict[str, Any], size: int) -> None:
+    """Fill data.folder with toys, unless something is there."""
+    folder = Path(data["folder"])
+    if (folder / "ids.json").exists() or (folder.is_dir() and any(folder.iterdir()) and not _unfinished(folder)):
+        return
+    from jointdreamer.toybox.views import pack_toy_views
+
+    def progress(done: int, total: int) -> None:
+        print(f"rendering toys into {folder}: {done} of {total}", file=sys.stderr, flush=True)
+
+    pack_toy_views(folder, data["toys"], data["toy_seed"], size, progress)
+
+
+def _unfinished(folder: Path) -> bool:
+    return all(entry.name.startswith(".tmp-") or entry.name in ("rgba.npy", "c2w.npy") for entry in folder.iterdir())
+
+
+def build_learner(classifier: Any, tells_direction: bool) -> Any:
+    """What is trained: the classifier, and where asked for a linear map from its class token to where the camera stood.
+
+    Telling a wrong pose takes to know from where a view was taken, and the labels of pairs teach that to a backbone
+    without pretraining very slowly. Where all objects share one front, as toys do, the direction can be said outright.
+    The map is no part of the classifier, and is gone after the training.
+    """
+    from torch import nn
+
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.classifier = classifier
+            self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
+
+        def forward(self, rgb, first, second, camera):
+            """Logits (P,), and directions (N, 3) or None."""
+            features = classifier.encode(rgb)
+            logits = classifier.compare(features.take(first), features.take(second), camera)
+            return logits, None if self.direction is None else self.direction(features.summary)
+
+    return Learner()
+
+
+def build_optimizer(learner: Any, weight_decay: float) -> Any:
+    """AdamW over what is trained; biases, norms and other vectors do not decay."""
+    from jointdreamer.optim import RatedAdamW
+
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    groups = [
+        {"name": "matrices", "params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"name": "vectors", "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return RatedAdamW(groups, lr=0.0, betas=(0.9, 0.999))
+
+
+def to_batch(group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None) -> Batch:
+    """A sampler's group with its images over their backgrounds, augmented."""
+    import torch
+
+    from jointdreamer.data.augment import to_images
+    from jointdreamer.models.pair_classifier import camera_numbers
+
+    direction = torch.from_numpy(group.c2w[:, :3, 2])
+    arrays = (group.first, group.second, group.c2w_1, group.c2w_2, group.label, group.kind, group.angle)
+    first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
+    rgb = to_images(group.rgba, background, rng, augmentation)
+    return Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
+
+
+def validate(
+    classifier: Any,
+    sampler: Any,
+    accelerator: Any,
+    rank: int,
+    processes: int,
+    n_groups: int,
+    background: tuple[float, float],
+) -> dict[str, float]:
+    """ROC-AUC and accuracy on the same pairs of held-out objects each time; by kind, and by the angle between views."""
+    import torch
+    from accelerate.utils import gather_object
+
+    from jointdreamer.data.view_pairs import OTHER_OBJECT, TRUE, WRONG_POSE
+    from jointdreamer.metrics import accuracy_by, roc_auc
+
+    device, found = next(classifier.parameters()).device, []
+    with torch.no_grad():
+        for number in range(rank, n_groups, processes):
+            group, rng = sampler.group(0, number)
+            batch = to_batch(group, rng, background).to(device)
+            logits = classifier(batch.rgb, batch.first, batch.second, batch.camera)
+            found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle))))
+    if processes > 1:
+        found = gather_object(found)
+    found = sorted(found, key=lambda one: int(one[0]))
+    logits, label, kind, angle = (torch.cat([one[i] for one in found]) for i in range(1, 5))
+    correct = (logits > 0) == label.bool()
+    numbers = {"val/auc": roc_auc(logits, label), "val/accuracy": float(correct.double().mean())}
+    for name, what in (("true", TRUE), ("wrong_pose", WRONG_POSE), ("other_object", OTHER_OBJECT)):
+        if (kind == what).any():
+            numbers[f"val/accuracy/{name}"] = float(correct[kind == what].double().mean())
+    for (low, high), share in accuracy_by(angle, correct, ANGLES).items():
+        numbers[f"val/accuracy_at_deg/{low:03.0f}-{high:03.0f}"] = share
+    return numbers
+
+
+def save_curves(folder: Path) -> Path:
+    """curves.png: the run so far, from its metrics.jsonl."""
+    import json
+
+    from jointdreamer.images import plot_curves
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    judged = [row for row in rows if "val/auc" in row]
+
+    def curve(key: str) -> tuple[list[float], list[float]]:
+        points = [(row["step"] + 1, row[key]) for row in rows if row.get(key) is not None]
+        return [x for x, _ in points], [y for _, y in points]
+
+    by_angle = {key: share for key, share in (judged[-1] if judged else {}).items() if "at_deg" in key}
+    centres = [sum(map(float, key.rsplit("/")[-1].split("-"))) / 2 for key in by_angle]
+    return plot_curves(
+        folder / "curves.png",
+        {
+            "loss": {"training": curve("loss")},
+            "accuracy": {"training": curve("accuracy"), "held-out objects": curve("val/accuracy")},
+            "ROC-AUC, held-out objects": {"AUC": curve("val/auc")},
+            "accuracy by angle between views, degrees": {"accuracy": (centres, list(by_angle.values()))},
+        },
+    )
+
+
+def export(best: Path, folder: str | None) -> None:
+    """The best classifier into another folder, where one was asked for."""
+    if folder is not None:
+        from jointdreamer.models.pair_classifier import PairClassifier
+
+        PairClassifier.load(best).save(Path(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("train_classifier", train))
