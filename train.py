@@ -66,6 +66,7 @@ def train(cfg: dict[str, Any]) -> int:
         guidance = LatentDiffusion(**models["text_to_image"], device=device)
         tokenizer, text_encoder = guidance.text_parts()
         energy = build_energy(**cfg["energy"], device=device)
+        energy.check_rig(rig)
 
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
         start = run.resume(**parts, generator=generator)
