@@ -99,8 +99,8 @@ class Rig:
             raise UserError(f"unknown cameras.projection {self.projection!r}: choose perspective or orthographic")
         if self.azimuth_deg is not None and (len(self.azimuth_deg) != self.n_views or self.azimuth_deg[0] != 0):
             raise UserError(
-                f"cameras.azimuth_deg must be {self.n_views} angles (cameras.n_views), counted from the first, which is "
-                f"0; got {list(self.azimuth_deg)}"
+                f"cameras.azimuth_deg must be {self.n_views} angles (cameras.n_views), counted from the first, which "
+                f"is 0; got {list(self.azimuth_deg)}"
             )
 
 
@@ -108,7 +108,8 @@ def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cam
     """B random rigs of V views (CONVENTIONS section 4), on the generator's device.
 
     Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig; with `rig.azimuth_deg` that of
-    the first is -180 + 360 u, and the others stand around it. Everything else is drawn once per rig. The light stands in the direction of the camera plus a standard normal, at `light_distance`.
+    the first is -180 + 360 u, and the others stand around it. Everything else is drawn once per rig. The light stands
+    in the direction of the camera plus a standard normal, at `light_distance`.
     """
     b, v = rig.n_rigs, rig.n_views
 

@@ -32,7 +32,7 @@ class Energy(nn.Module, ABC):
     def __init__(self) -> None:  # nn.Module's own takes anything: an option of another energy would pass unseen
         super().__init__()
 
-    def check_rig(self, rig: Rig) -> None:  # noqa: B027  (most take any rig)
+    def check_rig(self, rig: Rig) -> None:
         """Raise UserError, one line, for a rig whose views this energy cannot compare. Asked before training."""
 
     @abstractmethod

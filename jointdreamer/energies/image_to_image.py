@@ -65,7 +65,9 @@ class ImageToImageEnergy(Energy):
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
         hint = "name a folder or file, models.novel_view.source=...; models=toybox needs no download"
-        path = find_weights(source, "novel-view model", file=file, hint=hint, download=device.type == "cuda")
+        needs = () if file else ("unet/config.json", "image_encoder/config.json", "scheduler/scheduler_config.json")
+        download = device.type == "cuda"
+        path = find_weights(source, "novel-view model", file=file, needs=needs, hint=hint, download=download)
         self.folder = path  # or the checkpoint's file
         self.model = load_novel_view(kind, path, vae, image_size, x0_limit, dtype).to(device)
         self.model.unet = channels_last_on_cpu(self.model.unet)

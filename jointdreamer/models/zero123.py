@@ -28,6 +28,9 @@ UNET, EMA, VAE, CLIP, PROJECTION = (
     "cond_stage_model.model.",
     "cc_projection.",
 )
+# What is left of CLIP's text tower, which was deleted before training: nobody's
+REST = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight")
+REST += ("ln_final.weight", "ln_final.bias")
 # One of each group, as the original code names them: what a checkpoint must have to be taken apart at all
 SIGNATURE = (
     "cc_projection.weight",
@@ -152,7 +155,9 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
     if missing == SIGNATURE[0]:  # another latent diffusion model: what it has instead is what tells
         unexpected = unexpected or next((key for key in state if _is_foreign(key)), None)
     if missing or unexpected:
-        raise UserError(f"{where}: first missing key {missing or '(none)'}, first unexpected key {unexpected or '(none)'}")
+        raise UserError(
+            f"{where}: first missing key {missing or '(none)'}, first unexpected key {unexpected or '(none)'}"
+        )
     unet = _unet(_averaged(state, where), dtype, where)
     image_encoder = _image_encoder(_strip(state, CLIP), dtype, where)
     if vae is None:
@@ -169,9 +174,11 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
 
 
 def _is_foreign(key: str) -> bool:
+    """Whether Zero-1-to-3 has no such weight."""
+    if "." not in key or key.removeprefix(CLIP) in REST:
+        return False
     ours = (f"{UNET}{group}." for group in ("input_blocks", "middle_block", "output_blocks", "time_embed", "out"))
-    mine = key.startswith((*ours, EMA, VAE, f"{CLIP}visual.", PROJECTION))
-    return "." in key and not mine
+    return not key.startswith((*ours, EMA, VAE, f"{CLIP}visual.", PROJECTION))
 
 
 def _averaged(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -211,13 +218,9 @@ def _unet(ldm: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
 
 
 def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
-    """OpenAI's CLIP vision tower as a CLIPVisionModelWithProjection.
-
-    The text tower was deleted before training; what is left of its inputs and outputs is nobody's.
-    """
+    """OpenAI's CLIP vision tower as a CLIPVisionModelWithProjection."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    rest = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight", "ln_final.weight")
     mapped, names = {}, {}
 
     def put(new: str, value: Tensor, key: str) -> None:
@@ -233,7 +236,7 @@ def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> A
     norms = {"visual.ln_pre": "vision_model.pre_layrnorm", "visual.ln_post": "vision_model.post_layernorm"}
     for key, value in clip.items():
         module, _, kind = key.rpartition(".")
-        if key in (*rest, "ln_final.bias"):
+        if key in REST:
             continue
         if key in outside:
             put(outside[key], value, key)
@@ -267,5 +270,3 @@ def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> A
     except KeyError as error:
         raise UserError(f"{where}: first missing key {CLIP}{error.args[0]}, first unexpected key (none)") from error
     return build_exactly(lambda: CLIPVisionModelWithProjection(config), mapped, dtype, where, names)
-
-
