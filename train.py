@@ -67,6 +67,7 @@ def train(cfg: dict[str, Any]) -> int:
         models, distillation = cfg["models"], cfg["distillation"]
         guidance = LatentDiffusion(**models["text_to_image"], device=device)
         energy = build_energy(**cfg["energy"], device=device)
+        energy.check_rig(rig)
         memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, **cfg["memory"])
         tokenizer, text_encoder = guidance.text_parts()
 

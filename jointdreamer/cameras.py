@@ -5,6 +5,7 @@ origin; `c2w` is OpenGL camera-to-world: its columns are right, up, backward (it
 Angles are radians here and `_deg` where a person writes them. Letters: B rigs, V views, R pixels.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from math import pi, radians, tau
 from typing import Literal
@@ -26,6 +27,7 @@ class Cameras:
     distance: Tensor  # (B, V) from the origin, world units
     light: Tensor  # (B, V, 3) position of the point light, world units
     resolution: int  # R, pixels along each side
+    orthographic: bool = False  # parallel rays; at the origin the image is as wide as the perspective one
 
     @property
     def n_rigs(self) -> int:
@@ -37,8 +39,16 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras on another device."""
-        tensors = (f.name for f in fields(self) if f.name != "resolution")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        return self._map(lambda x: x.to(device))
+
+    def select(self, views: Tensor) -> "Cameras":
+        """Of each rig these views, by number: (B, K) -> B rigs of K."""
+        rows = torch.arange(self.n_rigs, device=views.device)[:, None]
+        return self._map(lambda x: x[rows.to(x.device), views.to(x.device)])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Cameras":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: change(x) for name, x in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,11 @@ class Rig:
     uniformly in sin(elevation); "released" uses the released formula asin(2p - 1), p uniform in angle, which is not
     area-uniform and never exceeds 19.47 degrees for the range 0..30.
 
+    `azimuth_deg`: for models of fixed views, where the views stand instead, counted from the first of them and positive
+    to its right. They go around the first camera's own up axis, as it sees the object, whatever its elevation.
+    `projection`: orthographic cameras show as much of the world as perspective ones do at the origin, which is
+    2 `relative_distance` from edge to edge.
+
     Raises UserError for ranges that no camera can have.
     """
 
@@ -60,6 +75,8 @@ class Rig:
     relative_distance: tuple[float, float] = (0.8, 1.0)
     light_distance: tuple[float, float] = (0.8, 1.5)
     elevation_sampler: Literal["sphere", "released"] = "sphere"
+    azimuth_deg: Sequence[float] | None = None
+    projection: Literal["perspective", "orthographic"] = "perspective"
 
     def __post_init__(self):
         if self.n_rigs < 1 or self.n_views < 1:
@@ -78,13 +95,21 @@ class Rig:
                 )
         if self.elevation_sampler not in ("sphere", "released"):
             raise UserError(f"unknown elevation_sampler {self.elevation_sampler!r}: choose sphere or released")
+        if self.projection not in ("perspective", "orthographic"):
+            raise UserError(f"unknown cameras.projection {self.projection!r}: choose perspective or orthographic")
+        if self.azimuth_deg is not None and (len(self.azimuth_deg) != self.n_views or self.azimuth_deg[0] != 0):
+            raise UserError(
+                f"cameras.azimuth_deg must be {self.n_views} angles (cameras.n_views), counted from the first, which "
+                f"is 0; got {list(self.azimuth_deg)}"
+            )
 
 
 def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cameras:
     """B random rigs of V views (CONVENTIONS section 4), on the generator's device.
 
-    Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig. Everything else is drawn once
-    per rig. The light stands in the direction of the camera plus a standard normal, at `light_distance`.
+    Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig; with `rig.azimuth_deg` that of
+    the first is -180 + 360 u, and the others stand around it. Everything else is drawn once per rig. The light stands
+    in the direction of the camera plus a standard normal, at `light_distance`.
     """
     b, v = rig.n_rigs, rig.n_views
 
@@ -99,11 +124,17 @@ def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cam
     light_distance = uniform(*rig.light_distance)
     light_noise = torch.randn(b, 1, 3, generator=generator, device=generator.device)
 
-    azimuth = -pi + (phase + torch.arange(v, device=phase.device)) / v * tau  # (B, V)
     elevation, fovy, distance = (x.expand(b, v).clone() for x in (elevation, fovy, distance))
-    c2w = look_at(elevation, azimuth, distance)
+    if rig.azimuth_deg is None:
+        azimuth = -pi + (phase + torch.arange(v, device=phase.device)) / v * tau  # (B, V)
+        c2w = look_at(elevation, azimuth, distance)
+    else:
+        first = look_at(elevation[:, :1], -pi + phase * tau, distance[:, :1])
+        c2w = turn(first, torch.deg2rad(phase.new_tensor(list(rig.azimuth_deg)))[None])
+        x, y, z = c2w[..., :3, 2].unbind(-1)  # backward: the direction from the origin to the camera
+        elevation, azimuth = torch.asin(z.clamp(-1, 1)), torch.atan2(y, x)
     light = torch.nn.functional.normalize(c2w[..., :3, 3] + light_noise, dim=-1) * light_distance[..., None]
-    return Cameras(c2w, fovy, elevation, azimuth, distance, light, resolution)
+    return Cameras(c2w, fovy, elevation, azimuth, distance, light, resolution, rig.projection == "orthographic")
 
 
 def _sample_elevation(rig: Rig, uniform) -> Tensor:
@@ -148,14 +179,41 @@ def look_at(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     return torch.cat([c2w, last], -2)
 
 
+def turn(c2w: Tensor, angle: Tensor) -> Tensor:
+    """Cameras (..., 4, 4) that look at the origin, carried around it to their right by `angle` (...), radians.
+
+    The axis is the camera's own up: what it sees of the object turns as on a potter's wheel, whatever its elevation.
+    """
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    about_y = torch.stack([cos, zero, sin, zero, zero + 1, zero, -sin, zero, cos], -1).unflatten(-1, (3, 3))
+    rotation = c2w[..., :3, :3] @ about_y
+    position = c2w[..., :3, 3:].norm(dim=-2, keepdim=True) * rotation[..., 2:]
+    top = torch.cat([rotation, position], -1)
+    return torch.cat([top, c2w[..., 3:, :].expand(*top.shape[:-2], 1, 4)], -2)
+
+
 def rays(
     c2w: Tensor,  # (B, V, 4, 4) camera to world
     fovy: Tensor,  # (B, V) radians
     resolution: int,
+    orthographic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Ray origins and unit directions, both (B, V, R, R, 3), through pixel centres; row 0 is the top of the image."""
+    """Ray origins and unit directions, both (B, V, R, R, 3), through pixel centres; row 0 is the top of the image.
+
+    Orthographic rays are parallel and start on the plane through the camera; the image is 2 |position| tan(fovy / 2)
+    from edge to edge, what the perspective one shows at the origin.
+    """
     with torch.autocast(c2w.device.type, enabled=False):  # half precision would bend the rays by whole pixels
-        return _rays(c2w, fovy, resolution)
+        return _parallel_rays(c2w, fovy, resolution) if orthographic else _rays(c2w, fovy, resolution)
+
+
+def _parallel_rays(c2w: Tensor, fovy: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    half = c2w[..., :3, 3].norm(dim=-1) * torch.tan(fovy / 2)  # (B, V) world units
+    centre = (torch.arange(resolution, dtype=c2w.dtype, device=c2w.device) + 0.5) / resolution * 2 - 1
+    y, x = torch.meshgrid(-centre, centre, indexing="ij")
+    in_plane = torch.stack([x, y], -1) * half[..., None, None, None]
+    rays_o = torch.einsum("bvij,bvrcj->bvrci", c2w[..., :3, :2], in_plane) + c2w[..., None, None, :3, 3]
+    return rays_o, -c2w[..., None, None, :3, 2].expand_as(rays_o)
 
 
 def _rays(c2w: Tensor, fovy: Tensor, resolution: int) -> tuple[Tensor, Tensor]:

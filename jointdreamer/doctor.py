@@ -184,15 +184,15 @@ def wandb_login() -> str | None:
 
 def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Role -> title, where it is (or None), what is wrong with it (or None), the energies that need it, size."""
-    from jointdreamer.models.weights import ROLES, damaged, find_weights, is_remote, lacking, sources
+    from jointdreamer.models.weights import ROLES, damaged, is_remote, lacking, locate, needed_files, sources
 
     found = {}
     for role in [role for role in ROLES if role in models]:
         about, part = ROLES[role], models[role]
         path, problem = None, None
         try:
-            path = find_weights(part["source"], role, file=part.get("file"), download=False)
-            parts = lacking(path, about.needs) if path.is_dir() else []
+            path = locate(part, role)
+            parts = lacking(path, needed_files(role, part.get("vae"))) if path.is_dir() else []
             problem = f"no weights in {', '.join(parts)}" if parts else damaged(path)
         except UserError as error:
             # what can be downloaded is merely not there yet; a path that was given is a mistake
@@ -202,6 +202,7 @@ def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "path": path and str(path),
             "problem": problem,
             "needed_by": list(about.needed_by),
+            "use": about.use,
             "gigabytes": about.gigabytes,
         }
     return found
@@ -290,8 +291,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
             where = one["problem"] or one["path"] or "not on this machine"
             if not one["path"] and not one["problem"] and one.get("gigabytes"):
                 where += f", about {one['gigabytes']:g} GB to download"
-            unused = "" if one["needed_by"] or name == "toybox" else "; nothing reads it yet"
-            said.append(f"    {role}: {one['title']}: {where}{unused}")
+            option = "" if one["needed_by"] or "use" not in one else f"; {one['use']}"
+            said.append(f"    {role}: {one['title']}: {where}{option}")
     said += ["", "commands"]
     for one in report["commands"]:
         said.append(

@@ -1,7 +1,8 @@
 """Fetch and check the pretrained models: python -m jointdreamer.weights list|prefetch|check [ROLE ...] [models=sd21]
 
     list        every role with its sources, licence and size, and where it is on this machine
-    prefetch    download what the energies read (or the roles named); the same command goes on after an interruption
+    prefetch    download what energy=mvs reads (or another energy, or the roles named); the same command goes on after
+                an interruption
     check       read what is at hand: whole, and of the sha256 that is known
 
 The settings are train.py's: models.multi_view.source=FILE moves that role here, in the doctor and in a run.
@@ -28,8 +29,12 @@ def main(words: Sequence[str]) -> int:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
         settings = [word for word in rest if "=" in word or word.startswith("-")]
+        from jointdreamer.models.weights import ROLES
+
         cfg = cli.composed("config", settings, models="sd21")
         roles = pick([word for word in rest if word not in settings], cfg["models"])
+        if command == "prefetch" and not roles:
+            roles = [role for role in pick(["all"], cfg["models"]) if cfg["energy"]["name"] in ROLES[role].needed_by]
         return {"list": show, "prefetch": prefetch, "check": check}[command](cfg["models"], roles)
     except UserError as error:
         return cli.complain(error)
@@ -49,33 +54,22 @@ def pick(named: Sequence[str], models: Mapping[str, Any]) -> list[str]:
     return there if "all" in named else [role for role in there if role in named]
 
 
-def place(models: Mapping[str, Any], role: str, download: bool = False) -> Path:
-    """Where a role's weights are. Raises UserError if nowhere."""
-    from jointdreamer.models.weights import find_weights
-
-    part = models[role]
-    return find_weights(part["source"], role, file=part.get("file"), download=download)
-
-
 def here(models: Mapping[str, Any], role: str) -> Path | None:
     """Where a role's weights are on this machine, or None."""
+    from jointdreamer.models.weights import locate
+
     try:
-        return place(models, role)
+        return locate(models[role], role)
     except UserError:
         return None
 
 
 def source_of(models: Mapping[str, Any], role: str, path: Path) -> Any:
     """Which of a role's sources `path` came from."""
-    from jointdreamer.models.weights import find_weights, sources
+    from jointdreamer.models.weights import sources
 
-    for source in sources(models[role]["source"], role):
-        try:
-            if find_weights(source, role, file=models[role].get("file"), download=False) == path:
-                return source
-        except UserError:
-            continue
-    return path
+    listed = sources(models[role]["source"], role)
+    return next((one for one in listed if here({role: {**models[role], "source": one}}, role) == path), path)
 
 
 def show(models: Mapping[str, Any], roles: Sequence[str]) -> int:
@@ -84,8 +78,7 @@ def show(models: Mapping[str, Any], roles: Sequence[str]) -> int:
 
     for role in roles or pick(["all"], models):
         about, path = ROLES[role], here(models, role)
-        use = f"energy={'|'.join(about.needed_by)}" if about.needed_by else "registered; nothing reads it yet"
-        print(f"{role}: {about.title}; {use}")
+        print(f"{role}: {about.title}; {about.use}")
         print(f"    {f'at hand: {path}' if path else 'not on this machine'}")
         listed = sources(models[role]["source"], role)
         if any(map(is_remote, listed)):
@@ -101,15 +94,15 @@ def size(gigabytes: float | None) -> str:
 
 
 def prefetch(models: Mapping[str, Any], roles: Sequence[str]) -> int:
-    """Bring the roles here: those named, or those that an energy reads."""
+    """Bring the roles here."""
     from jointdreamer.models.checkpoint import PICKLES, read_checkpoint
-    from jointdreamer.models.weights import ROLES
+    from jointdreamer.models.weights import ROLES, locate
 
-    for role in roles or [role for role in pick(["all"], models) if ROLES[role].needed_by]:
+    for role in roles:
         about = ROLES[role]
         if here(models, role) is None:
             print(f"{role}: {about.title}, {size(about.gigabytes)}, licence {about.licence}", flush=True)
-        path = place(models, role, download=True)
+        path = locate(models[role], role, download=True)
         if path.is_file() and path.suffix in PICKLES:
             read_checkpoint(path)  # once: the next reader takes the safetensors
         print(f"{role}: {path}", flush=True)
@@ -120,17 +113,17 @@ def check(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Check the roles named, or all that are at hand; raises UserError for the first that an energy would trip over."""
     from jointdreamer.files import sha256
     from jointdreamer.models.checkpoint import PICKLES, read_checkpoint
-    from jointdreamer.models.weights import ROLES, damaged, known_checksums, lacking
+    from jointdreamer.models.weights import ROLES, damaged, known_checksums, lacking, locate, needed_files
 
     for role in roles or pick(["all"], models):
         path = here(models, role)
         if path is None:
             if role in roles:
-                place(models, role)  # says where it was looked for
-            print(f"{role}: not on this machine" + ("" if ROLES[role].needed_by else " (nothing reads it yet)"))
+                locate(models[role], role)  # says where it was looked for
+            print(f"{role}: not on this machine ({ROLES[role].use})")
             continue
         fix = f"remove it and run `python -m jointdreamer.weights prefetch {role}`"
-        if path.is_dir() and (parts := lacking(path, ROLES[role].needs)):
+        if path.is_dir() and (parts := lacking(path, needed_files(role, models[role].get("vae")))):
             raise UserError(f"{role}: there are no weights in {', '.join(parts)}; {fix}")
         if wrong := damaged(path):
             raise UserError(f"{role}: {wrong}; {fix}")

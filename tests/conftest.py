@@ -201,9 +201,13 @@ def tiny_classifier_folder(tmp_path_factory) -> Path:
 # MVDream in the layout of the original code (CONVENTIONS section 3), written down name by name; nothing of diffusers
 
 
-def ldm_unet_shapes(widths, blocks, attends, text) -> Shapes:
-    """Name -> shape of every weight of model.diffusion_model."""
-    s, temb = {}, 4 * widths[0]
+def ldm_unet_shapes(widths, blocks, attends, text, channels=4, camera=16, conv=False, joint=False) -> Shapes:
+    """Name -> shape of every weight of model.diffusion_model.
+
+    channels: in; camera: numbers of the camera, or 0; conv: 1x1 convolutions around the transformers (Stable
+    Diffusion 1) instead of matrices; joint: Wonder3D's attention between domains.
+    """
+    s, temb, one = {}, 4 * widths[0], (1, 1) if conv else ()
 
     def affine(name, *shape):
         s[f"{name}.weight"], s[f"{name}.bias"] = shape, shape[:1]
@@ -219,22 +223,23 @@ def ldm_unet_shapes(widths, blocks, attends, text) -> Shapes:
 
     def transformer(name, c):
         affine(f"{name}.norm", c)
-        affine(f"{name}.proj_in", c, c)
+        affine(f"{name}.proj_in", c, c, *one)
         block = f"{name}.transformer_blocks.0"
-        for attn, context in (("attn1", c), ("attn2", text)):
+        attentions = [("attn1", c), ("attn2", text), *([("attn_joint_mid", c)] if joint else [])]
+        for attn, context in attentions:
             s[f"{block}.{attn}.to_q.weight"] = (c, c)
             s[f"{block}.{attn}.to_k.weight"] = s[f"{block}.{attn}.to_v.weight"] = (c, context)
             affine(f"{block}.{attn}.to_out.0", c, c)
         affine(f"{block}.ff.net.0.proj", 8 * c, c)
         affine(f"{block}.ff.net.2", c, 4 * c)
-        for norm in ("norm1", "norm2", "norm3"):
+        for norm in ("norm1", "norm2", "norm3", *(["norm_joint_mid"] if joint else [])):
             affine(f"{block}.{norm}", c)
-        affine(f"{name}.proj_out", c, c)
+        affine(f"{name}.proj_out", c, c, *one)
 
-    for name, width in (("time_embed", widths[0]), ("camera_embed", 16)):
+    for name, width in (("time_embed", widths[0]), *([("camera_embed", camera)] if camera else [])):
         affine(f"{name}.0", temb, width)
         affine(f"{name}.2", temb, temb)
-    affine("input_blocks.0.0", widths[0], 4, 3, 3)
+    affine("input_blocks.0.0", widths[0], channels, 3, 3)
     skips, c, i = [widths[0]], widths[0], 1
     for level, width in enumerate(widths):
         for _ in range(blocks):
@@ -337,6 +342,149 @@ def mvdream_state() -> Callable[..., dict[str, torch.Tensor]]:
     return make
 
 
+# Novel-view models: Zero-1-to-3 as its authors saved it, Wonder3D as its authors' diffusers saved it
+
+NOVEL_VIEW = {"widths": (32, 64), "blocks": 1, "attends": (True, False)}
+CLIP_WIDTH, CLIP_LAYERS, CLIP_PATCH, CLIP_SIDE, EMBEDDING = 128, 2, 4, 2, 16
+
+
+def openai_vision_shapes(width, layers, patch, side, embedding) -> Shapes:
+    """Name -> shape of every weight of OpenAI's CLIP without its text tower; side: patches along an image."""
+    s: Shapes = {"visual.class_embedding": (width,), "visual.proj": (width, embedding)}
+    s["visual.conv1.weight"] = (width, 3, patch, patch)
+    s["visual.positional_embedding"] = (side**2 + 1, width)
+    for norm in ("ln_pre", "ln_post"):
+        s[f"visual.{norm}.weight"] = s[f"visual.{norm}.bias"] = (width,)
+    for i in range(layers):
+        block = f"visual.transformer.resblocks.{i}"
+        for name, shape in {
+            "attn.in_proj_": (3 * width, width),
+            "attn.out_proj.": (width, width),
+            "mlp.c_fc.": (4 * width, width),
+            "mlp.c_proj.": (width, 4 * width),
+            "ln_1.": (width,),
+            "ln_2.": (width,),
+        }.items():
+            s[f"{block}.{name}weight"], s[f"{block}.{name}bias"] = shape, shape[:1]
+    # of the deleted text tower
+    s |= {
+        "positional_embedding": (77, 8),
+        "text_projection": (8, 8),
+        "logit_scale": (),
+        "token_embedding.weight": (9, 8),
+    }
+    return s | {"ln_final.weight": (8,), "ln_final.bias": (8,)}
+
+
+def zero123_shapes(unet: Shapes, vae: Shapes, clip: Shapes, embedding: int) -> Shapes:
+    """Name -> shape of every tensor of a Zero-1-to-3 checkpoint, with the running average but the schedule's tables."""
+    shapes = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+    shapes |= {f"model_ema.diffusion_model{k.replace('.', '')}": v for k, v in unet.items()}
+    shapes |= {"model_ema.decay": (), "model_ema.num_updates": ()}
+    shapes |= {f"first_stage_model.{k}": v for k, v in vae.items()}
+    shapes |= {f"cond_stage_model.model.{k}": v for k, v in clip.items()}
+    return shapes | {"cc_projection.weight": (embedding, embedding + 4), "cc_projection.bias": (embedding,)}
+
+
+def random_state(shapes: Shapes) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return {k: torch.randn(v, generator=g) / max(1, math.prod(v[1:])) ** 0.5 for k, v in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def zero123_state() -> dict[str, torch.Tensor]:
+    """A random checkpoint of Zero-1-to-3 in the authors' layout: 16 px, latents 4x8x8, embeddings of 16 numbers."""
+    from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+
+    unet = ldm_unet_shapes(**NOVEL_VIEW, text=EMBEDDING, channels=8, camera=0, conv=True)
+    clip = openai_vision_shapes(CLIP_WIDTH, CLIP_LAYERS, CLIP_PATCH, CLIP_SIDE, EMBEDDING)
+    state = random_state(zero123_shapes(unet, ldm_vae_shapes(), clip, EMBEDDING))
+    return state | {"betas": torch.ones(1000), "alphas_cumprod": scaled_linear_alphas_cumprod()}
+
+
+@pytest.fixture(scope="session")
+def zero123_file(zero123_state, tmp_path_factory) -> Path:
+    """`zero123_state` as zero123-xl.ckpt. Shared by the session: copy it before you damage it."""
+    path = tmp_path_factory.mktemp("zero123") / "zero123-xl.ckpt"
+    torch.save({"state_dict": zero123_state, "epoch": 3}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wonder3d_state() -> dict[str, torch.Tensor]:
+    """Random weights of a small Wonder3D UNet by the names of the original layout, for `ldm_forward`."""
+    return random_state(ldm_unet_shapes(**NOVEL_VIEW, text=EMBEDDING, channels=8, camera=10, conv=True, joint=True))
+
+
+@pytest.fixture(scope="session")
+def wonder3d_folder(wonder3d_state, tmp_path_factory) -> Path:
+    """`wonder3d_state` as the authors' folder. Shared by the session: copy it before you damage it."""
+    from safetensors.torch import save_file
+
+    from jointdreamer.models.multiview_unet import _unet_key
+
+    folder = tmp_path_factory.mktemp("wonder3d")
+    unet = {_unet_key(k, NOVEL_VIEW["blocks"] + 1): v for k, v in wonder3d_state.items()}
+    (folder / "unet").mkdir()
+    save_file(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    config = {
+        "_class_name": "UNetMV2DConditionModel",
+        "sample_size": 8,
+        "in_channels": 8,
+        "out_channels": 4,
+        "block_out_channels": NOVEL_VIEW["widths"],
+        "layers_per_block": NOVEL_VIEW["blocks"],
+        "down_block_types": ["CrossAttnDownBlockMV2D", "DownBlock2D"],
+        "mid_block_type": "UNetMidBlockMV2DCrossAttn",
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlockMV2D"],
+        "cross_attention_dim": EMBEDDING,
+        "attention_head_dim": 8,
+        "class_embed_type": "projection",
+        "projection_class_embeddings_input_dim": 10,
+        "cd_attention_mid": True,
+        "num_views": 6,
+    }
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    _novel_view_parts(folder, "epsilon")
+    return folder
+
+
+def _novel_view_parts(folder: Path, prediction_type: str) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        _vae().save_pretrained(folder / "vae")
+        config = CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=4,
+            projection_dim=EMBEDDING,
+        )
+        CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    _scheduler(prediction_type).save_pretrained(folder / "scheduler")
+
+
+@pytest.fixture(scope="session")
+def tiny_nv_folder(tmp_path_factory) -> Path:
+    """A random Zero-1-to-3 diffusers folder of the same sizes, with vae/."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("nv")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        _unet(in_channels=8).save_pretrained(folder / "unet")
+        projection = {"proj.weight": torch.randn(16, 20) / 4, "proj.bias": torch.zeros(16)}
+    _novel_view_parts(folder, "sample")
+    (folder / "clip_camera_projection").mkdir()
+    save_file(projection, folder / "clip_camera_projection" / "diffusion_pytorch_model.safetensors")
+    (folder / "clip_camera_projection" / "config.json").write_text("{}")
+    return folder
+
+
 # train.py, without paying for its imports each time
 
 
@@ -390,7 +538,7 @@ def launcher():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_sd_folder, tiny_mv_folder) -> Callable[..., list[str]]:
+def tiny_run(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder) -> Callable[..., list[str]]:
     """tiny_run("energy=none") -> the words of a run of two steps with tiny random models; later words win."""
     sd, mv = tiny_sd_folder(), tiny_mv_folder()
 
@@ -403,6 +551,9 @@ def tiny_run(tiny_sd_folder, tiny_mv_folder) -> Callable[..., list[str]]:
             f"models.multi_view.source={mv}",
             f"models.multi_view.vae={sd}",
             "models.multi_view.image_size=16",
+            f"models.novel_view.source={tiny_nv_folder}",
+            f"models.novel_view.vae={sd}",
+            "models.novel_view.image_size=16",
             "schedule.steps=2",
             "schedule.resolution=8",
             "schedule.energy_weight=1",

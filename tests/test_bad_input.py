@@ -332,7 +332,7 @@ def test_help_lists_the_groups_within_three_seconds_and_without_torch():
     done = command("--help", PYTHONPROFILEIMPORTTIME="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    assert "energy: cls, mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
+    assert "energy: cls, i2i, mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "hydra" in imported and not imported & {"torch", "numpy", "numba", "diffusers", "transformers"}
     # time of the processor, so that a busy machine does not count

@@ -133,6 +133,51 @@ def test_rays_go_through_pixel_centres():
     torch.testing.assert_close(rays_d[:, :, 2, 2], -torch.nn.functional.normalize(centre, dim=-1), atol=1e-5, rtol=0)
 
 
+def test_orthographic_rays_against_the_closed_form():
+    cameras = sample_cameras(Rig(n_rigs=2, projection="orthographic"), 6, generator())
+    assert cameras.orthographic and not sample_cameras(Rig(), 6, generator()).orthographic
+    rays_o, rays_d = rays(cameras.c2w, cameras.fovy, 6, cameras.orthographic)
+    for b, v, row, column in ((0, 0, 0, 0), (1, 2, 5, 1), (1, 3, 2, 4)):
+        right, up, backward, position = cameras.c2w[b, v, :3].double().numpy().T
+        half = float(cameras.distance[b, v]) * math.tan(float(cameras.fovy[b, v]) / 2)
+        x, y = half * ((column + 0.5) / 3 - 1), half * (1 - (row + 0.5) / 3)
+        np.testing.assert_allclose(rays_o[b, v, row, column].numpy(), position + x * right + y * up, atol=1e-5)
+        np.testing.assert_allclose(rays_d[b, v, row, column].numpy(), -backward, atol=1e-6)
+    # Both projections show the same of the plane through the origin
+    perspective_o, perspective_d = rays(cameras.c2w, cameras.fovy, 6)
+    backward = cameras.c2w[..., None, None, :3, 2]
+
+    def on_plane(o, d):
+        return o - d * ((o * backward).sum(-1) / (d * backward).sum(-1))[..., None]
+
+    torch.testing.assert_close(on_plane(rays_o, rays_d), on_plane(perspective_o, perspective_d), atol=1e-5, rtol=1e-5)
+
+
+def test_fixed_views_stand_around_the_first_as_it_sees_the_object():
+    rig = Rig(n_rigs=200, n_views=3, azimuth_deg=(0, 90, 180), elevation_deg=(20, 20))
+    cameras = sample_cameras(rig, 8, generator())
+    degrees = torch.rad2deg(cameras.elevation)
+    # A quarter to the right along a tilted horizon is on the equator, and the far side is as deep as the first is high
+    torch.testing.assert_close(degrees, torch.tensor([20.0, 0, -20]).expand(200, 3), atol=1e-3, rtol=0)
+    turned = (torch.rad2deg(cameras.azimuth - cameras.azimuth[:, :1]) % 360)[:, 1:]
+    torch.testing.assert_close(turned, torch.tensor([90.0, 180]).expand(200, 2), atol=1e-2, rtol=0)
+    assert cameras.azimuth[:, 0].std() > 1.5  # all around
+    centre = cameras.distance[..., None] * cameras.c2w[..., :3, 2]
+    torch.testing.assert_close(cameras.c2w[..., :3, 3], centre, atol=1e-5, rtol=0)
+    # At the horizon it is the plain orbit
+    flat = sample_cameras(Rig(n_views=4, azimuth_deg=(0, 90, 180, -90), elevation_deg=(0, 0)), 8, generator())
+    expected = look_at(flat.elevation, flat.azimuth, flat.distance)
+    torch.testing.assert_close(flat.c2w, expected, atol=1e-5, rtol=0)
+
+
+def test_selected_views_are_those_views():
+    cameras = sample_cameras(Rig(n_rigs=2), 8, generator())
+    some = cameras.select(torch.tensor([[3, 0], [1, 1]]))
+    assert some.n_rigs == some.n_views == 2 and some.resolution == 8
+    assert torch.equal(some.c2w[0], cameras.c2w[0, [3, 0]]) and torch.equal(some.azimuth[1], cameras.azimuth[1, [1, 1]])
+    assert torch.equal(some.light[0, 1], cameras.light[0, 0])
+
+
 def test_relative_pose_takes_camera_2_into_the_frame_of_camera_1():
     c2w = sample_cameras(Rig(), 8, generator()).c2w[0]
     torch.testing.assert_close(relative_pose(c2w[0], c2w[0]), torch.eye(4), atol=1e-6, rtol=0)
@@ -167,6 +212,9 @@ def test_to_moves_every_tensor_and_keeps_the_resolution():
         {"fovy_deg": (0, 60)},
         {"relative_distance": (-1, 1)},
         {"elevation_sampler": "cube"},
+        {"projection": "fisheye"},
+        {"azimuth_deg": (0, 90)},
+        {"azimuth_deg": (90, 180, 270, 0)},
     ],
 )
 def test_impossible_rigs_are_refused(wrong):

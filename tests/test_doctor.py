@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 
 from jointdreamer import doctor
+from jointdreamer.energies.registry import ENERGIES
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,12 +32,12 @@ def test_a_fresh_machine_can_do_the_toybox_and_is_told_what_the_rest_needs():
     report = doctor.examine([])
     assert {"torch", "diffusers", "hydra-core"} <= set(report["packages"])
     assert not [one for one in report["packages"].values() if one["problem"]]
-    assert all(works(report, "models=toybox", f"energy={energy} ") for energy in ("none", "mvs", "random"))
+    assert all(works(report, "models=toybox", f"energy={energy} ") for energy in ENERGIES)
     assert not works(report, "models=sd21", "energy=none ") and works(report, "toybox.table")
     assert not [one for one in report["models"]["toybox"].values() if one["problem"] or not one["path"]]
     said = "\n".join(doctor.lines(report))
     assert "weights prefetch text_to_image multi_view" in said and "nothing reads it yet" in said
-    assert "energy=cls" not in said and "energy=i2i" not in said
+    assert "python train_classifier.py" in said and "novel_view=wonder3d" in said
 
 
 def test_settings_move_a_role(tiny_sd_folder, mvdream_state, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jointdreamer.cameras import Cameras
+from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.prompts import Conditioning
 
 
@@ -31,6 +31,9 @@ class Energy(nn.Module, ABC):
 
     def __init__(self) -> None:  # nn.Module's own takes anything: an option of another energy would pass unseen
         super().__init__()
+
+    def check_rig(self, rig: Rig) -> None:
+        """Raise UserError, one line, for a rig whose views this energy cannot compare. Asked before training."""
 
     @abstractmethod
     def forward(self, views: Views) -> Tensor:

@@ -11,6 +11,7 @@ from jointdreamer.errors import UserError
 
 ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
+    "i2i": "jointdreamer.energies.image_to_image:ImageToImageEnergy",
     "mvs": "jointdreamer.energies.multiview:MultiViewEnergy",
     "random": "jointdreamer.energies.random:RandomEnergy",
     "cls": "jointdreamer.energies.classifier:ClassifierEnergy",

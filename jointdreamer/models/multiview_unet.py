@@ -180,6 +180,17 @@ def unet_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) 
         odd = [key for key in state if not key.startswith(known)]
         keys = differences(["model.diffusion_model.camera_embed.0.weight"], odd, seen=state)
         raise UserError(f"it {what} ({keys}); expected e.g. sd-v2.1-base-4view.pt")
+    config, per_level = ldm_unet_config(ldm)
+    mapped = {_unet_key(key, per_level): value for key, value in ldm.items()}
+    return _build(UNet2DConditionModel, config, mapped, dtype)
+
+
+def ldm_unet_config(ldm: dict[str, Tensor], heads: int | None = None) -> tuple[dict[str, Any], int]:
+    """The UNet2DConditionModel config that weights of `model.diffusion_model` fit, and the modules a level has there.
+
+    heads: their number at every level (Stable Diffusion 1); by default what makes 64 channels a head (2).
+    Raises KeyError if the weights that tell are missing.
+    """
     n_inputs = _count(ldm, r"input_blocks\.(\d+)\.")
     downsamplers = [i for i in range(n_inputs) if f"input_blocks.{i}.0.op.weight" in ldm]
     per_level = downsamplers[0] if downsamplers else n_inputs  # residual blocks + 1
@@ -189,7 +200,7 @@ def unet_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) 
     attends = [f"input_blocks.{i}.1.norm.weight" in ldm for i in first]
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)]
-    config = {
+    config: dict[str, Any] = {
         "sample_size": 32,
         "in_channels": ldm["input_blocks.0.0.weight"].shape[1],
         "out_channels": ldm["out.2.weight"].shape[0],
@@ -198,13 +209,14 @@ def unet_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) 
         "down_block_types": tuple(down),
         "up_block_types": tuple(up),
         "cross_attention_dim": ldm["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "attention_head_dim": tuple(max(1, c // HEAD_CHANNELS) for c in channels),  # historic name: NUMBER of heads
+        # historic name: NUMBER of heads
+        "attention_head_dim": tuple(heads or max(1, c // HEAD_CHANNELS) for c in channels),
         "use_linear_projection": ldm["middle_block.1.proj_in.weight"].ndim == 2,
-        "class_embed_type": "projection",
-        "projection_class_embeddings_input_dim": ldm["camera_embed.0.weight"].shape[1],
     }
-    mapped = {_unet_key(key, per_level): value for key, value in ldm.items()}
-    return _build(UNet2DConditionModel, config, mapped, dtype)
+    if "camera_embed.0.weight" in ldm:
+        config["class_embed_type"] = "projection"
+        config["projection_class_embeddings_input_dim"] = ldm["camera_embed.0.weight"].shape[1]
+    return config, per_level
 
 
 def _unet_key(key: str, per_level: int) -> str:

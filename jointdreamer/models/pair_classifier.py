@@ -217,11 +217,7 @@ def load_classifier(source: str | Path, image_size: int | None = None) -> tuple[
     image_size: what the caller decided for (models.classifier.image_size); None takes any.
     Raises UserError, one line, if there is none or it was trained for other images or cameras.
     """
-    hint = (
-        "none is published: train one, python train_classifier.py models=sd21 data.folder=FOLDER, and name its folder, "
-        "models.classifier.source=RUN/best"
-    )
-    folder = find_weights(source, ROLE, needs=("config.json", "model.safetensors"), hint=hint, download=False)
+    folder = find_weights(source, "classifier", download=False)
     model = PairClassifier.load(folder)
     if image_size is not None and model.settings.image_size != image_size:
         raise UserError(

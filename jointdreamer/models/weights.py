@@ -10,7 +10,7 @@ import fnmatch
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,24 @@ class Role:
     """What a pretrained part is for; where it comes from is in conf/models/*.yaml."""
 
     title: str  # as messages call it
-    needed_by: tuple[str, ...]  # energies that read it today; none: it can be fetched and checked, nothing reads it yet
+    needed_by: tuple[str, ...]  # energies that read it
     licence: str  # of the weights
     gigabytes: float | None  # to download, 1e9 bytes; None where we do not know
     needs: tuple[str, ...]  # files that a folder or repository must contain
+    hint: str = ""  # what to do when it is nowhere; by default to name a folder or file
+    option_of: str = ""  # what reads it where no energy needs it; none: it can be fetched and checked, nothing reads it
+
+    @property
+    def use(self) -> str:
+        """Who reads it, in words."""
+        energies = f"energy={'|'.join(self.needed_by)}" if self.needed_by else ""
+        return energies or self.option_of or "registered; nothing reads it yet"
 
 
 ROLES = {
     "text_to_image": Role(
         "text-to-image model",
-        ("none", "mvs", "random"),
+        ("none", "mvs", "cls", "i2i", "random"),
         "CreativeML Open RAIL++-M",
         5.2,
         (
@@ -64,7 +72,7 @@ ROLES = {
     ),
     "novel_view": Role(
         "novel-view model (Zero-1-to-3 XL)",
-        (),
+        ("i2i",),
         "not stated for the weights (code: MIT)",
         15.0,
         ("unet/config.json", "vae/config.json", "image_encoder/config.json", "clip_camera_projection/config.json"),
@@ -75,8 +83,25 @@ ROLES = {
         "MIT or AGPL-3.0, sources disagree: read its card",
         None,
         ("unet/config.json", "vae/config.json", "image_encoder/config.json", "scheduler/scheduler_config.json"),
+        option_of="energy=i2i novel_view=wonder3d",
     ),
-    "classifier_backbone": Role("classifier backbone (DINO ViT-S/16)", (), "Apache-2.0", 0.09, ("config.json",)),
+    "classifier": Role(
+        "pair classifier",
+        ("cls",),
+        "yours",
+        None,
+        ("config.json", "model.safetensors"),
+        "none is published: train one, python train_classifier.py models=sd21 data.folder=FOLDER, and name its folder, "
+        "models.classifier.source=RUN/best",
+    ),
+    "classifier_backbone": Role(
+        "classifier backbone (DINO ViT-S/16)",
+        (),
+        "Apache-2.0",
+        0.09,
+        ("config.json",),
+        option_of="train_classifier.py",
+    ),
     "clip": Role(
         "CLIP ViT-B/32 (metrics)",
         (),
@@ -84,7 +109,9 @@ ROLES = {
         0.61,
         ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     ),
-    "small_decoder": Role("small decoder (TAESD)", (), "MIT", 0.01, ("config.json",)),
+    "small_decoder": Role(
+        "small decoder (TAESD)", (), "MIT", 0.01, ("config.json",), option_of="models.classifier.decoder=..."
+    ),
 }
 
 # sha256 of weights as they are in that repository; of other hub files the hub's own sha256 is held against them.
@@ -101,6 +128,18 @@ SHA256 = {
         "diffusion_pytorch_model.safetensors": "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
     },
 }
+
+
+def needed_files(role: str, vae: str | Path | None = None) -> tuple[str, ...]:
+    """What a role's folder must contain; no autoencoder of its own where the settings name another one."""
+    return tuple(name for name in ROLES[role].needs if vae is None or not name.startswith("vae/"))
+
+
+def locate(settings: Mapping[str, Any], role: str, download: bool = False) -> Path:
+    """Where a role's weights are, by its settings in conf/models. Raises UserError, one line, if nowhere."""
+    file = settings.get("file")
+    needs = None if file else needed_files(role, settings.get("vae"))
+    return find_weights(settings["source"], role, file=file, needs=needs, download=download)
 
 
 def find_weights(
@@ -137,7 +176,9 @@ def find_weights(
         found = _from_network(one, file, wanted, tried[str(one)], download)
         if found is not None:
             return found
-    hint = hint or (f"name a folder or file, models.{role}.source=..." if known else "give a local folder")
+    if known:
+        hint = hint or known.hint or f"name a folder or file, models.{role}.source=..."
+    hint = hint or "give a local folder"
     if remote := next((str(one) for one in all_sources if _hub_id(one)), None):
         repo, revision = _hub_id(remote) or ("", None)
         words = ["hf download", repo, file, f"--revision {revision}" if revision else None]

@@ -137,7 +137,8 @@ class VolumeRenderer(nn.Module):
             and change nothing but the last bits.
         """
         cameras = cameras.to(self.occupancy.device)
-        rays_o, rays_d = (x.reshape(-1, 3) for x in rays(cameras.c2w, cameras.fovy, cameras.resolution))
+        lines = rays(cameras.c2w, cameras.fovy, cameras.resolution, cameras.orthographic)
+        rays_o, rays_d = (x.reshape(-1, 3) for x in lines)
         light = cameras.light[:, :, None, None].expand(-1, -1, *[cameras.resolution] * 2, -1).reshape(-1, 3)
         if generator is None:
             offset = torch.zeros(len(rays_o), device=rays_o.device)

@@ -107,13 +107,29 @@ def build_vae() -> Any:
     return AutoencoderKL(**options)
 
 
-def build_unet(multiview: bool = False) -> Any:
+def build_vision_tower() -> Any:
+    """64x64 RGB -> one embedding, as wide as a word's; what a novel-view model looks at its image with."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=64,
+        patch_size=8,
+        projection_dim=TEXT_WIDTH,
+    )
+    return CLIPVisionModelWithProjection(config)
+
+
+def build_unet(multiview: bool = False, in_channels: int = LATENT_CHANNELS) -> Any:
     """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     options: dict[str, Any] = {
         "sample_size": LATENT_SIZE,
-        "in_channels": LATENT_CHANNELS,
+        "in_channels": in_channels,
         "out_channels": LATENT_CHANNELS,
         "block_out_channels": (64, 128, 144),
         "layers_per_block": 1,

@@ -74,7 +74,7 @@ def missing_input(model: str, folder: Path) -> str | None:
     pictures = ["flat", "rigs", *(["nerf"] if model == "judge" else [])]
     if not all((folder / name / "toys.json").exists() for name in pictures):
         return "data"
-    needs = {"text-to-image": ["vae"], "multi-view": ["vae", "text-to-image"]}
+    needs = {"text-to-image": ["vae"], "multi-view": ["vae", "text-to-image"], "novel-view": ["vae", "text-to-image"]}
     return next((name for name in needs.get(model, []) if not (folder / name / "checkpoint.pt").exists()), None)
 
 

@@ -1,8 +1,9 @@
 """Train a toybox model from scratch: `python -m jointdreamer.toybox.train MODEL`.
 
 MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text
-encoder), `multi-view` (starts from text-to-image), `clip`, `judge`. Work lies in `toybox_training/`; `--install` puts
-the newest weights into the package. A killed run goes on where it was when the same command is given again.
+encoder), `multi-view` and `novel-view` (both start from text-to-image), `clip`, `judge`. Work lies in
+`toybox_training/`; `--install` puts the newest weights into the package. A killed run goes on where it was when the
+same command is given again.
 """
 
 import argparse
@@ -20,8 +21,17 @@ from torch import Tensor, nn
 from jointdreamer.files import atomic_path
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox import recipes
+from jointdreamer.toybox.novel_view import NovelView
 
-DEFAULT_STEPS = {"vae": 2000, "text-to-image": 12000, "multi-view": 9000, "clip": 3000, "judge": 4000}
+RECIPES = {**recipes.RECIPES, NovelView.name: NovelView}
+DEFAULT_STEPS = {
+    "vae": 2000,
+    "text-to-image": 12000,
+    "multi-view": 9000,
+    "novel-view": 3600,
+    "clip": 3000,
+    "judge": 4000,
+}
 
 
 class Trainer:
@@ -135,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.model} needs {missing} first: python -m jointdreamer.toybox.train {missing}", file=sys.stderr)
         return 2
 
-    recipe: Any = recipes.RECIPES[args.model](args.folder, args.batch)
+    recipe: Any = RECIPES[args.model](args.folder, args.batch)
     trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
     if not args.install:
         trainer.folder.mkdir(parents=True, exist_ok=True)

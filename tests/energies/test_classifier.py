@@ -81,7 +81,7 @@ def test_the_gradient_climbs(tiny_classifier_folder):
 def test_a_decoder_of_half_precision_does_not_drown_the_gradient(tiny_classifier_folder):
     grads = []
     for dtype in (torch.float32, torch.float16):
-        energy, seen = ClassifierEnergy(tiny_classifier_folder, scale=1e-5), views()
+        energy, seen = ClassifierEnergy(tiny_classifier_folder, scale=3e-6), views()
         decode = seen.decode
         halved = replace(seen, decode=lambda z, decode=decode, dtype=dtype: decode(z).to(dtype).float())
         grads.append(torch.autograd.grad(energy(halved).sum(), seen.x0)[0])

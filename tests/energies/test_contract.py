@@ -17,9 +17,10 @@ B, V = 3, 4
 
 
 @pytest.fixture(params=sorted(ENERGIES))
-def energy(request, tiny_mv_folder, tiny_classifier_folder):
+def energy(request, tiny_mv_folder, tiny_classifier_folder, tiny_nv_folder):
     """Every name in the table; what each needs to be built at all is said here."""
     options = {"mvs": {"source": tiny_mv_folder()}, "cls": {"source": tiny_classifier_folder}}
+    options["i2i"] = {"source": tiny_nv_folder, "reference": 1}  # which view is drawn depends on how many rigs draw
     return build_energy(request.param, **options.get(request.param, {}))
 
 

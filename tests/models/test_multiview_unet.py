@@ -5,16 +5,15 @@ knows nothing of diffusers; what the converted network computes is checked by a 
 architecture too.
 """
 
-import math
-
 import pytest
 import torch
-from torch.nn.functional import conv2d, gelu, group_norm, interpolate, layer_norm, linear, pad, silu
+from torch.nn.functional import conv2d, group_norm, pad, silu
 
 from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.models.multiview_unet import load_multiview, load_multiview_unet, predict, set_views
+from tests.ldm_oracle import ldm_forward
 
 WIDTHS, BLOCKS, ATTENDS, TEXT = (64, 128, 128), 2, (True, True, False), 24
 
@@ -29,81 +28,6 @@ def checkpoint(state, tmp_path_factory):
     path = tmp_path_factory.mktemp("mvdream") / "sd-v2.1-base-4view.pt"
     torch.save(state, path)
     return path
-
-
-# The original forward pass
-
-
-def ldm_forward(state, x, t, text, camera, views):
-    """The original network in float64. x (N, 4, h, w), t (N,), text (N, L, D), camera (N, 16)."""
-    w = {k.removeprefix("model.diffusion_model."): v.double() for k, v in state.items()}
-
-    def lin(name, x):
-        return linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
-
-    def conv(name, x, stride=1):
-        weight = w[f"{name}.weight"]
-        return conv2d(x, weight, w[f"{name}.bias"], stride=stride, padding=weight.shape[-1] // 2)
-
-    def gn(name, x, eps):
-        return group_norm(x, 32, w[f"{name}.weight"], w[f"{name}.bias"], eps)
-
-    def ln(name, x):
-        return layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def resnet(name, x):
-        h = conv(f"{name}.in_layers.2", silu(gn(f"{name}.in_layers.0", x, 1e-5)))
-        h = h + lin(f"{name}.emb_layers.1", silu(emb))[:, :, None, None]
-        h = conv(f"{name}.out_layers.3", silu(gn(f"{name}.out_layers.0", h, 1e-5)))
-        return h + (conv(f"{name}.skip_connection", x) if f"{name}.skip_connection.weight" in w else x)
-
-    def attention(name, x, context):
-        q, k, v = (lin(f"{name}.to_{p}", y) for p, y in (("q", x), ("k", context), ("v", context)))
-        n, length, c = q.shape
-        q, k, v = (y.view(n, y.shape[1], c // 64, 64).transpose(1, 2) for y in (q, k, v))
-        p = (q @ k.transpose(-1, -2) / 8).softmax(-1)
-        return lin(f"{name}.to_out.0", (p @ v).transpose(1, 2).reshape(n, length, c))
-
-    def transformer(name, x):
-        n, c, height, width = x.shape
-        h = lin(f"{name}.proj_in", gn(f"{name}.norm", x, 1e-6).flatten(2).transpose(1, 2))
-        block = f"{name}.transformer_blocks.0"
-        together = h.reshape(n // views, views * height * width, c)
-        y = ln(f"{block}.norm1", together)
-        h = (together + attention(f"{block}.attn1", y, y)).reshape(n, height * width, c)
-        h = h + attention(f"{block}.attn2", ln(f"{block}.norm2", h), text)
-        value, gate = lin(f"{block}.ff.net.0.proj", ln(f"{block}.norm3", h)).chunk(2, -1)
-        h = h + lin(f"{block}.ff.net.2", value * gelu(gate))
-        return x + lin(f"{name}.proj_out", h).transpose(1, 2).reshape(n, c, height, width)
-
-    half = WIDTHS[0] // 2
-    angles = t[:, None].double() * torch.exp(-math.log(10000) * torch.arange(half).double() / half)
-    emb = lin("time_embed.2", silu(lin("time_embed.0", torch.cat([angles.cos(), angles.sin()], -1))))
-    emb = emb + lin("camera_embed.2", silu(lin("camera_embed.0", camera)))
-
-    h = conv("input_blocks.0.0", x)
-    skips, i = [h], 1
-    for level in range(len(WIDTHS)):
-        for _ in range(BLOCKS):
-            h = resnet(f"input_blocks.{i}.0", h)
-            h = transformer(f"input_blocks.{i}.1", h) if ATTENDS[level] else h
-            skips.append(h)
-            i += 1
-        if level < len(WIDTHS) - 1:
-            h = conv(f"input_blocks.{i}.0.op", h, stride=2)
-            skips.append(h)
-            i += 1
-    h = resnet("middle_block.2", transformer("middle_block.1", resnet("middle_block.0", h)))
-    i = 0
-    for level in reversed(range(len(WIDTHS))):
-        for position in range(BLOCKS + 1):
-            h = resnet(f"output_blocks.{i}.0", torch.cat([h, skips.pop()], 1))
-            h = transformer(f"output_blocks.{i}.1", h) if ATTENDS[level] else h
-            if level and position == BLOCKS:
-                up = interpolate(h, scale_factor=2.0, mode="nearest")
-                h = conv(f"output_blocks.{i}.{2 if ATTENDS[level] else 1}.conv", up)
-            i += 1
-    return conv("out.2", silu(gn("out.0", h, 1e-5)))
 
 
 def ldm_encode(state, x):
@@ -156,14 +80,8 @@ def test_the_converted_unet_computes_what_the_original_does(checkpoint, state):
     unet = load_multiview_unet(checkpoint)
     x, t, text, c2w = inputs()
     camera = mvdream_camera(c2w)
-    expected = ldm_forward(
-        state,
-        x.flatten(0, 1).double(),
-        t.repeat_interleave(4),
-        text.flatten(0, 1).double(),
-        camera.flatten(0, 1).double(),
-        views=4,
-    )
+    rows = (x.flatten(0, 1), t.repeat_interleave(4), text.flatten(0, 1), camera.flatten(0, 1))
+    expected = ldm_forward(state, *rows, widths=WIDTHS, blocks=BLOCKS, attends=ATTENDS, views=4)
     with torch.no_grad():
         out = predict(unet, x, t, text, c2w)
     assert out.shape == x.shape

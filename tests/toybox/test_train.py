@@ -10,7 +10,7 @@ from torch import nn
 
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox import recipes
-from jointdreamer.toybox.train import Trainer, main
+from jointdreamer.toybox.train import RECIPES, Trainer, main
 
 
 def trainer(folder, steps):
@@ -74,7 +74,7 @@ def test_bad_words_cost_one_line(words):
 def test_every_recipe_learns_its_first_steps_and_saves(tmp_path):
     torch.set_num_threads(1)
     assert main(["data", "--folder", str(tmp_path), "--pictures", "12"]) == 0
-    for model in recipes.RECIPES:
+    for model in RECIPES:
         assert main([model, "--folder", str(tmp_path), "--steps", "1", "--batch", "4", "--threads", "1"]) == 0
         assert list((tmp_path / model / "model").rglob("*.safetensors"))
 

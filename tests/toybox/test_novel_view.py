@@ -1,0 +1,97 @@
+"""The toybox's novel-view model is trained as models/zero123.py will ask it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jointdreamer.cameras import Cameras, look_at, sample_cameras
+from jointdreamer.models.novel_view import load_novel_view
+from jointdreamer.models.zero123 import relative_numbers
+from jointdreamer.toybox import data, networks
+from jointdreamer.toybox.novel_view import NovelView, rig_poses, widened
+from jointdreamer.toybox.recipes import FAMILY, WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    made = object.__new__(NovelView)  # without pictures to learn from
+    projection = nn.Linear(networks.TEXT_WIDTH + 4, networks.TEXT_WIDTH)
+    made.networks = {
+        "unet": networks.build_unet(in_channels=8),
+        "projection": projection,
+        "tower": networks.build_vision_tower(),
+    }
+    return made
+
+
+@pytest.fixture(scope="module")
+def cameras():
+    return sample_cameras(data.RIG, 64, torch.Generator().manual_seed(0))
+
+
+def test_the_shipped_form_is_asked_what_was_trained(recipe, cameras, tmp_path):
+    model = load_novel_view("zero123", recipe.save(tmp_path), vae=FAMILY)
+    assert (model.image_size, model.prediction_type) == (64, "sample")
+    g = torch.Generator().manual_seed(1)
+    image, x_t = torch.rand(1, 3, 64, 64, generator=g), torch.randn(1, 3, 4, 16, 16, generator=g)
+    pictures = data.Pictures(np.empty(0), [], cameras.azimuth.numpy(), cameras.elevation.numpy(), np.empty(0))
+    others, reference = np.array([[2, 3, 0]]), np.array([[1]])
+    reference_cameras = cameras.select(torch.from_numpy(reference))
+    asked = cameras.select(torch.from_numpy(others))
+    out = model(image, reference_cameras, x_t, torch.tensor([500]), asked, guidance_scale=1.0)
+
+    with torch.no_grad():
+        pose = rig_poses(pictures, np.array([[0]]), reference, others)
+        context = recipe.context(image, pose).flatten(0, 1)[:, None]
+        beside = model.vae.encode(2 * image - 1).latent_dist.mean.expand(3, -1, -1, -1)
+        expected = recipe.networks["unet"](torch.cat([x_t[0], beside], 1), torch.tensor(500), context).sample
+    # the folder holds half precision
+    torch.testing.assert_close(out[0], expected, rtol=2e-2, atol=5e-3 * float(expected.abs().max()))
+
+
+def test_poses_of_a_rig_are_zero123_s(cameras):
+    pictures = data.Pictures(np.empty(0), [], cameras.azimuth.numpy(), cameras.elevation.numpy(), np.empty(0))
+    for reference in range(4):
+        others = (reference + np.arange(1, 4))[None] % 4
+        numbers = rig_poses(pictures, np.array([[0]]), np.array([[reference]]), others)
+        chosen = (torch.tensor([[reference]]), torch.from_numpy(others))
+        expected = relative_numbers(*(cameras.select(views) for views in chosen))
+        torch.testing.assert_close(numbers, expected, atol=1e-5, rtol=0)
+
+
+def test_a_widened_unet_starts_as_the_narrow_one():
+    torch.manual_seed(0)
+    narrow, wide = networks.build_unet(), networks.build_unet(in_channels=8)
+    start = narrow.state_dict()
+    start["conv_in.weight"] = widened(start["conv_in.weight"])
+    wide.load_state_dict(start)
+    x, beside, words = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16), torch.randn(2, 1, networks.TEXT_WIDTH)
+    with torch.no_grad():
+        one, other = narrow(x, 300, words).sample, wide(torch.cat([x, beside], 1), 300, words).sample
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_all_of_it_fits_in_sixteen_megabytes(recipe):
+    numbers = sum(p.numel() for net in recipe.networks.values() for p in net.parameters())
+    assert 2 * numbers < 16e6
+
+
+@pytest.mark.skipif(not (WEIGHTS / "novel_view").exists(), reason="not trained yet")
+def test_the_shipped_model_turns_the_object():
+    """Of held-out objects it draws the other sides better than the image repeated is."""
+    model = load_novel_view("zero123", WEIGHTS / "novel_view", vae=FAMILY, x0_limit=4.0)
+    pictures = data.rigs(6, seed=94, scarce=False, shape="held_out")
+    rgb = data.composite(pictures.rgba, np.full((6, 4, 3), 0.85))
+    azimuth, elevation = (torch.from_numpy(x) for x in (pictures.azimuth, pictures.elevation))
+    distance = torch.full_like(azimuth, 2.5)
+    rig = Cameras(look_at(elevation, azimuth, distance), distance, elevation, azimuth, distance, distance, 64)
+    noise = torch.randn(6, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    first, others = torch.zeros(6, 1, dtype=torch.long), torch.arange(1, 4).expand(6, 3)
+    t = torch.full((6,), 999)
+    x0 = model(rgb[:, 0], rig.select(first), noise, t, rig.select(others), guidance_scale=3.0, steps=12)
+    with torch.no_grad():
+        views = model.vae.decode(x0.flatten(0, 1) / model.vae.config.scaling_factor).sample / 2 + 0.5
+    wanted = rgb[:, 1:].flatten(0, 1)
+    error = (views.clamp(0, 1) - wanted).square().mean()
+    assert error < 0.6 * (rgb[:, :1].expand(-1, 3, -1, -1, -1).flatten(0, 1) - wanted).square().mean()
