@@ -17,6 +17,8 @@ from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, needed_files
 
+FRONT = "front"  # the reference is the view nearest to it
+
 
 class ImageToImageEnergy(Energy):
     """C = -1/2 sum over the other views of (x0_i - M(x_ref, pose_i))^2, with the novel views M(...) a constant.
@@ -41,7 +43,8 @@ class ImageToImageEnergy(Energy):
     white: put renders before white, as the models know them. The background under a half-transparent pixel is not
         known: rgb opacity + 1 - opacity errs by opacity (1 - opacity) (background - 1) there, and nowhere else
     x0_limit: clamp the novel views' latents to +- this; off by default
-    reference: number of the view that is always the reference; by default a random one, each step and rig its own
+    reference: which view is the reference: a random one of each rig, each step another (null); the one that looks most
+        from the front ("front": azimuth nearest 0, where view-dependent prompts say so too); or the view of that number
     dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
     compile: whether torch.compile takes the UNet, see `place_unet`
 
@@ -59,7 +62,7 @@ class ImageToImageEnergy(Energy):
         steps: int = 1,
         white: bool = True,
         x0_limit: float | None = None,
-        reference: int | None = None,
+        reference: int | str | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         compile: bool = False,
@@ -77,6 +80,8 @@ class ImageToImageEnergy(Energy):
         self.folder = path  # or the checkpoint's file
         self.model = place(load_novel_view(kind, path, vae, image_size, x0_limit, dtype, download), device)
         self.model.unet = place_unet(self.model.unet, device, compile)
+        if isinstance(reference, str) and reference != FRONT:
+            raise UserError(f"energy.reference={reference}: wanted null (random), front, or the number of a view")
         if self.model.together and reference not in (None, 0):
             raise UserError(f"energy.reference={reference}: of a {kind} rig the first view, 0, is the reference")
         self.guidance_scale, self.steps, self.white = guidance_scale, steps, white
@@ -99,7 +104,7 @@ class ImageToImageEnergy(Energy):
 
     def check_rig(self, rig: Rig) -> None:
         self.model.check_rig(rig)
-        if self.reference is not None and not 0 <= self.reference < rig.n_views:
+        if isinstance(self.reference, int) and not 0 <= self.reference < rig.n_views:
             raise UserError(f"energy.reference={self.reference}: cameras.n_views={rig.n_views} views count from 0")
 
     def give_reference(self, image: Tensor, elevation: float, azimuth: float, distance: float) -> None:
@@ -141,7 +146,7 @@ class ImageToImageEnergy(Energy):
             reference, images = _camera(cameras, *pose), image.to(rgb).expand(b, -1, -1, -1)
             asked, compared = everyone, slice(0, v)
         else:
-            chosen = self._choose(b, v, views.generator).to(rgb.device)
+            chosen = self._choose(cameras, views.generator).to(rgb.device)
             reference, images = cameras.select(chosen), rgb[torch.arange(b, device=rgb.device), chosen[:, 0]]
             around = (chosen + everyone) % v  # from the reference on
             asked, compared = (around, slice(1, v)) if self.model.together else (around[:, 1:], slice(0, v - 1))
@@ -161,8 +166,11 @@ class ImageToImageEnergy(Energy):
         )
         return novel[:, compared], asked[:, compared]
 
-    def _choose(self, b: int, v: int, generator: torch.Generator | None) -> Tensor:
+    def _choose(self, cameras: Cameras, generator: torch.Generator | None) -> Tensor:
         """The reference's number (B, 1) in each rig."""
+        b, v = cameras.azimuth.shape
+        if self.reference == FRONT:
+            return cameras.azimuth.cos().argmax(1, keepdim=True)
         if self.reference is not None:
             return torch.full((b, 1), self.reference)
         device = generator.device if generator is not None else None

@@ -90,6 +90,18 @@ def test_every_view_becomes_the_reference(tiny_nv_folder):
     assert missing == {(b, v) for b in range(B) for v in range(V)}
 
 
+def test_the_front_most_view_is_the_reference_where_asked(tiny_nv_folder):
+    energy = ImageToImageEnergy(tiny_nv_folder, reference="front")
+    for seed in range(5):
+        cameras = sample_cameras(Rig(n_rigs=B, n_views=V), 16, torch.Generator().manual_seed(seed))
+        chosen = energy._choose(cameras, None)[:, 0]
+        away = (torch.rad2deg(cameras.azimuth) + 180) % 360 - 180
+        for rig in range(B):
+            assert away[rig].abs().argmin() == chosen[rig] and away[rig, chosen[rig]].abs() <= 180 / V + 1e-3
+    with pytest.raises(UserError, match="energy.reference=back: wanted null"):
+        ImageToImageEnergy(tiny_nv_folder, reference="back")
+
+
 def test_the_target_is_a_constant_and_the_network_is_asked_once(tiny_nv_folder):
     energy, seen, calls = ImageToImageEnergy(tiny_nv_folder), views(), []
     energy.model.unet.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[0]))
