@@ -58,6 +58,8 @@ class Run:
         from jointdreamer.energies.base import Energy
         from jointdreamer.guidance.latent_diffusion import LatentDiffusion
         from jointdreamer.logger import Logger
+        from jointdreamer.models.novel_view import NovelView
+        from jointdreamer.models.pair_classifier import PairClassifier
         from jointdreamer.renderers.volume import VolumeRenderer
         from jointdreamer.run import RunFolder
 
@@ -75,6 +77,8 @@ class Run:
         time_it(LatentDiffusion, "predict_noise", "text-to-image")
         time_it(distillation, "energy_gradient", "energy derivative")
         time_it(Energy, "__call__", "energy")
+        time_it(PairClassifier, "encode", "classifier")
+        time_it(NovelView, "embed", "image encoder")
         for name in ("backward", "grad"):
             time_it(torch.autograd, name, "backward")
         time_it(Logger, "log", "log")

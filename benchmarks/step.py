@@ -1,6 +1,6 @@
 """Where the time of one training step goes, in train.py itself.
 
-    python -m benchmarks.step                                     energy=none and energy=mvs
+    python -m benchmarks.step                                     energy=none, cls, i2i and mvs
     python -m benchmarks.step models=toybox energy=mvs seed=1     any words that train.py takes
     python -m benchmarks.step --whole                             the schedule as it is, from its first step to its last
     python -m benchmarks.step --paper-size                        Stable Diffusion 2.1 and MVDream, random weights
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def energies(args: argparse.Namespace) -> list[str]:
     given = [word.removeprefix("energy=") for word in args.words if word.startswith("energy=")]
-    return given[-1].split(",") if given else ["mvs"] if args.quick else ["none", "mvs"]
+    return given[-1].split(",") if given else ["mvs"] if args.quick else ["none", "cls", "i2i", "mvs"]
 
 
 def command_words(args: argparse.Namespace, temporary: Path) -> list[str]:
