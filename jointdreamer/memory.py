@@ -134,6 +134,18 @@ def encoder_cost(vae: Any, image_size: int) -> Cost:
     return Cost(kept, live.peak)
 
 
+def decoder_cost(vae: Any, latent_size: int) -> Cost:
+    """Of one image through the decoder of an AutoencoderKL or AutoencoderTiny and back."""
+    vae = twin(vae)
+    shape = (1, vae.config.latent_channels, latent_size, latent_size)
+    latents = torch.empty(shape, dtype=vae.dtype, device="meta", requires_grad=True)
+    with FusedAttention(), Live() as live:
+        image = vae.decode(latents).sample.float()
+        kept = live.now
+        image.sum().backward()
+    return Cost(kept, live.peak)
+
+
 @torch.no_grad()
 def unet_peak(unet: Any, rows: int, size: int) -> int:
     """Bytes of one call of a UNet2DConditionModel on `rows` latents of size x size, without a graph."""
@@ -154,7 +166,7 @@ def unet_peak(unet: Any, rows: int, size: int) -> int:
 def networks_peak(owners: Sequence[Any], n_images: int) -> float:
     """The largest call without a graph among all that have a `unet`, and perhaps a `vae` with its `image_size`.
 
-    Both halves of the guidance in one call of the UNet. Other energies count with their weights alone.
+    Both halves of the guidance in one call of the UNet. Other networks count with their weights alone.
     """
     peaks = [0.0]
     for owner in owners:
@@ -199,7 +211,9 @@ class Demand:
     n_samples: int  # renderer.n_samples
     sample: Cost  # of one sample that survives
     image: Cost  # of one image through the encoder
-    networks: float  # the largest call without a graph
+    networks: (
+        float  # the largest call of frozen networks behind the encoder, with what it keeps for an energy's gradient
+    )
     fixed: float = 0.0  # what the device takes for itself
     factor: float = 1.0  # on what comes and goes: an allocator's holes
 
@@ -304,6 +318,11 @@ def plan_memory(
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
     n_views = rig.n_rigs * rig.n_views
     with torch.random.fork_rng(devices=[]):  # that twins are made leaves no trace
+        decoding = 0.0
+        if energy.views_decoded:
+            decoder = getattr(energy, "decoder", None) or guidance.vae
+            images = rig.n_rigs * min(energy.views_decoded, rig.n_views)
+            decoding = images * decoder_cost(decoder, guidance.image_size // scale_factor(guidance.vae)).peak
         demand = Demand(
             held=held_bytes(device),
             trained=3 * weights,
@@ -317,7 +336,7 @@ def plan_memory(
                 hidden=len(field.density_mlp.first) if cuda else 0,
             ),
             image=encoder_cost(guidance.vae, guidance.image_size),
-            networks=networks_peak((guidance, energy), n_views),
+            networks=max(networks_peak((guidance, energy), n_views), decoding),
             fixed=(CUDA_GB if cuda else CPU_GB) * GB,
             factor=CUDA_FRAGMENTS if cuda else 1.0,
         )

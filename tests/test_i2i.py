@@ -74,7 +74,10 @@ def test_wonder3d_sets_its_own_rig(launcher, words, wonder3d_folder, tmp_path):
         (["novel_view=wonder3d", "cameras.n_views=4"], ["cameras.azimuth_deg must be 4 angles"]),
         (["novel_view=wonder3d", "cameras.projection=perspective"], ["six fixed", "novel_view=wonder3d"]),
         (["energy.reference=4"], ["energy.reference=4", "n_views=4"]),
-        (["models.novel_view.source=/nowhere"], ["novel-view model (Zero-1-to-3 XL) not found", "models.novel_view.source="]),
+        (
+            ["models.novel_view.source=/nowhere"],
+            ["novel-view model (Zero-1-to-3 XL) not found", "models.novel_view.source="],
+        ),
         (["models.novel_view.kind=zero456"], ["'zero456'", "zero123, wonder3d"]),
     ],
     ids=lambda value: " ".join(value)[:40],

@@ -8,6 +8,7 @@ import torch
 
 from jointdreamer import memory
 from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.hash_grid import HashGridField
@@ -17,6 +18,7 @@ from jointdreamer.memory import (
     Demand,
     FusedAttention,
     Live,
+    decoder_cost,
     encoder_cost,
     fit,
     sample_cost,
@@ -66,6 +68,11 @@ def test_a_twin_without_weights_needs_what_the_network_needs(guidance):
     foreseen = encoder_cost(guidance.vae, 16)
     assert foreseen.kept == pytest.approx(kept, rel=0.05)
     assert foreseen.peak == pytest.approx(live.peak, rel=0.05)
+
+    latents = torch.rand(1, 1, 4, 8, 8, requires_grad=True)
+    with Live() as live:
+        guidance.decode(latents).sum().backward()
+    assert decoder_cost(guidance.vae, 8).peak == pytest.approx(live.peak, rel=0.05)
 
     with torch.no_grad(), Live() as live:
         guidance.unet(torch.rand(6, 4, 8, 8), torch.zeros(6), encoder_hidden_states=torch.rand(6, 77, 16))
@@ -193,7 +200,7 @@ def parts(guidance):
         }
     )
     field, renderer = HashGridField(n_levels=2, log2_table_size=8), VolumeRenderer(n_samples=16)
-    return plan, Rig(), renderer, field, guidance, SimpleNamespace(), torch.device("cpu")
+    return plan, Rig(), renderer, field, guidance, NoEnergy(), torch.device("cpu")
 
 
 def test_a_plan_names_every_stage_and_moves_no_generator(guidance):

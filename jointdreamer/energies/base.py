@@ -29,6 +29,8 @@ class Views:
 class Energy(nn.Module, ABC):
     """C(x, c) of Eq. 3: how well the views agree. Larger is more coherent."""
 
+    views_decoded: float = 0  # of a rig, with a graph at a time: what the forecast of memory counts; inf is all of them
+
     def __init__(self) -> None:  # nn.Module's own takes anything: an option of another energy would pass unseen
         super().__init__()
 

@@ -1,5 +1,6 @@
 """CLS energy (Eq. 6): the views agree when a classifier takes neighbouring ones for views of one object."""
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class ClassifierEnergy(Energy):
             self.decoder = load_part(AutoencoderTiny, folder, "", dtype).to(device)
         self.scale = scale
         self.low_memory = low_memory
+        self.views_decoded = 1 if low_memory else inf
 
     def forward(self, views: Views) -> Tensor:
         n_views = views.x0.shape[1]

@@ -1,4 +1,6 @@
-"""The toybox's Janus table, the paper's Table 3 in small: `python -m jointdreamer.toybox.table --energies none cls i2i mvs`
+"""The toybox's Janus table, the paper's Table 3 in small.
+
+    python -m jointdreamer.toybox.table --energies none cls i2i mvs
 
 Makes every object that is missing (16 prompts x 2 seeds x energies, each a run of train.py), lets the judge see all of
 them from 16 azimuths, and prints the table, and what a run costs beside the first energy's. The same command again goes
