@@ -1,7 +1,6 @@
 """The forecast of memory: what it counts against what is counted, and the pure function that cuts and refuses."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
