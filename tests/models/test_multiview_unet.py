@@ -5,6 +5,8 @@ knows nothing of diffusers; what the converted network computes is checked by a 
 architecture too.
 """
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import conv2d, group_norm, pad, silu
@@ -236,3 +238,21 @@ def test_a_pickle_with_code_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="cannot read"):
         load_multiview(tmp_path / "model.pt")
     assert "was run" not in capsys.readouterr().out
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_real_sizes_load_completely(tmp_path):
+    """Stable Diffusion 2.1's UNet with cameras and its autoencoder: needs 8 GB of memory, 4 of disk, no download."""
+    from tests.conftest import ldm_unet_shapes, ldm_vae_shapes
+
+    unet = ldm_unet_shapes((320, 640, 1280, 1280), 2, (True, True, True, False), 1024)
+    vae = ldm_vae_shapes((128, 256, 512, 512), 2)
+    shapes = {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+    shapes |= {f"first_stage_model.{k}": v for k, v in vae.items()}
+    file = tmp_path / "sd-v2.1-base-4view.pt"
+    torch.save({k: torch.zeros(v, dtype=torch.half) for k, v in shapes.items()}, file)
+    model = load_multiview(file, torch.half)
+    assert sum(p.numel() for p in model.unet.parameters()) == sum(map(math.prod, unet.values()))
+    assert model.vae is not None and sum(p.numel() for p in model.vae.parameters()) == sum(map(math.prod, vae.values()))
