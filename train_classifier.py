@@ -97,7 +97,8 @@ def train(cfg: dict[str, Any]) -> int:
     data, training, every = cfg["data"], cfg["training"], cfg["every"]
     background = _background(data["background"])
     seed_everything(cfg["seed"])
-    accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
+    on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins processes there too
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=cfg["precision"])
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     if training["groups"] % processes:
         raise UserError(f"training.groups={training['groups']}: {processes} processes cannot share them evenly")

@@ -181,7 +181,8 @@ def test_stopped_anywhere_it_ends_as_if_nothing_had_been(launcher, words, whole,
 def test_two_processes_give_what_one_gives(words, whole, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29511"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    line = [*torchrun, str(ROOT / "train_classifier.py"), *words()]
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # and "auto", as nobody types device=cpu on such a machine
+    line = [*torchrun, str(ROOT / "train_classifier.py"), *words(), "device=auto"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     run = run_folder(tmp_path)
