@@ -5,21 +5,26 @@ from typing import Any
 import torch
 
 from jointdreamer.models.channels_last import channels_last_on_cpu
+from jointdreamer.models.fast_unet import speed_up
 
 
 def place(network: Any, device: str | torch.device) -> Any:
-    """The network on the device; on CUDA channels last, which the tensor cores' convolutions want."""
+    """The network on the device, in the layout that is fast there: on CUDA channels last, for the tensor cores."""
     network = network.to(device)
-    return network.to(memory_format=torch.channels_last) if torch.device(device).type == "cuda" else network
+    if torch.device(device).type == "cuda":
+        return network.to(memory_format=torch.channels_last)
+    return channels_last_on_cpu(network)
 
 
 def place_unet(unet: Any, device: str | torch.device, compile: bool = False) -> Any:
-    """A UNet that is only ever called without a graph, on the device in the layout that is fast there.
+    """A UNet that is only ever called without a graph, on the device; on a CPU `fast_unet` may take it over.
 
     compile: whether torch.compile makes kernels of it at its first call, minutes once for each shape that it sees; on
         CUDA with graphs, since its shapes never change. Everything else about it stays as it is.
     """
-    unet = channels_last_on_cpu(place(unet, device))
-    if compile:
+    unet = place(unet, device)
+    if not compile:
+        speed_up(unet)
+    else:
         unet.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
     return unet

@@ -1,10 +1,12 @@
 """Group normalisation in channels-last layout against its definition in float64, and where it stands aside."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from jointdreamer.models.channels_last import ChannelsLastGroupNorm, channels_last_on_cpu
+from jointdreamer.models.channels_last import ChannelsLastGroupNorm, channels_last_on_cpu, norm_silu
 
 
 def norm(groups: int, channels: int, kind: type[nn.GroupNorm] = ChannelsLastGroupNorm) -> nn.GroupNorm:
@@ -51,3 +53,35 @@ def test_only_bfloat16_networks_are_turned(tiny_sd_folder):
         unet = UNet2DConditionModel.from_pretrained(tiny_sd_folder(), subfolder="unet", torch_dtype=dtype)
         assert channels_last_on_cpu(unet) is unet
         assert any(isinstance(m, ChannelsLastGroupNorm) for m in unet.modules()) is turned
+
+
+def test_an_autoencoder_turned_is_as_exact_forward_and_backward(tiny_sd_folder):
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    exact = AutoencoderKL.from_pretrained(tiny_sd_folder(), subfolder="vae").requires_grad_(False)
+    plain = copy.deepcopy(exact).bfloat16()
+    ours = channels_last_on_cpu(copy.deepcopy(plain))
+    images, weights = torch.rand(2, 3, 16, 16), torch.randn(2, 8, 8, 8)
+    answers = []
+    for vae in (exact, plain, ours):
+        x = images.clone().requires_grad_()
+        moments = vae.encode(x.to(vae.dtype)).latent_dist.parameters.float()
+        (moments * weights).sum().backward()
+        answers.append((moments.detach(), x.grad))
+    for wanted, half, found in zip(*answers, strict=True):
+        assert (found - wanted).norm() <= 1.2 * (half - wanted).norm() < 0.03 * wanted.norm()
+
+
+def test_norm_and_silu_have_the_gradient_of_float64():
+    layer = norm(4, 24)
+    x = (2 * torch.randn(2, 24, 5, 3) + 1).bfloat16().to(memory_format=torch.channels_last)
+    weights = torch.randn(2, 24, 5, 3)
+    ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    y = norm_silu(layer, ours)
+    (y.float() * weights).sum().backward()
+    normal = nn.functional.group_norm(exact, 4, layer.weight.double(), layer.bias.double(), layer.eps)
+    wanted = nn.functional.silu(normal)
+    (wanted * weights.bfloat16()).sum().backward()
+    torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=1e-5)
+    assert ours.grad is not None and exact.grad is not None
+    assert (ours.grad.double() - exact.grad).abs().max() < 2**-7 * exact.grad.abs().max()
