@@ -28,6 +28,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.fields.background import SphericalBackground
     from jointdreamer.fields.hash_grid import HashGridField
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+    from jointdreamer.kernels import compile_ahead
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.memory import plan_memory
     from jointdreamer.optim import build_optimizer
@@ -47,6 +48,7 @@ def train(cfg: dict[str, Any]) -> int:
     generator = seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     device = accelerator.device
+    compile_ahead(device, cfg["field"]["n_features"])
     path = run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
 
     with RunFolder.open(path, cfg) as run:

@@ -113,6 +113,7 @@ def test_environment_yml_adds_only_python_and_tools_to_it(project):
 def test_ci_installs_as_the_readme_says():
     ci = ROOT / ".ci" / "run"
     assert f'pip" install -qq {INSTALL}' in ci.read_text(encoding="utf-8")
+    assert f'pip" install -qq {INSTALL.replace("dev", "kernels")}' in ci.read_text(encoding="utf-8")
     assert os.name == "nt" or ci.stat().st_mode & stat.S_IXUSR
     readme = ROOT / "README.md"
     if readme.exists():

@@ -25,6 +25,7 @@ vary, unless the backend is `torch` and `torch.use_deterministic_algorithms` is 
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -37,6 +38,8 @@ from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.errors import UserError
 
+log = logging.getLogger(__name__)
+
 PRIMES = (1, 2654435761, 805459861)
 BACKENDS = ("torch", "numba", "triton", "tcnn")
 GPU_WIDTHS = (1, 2, 4, 8)  # features an entry may have in a table on a GPU: powers of two, as tiny-cuda-nn has them
@@ -48,7 +51,7 @@ class HashEncoding(nn.Module):
     """Points to features, read from `params`: one flat vector; level by level, entry by entry, features adjacent.
 
     backend: one of BACKENDS, or "auto": numba for float32 on the CPU, tcnn or else triton on CUDA, if they are
-    installed and take these tensors; else torch.
+    installed, take these tensors and pass a test against torch there (`agrees`); else torch.
     Features are float32 (float64 for float64 tables and points), also where the tables are float16.
 
     Raises UserError for a backend that does not exist or cannot run here, for sizes that it does not take, for tables
@@ -116,7 +119,8 @@ class HashEncoding(nn.Module):
             candidates = ("numba",)
         elif device == "cuda" and dtype in (torch.float32, torch.float16) and self.n_features in GPU_WIDTHS:
             candidates = ("tcnn", "triton")
-        return next((name for name in candidates if name in available_backends()), "torch")
+        known = (name for name in candidates if name in available_backends())
+        return next((name for name in known if name == "numba" or agrees(name, self.params.device, dtype)), "torch")
 
     def forward(self, x: Tensor) -> Tensor:
         """Points (N, 3) -> features (N, L * F), level-major."""
@@ -205,6 +209,34 @@ def obstacle(backend: str) -> str | None:
 
         return hash_tcnn.obstacle()
     return "no such backend"
+
+
+@functools.cache
+def agrees(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a backend gives torch's features and gradients on a device; tried once, and a no is logged.
+
+    Compiled kernels meet compilers, drivers and libraries that nobody has tried them with.
+    """
+    found, devices = [], [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for name in ("torch", backend):
+                torch.manual_seed(0)
+                grid = HashEncoding(n_levels=3, log2_table_size=8, base_resolution=4, growth=2.0, backend=name)
+                grid.params.data.uniform_(-1, 1)
+                grid.to(device, dtype)
+                x, weights = torch.rand(300, 3), torch.randn(300, 6)
+                x, weights = x.to(device).requires_grad_(), weights.to(device)
+                features = grid(x)
+                grads = torch.autograd.grad((features * weights).sum(), (x, grid.params))
+                found.append([t.detach().float() for t in (features, *grads, grid.position_gradient(x, weights))])
+            error = max(float((a - b).norm() / a.norm()) for a, b in zip(*found, strict=True))
+            trouble = None if error < 1e-2 else f"its numbers are {error:.0%} off"  # a NaN is trouble as well
+        except Exception as failure:  # whatever a compiler or driver says
+            trouble = " ".join(str(failure).split())[:200] or type(failure).__name__
+    if trouble:
+        log.warning(f"encoding backend {backend!r} fails its test on {device} ({trouble}): the next best is used")
+    return trouble is None
 
 
 def interpreted() -> bool:

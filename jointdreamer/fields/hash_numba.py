@@ -6,7 +6,7 @@
     scales   (L,)       float32;  resolutions (L,) int64, vertices per axis
     grad     (N, L * F) gradient with respect to the features
     v        (3, N)     a direction in the space of the points; read only by the kernels made with along=True
-    tasks    int        gather and position: into how many shares of the points the work is split
+    begin, end          what a call does, begin to end - 1: of the points, or for scatter of the tasks (part, level)
     order    (L,)       scatter: in which order the levels are taken
 
 A block of points goes through a level in two passes. The first finds the eight entries and weights of every point and
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import int64, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from jointdreamer.compiled import cached_njit, use_torch_threads
+from jointdreamer.compiled import array, cached_njit, in_shares
 
 if TYPE_CHECKING:
     from jointdreamer.fields.encoding import HashEncoding
@@ -44,7 +44,7 @@ PRIME_Y, PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
 def gather(grid: "HashEncoding", x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
     """Features (N, L * F), or their derivative along a direction (N, 3)."""
     out = torch.empty(len(x), grid.out_features)
-    run(gather_kernel(grid.n_features, along is not None), grid, x, along, (params,), torch.get_num_threads(), out)
+    run(gather_kernel(grid.n_features, along is not None), len(x), grid, x, along, (params,), out)
     return out
 
 
@@ -54,7 +54,7 @@ def scatter(grid: "HashEncoding", x: Tensor, grad: Tensor, along: Tensor | None 
     # NumPy takes zeros from the system, a huge page at a time: half the time of torch.zeros where they are 50 MB
     out = torch.from_numpy(np.zeros((parts, int(grid.offsets[-1]) * grid.n_features), np.float32))
     kernel = scatter_kernel(grid.n_features, along is not None)
-    run(kernel, grid, x, along, (grad,), scatter_order(grid.n_levels), out)
+    run(kernel, parts * grid.n_levels, grid, x, along, (grad, scatter_order(grid.n_levels)), out)
     return out[0] if parts == 1 else out.sum(0)
 
 
@@ -64,20 +64,19 @@ def position_gradient(
     """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction (N, 3)."""
     out = torch.zeros(len(x), 3)
     kernel = position_kernel(grid.n_features, along is not None)
-    run(kernel, grid, x, along, (params, grad), torch.get_num_threads(), out)
+    run(kernel, len(x), grid, x, along, (params, grad), out)
     return out
 
 
-def run(kernel, grid: "HashEncoding", x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], work, out: Tensor):
+def run(kernel, n: int, grid: "HashEncoding", x: Tensor, along: Tensor | None, arrays: tuple[Any, ...], out: Tensor):
     """Call a kernel on as many threads as torch uses.
 
-    work: how it is split, the last argument of the kernel but one.
+    n: the range that they share; arrays: the kernel's own arguments, between the points and the levels.
     """
-    use_torch_threads()
     columns = x.detach().t().contiguous().numpy()
     directions = columns if along is None else along.detach().t().contiguous().numpy()
-    arrays = [tensor.detach().numpy() for tensor in tensors]
-    kernel(columns, directions, *arrays, grid.offsets, grid.scales, grid.resolutions, work, out.numpy())
+    own = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arrays]
+    in_shares(kernel, n, columns, directions, *own, grid.offsets, grid.scales, grid.resolutions, out.numpy())
 
 
 def scatter_parts(n_points: int, n_levels: int, n_entries: int) -> int:
@@ -94,7 +93,7 @@ def scatter_order(n_levels: int) -> np.ndarray:
     return np.array(sorted(range(n_levels), key=lambda level: f"{level:032b}"[::-1]))
 
 
-compiled = cached_njit(parallel=True, nogil=True, fastmath={"contract"})  # fused multiply-add: 15% faster
+compiled = cached_njit(fastmath={"contract"})  # fused multiply-add: 15% faster
 
 
 def row_sum(typing, fresh, out, i, weight, rows, k, width):
@@ -212,28 +211,26 @@ def gather_kernel(n_features, along):
     """Features of the points, or with along=True their derivative along v.  out (N, L * F)."""
 
     @compiled
-    def gather(x, v, params, offsets, scales, resolutions, tasks, out):
-        n, n_levels = x.shape[1], scales.shape[0]
-        size = (n + tasks - 1) // tasks
-        for task in prange(tasks):
-            points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
-            index, weight = np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
-            fraction = np.empty((3, BLOCK), np.float32)
-            for level in range(n_levels):
-                table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
-                entries, last = offsets[level + 1] - offsets[level], min(n, (task + 1) * size)
-                for first in range(task * size, last, BLOCK):
-                    count = min(BLOCK, last - first)
-                    load(x, first, count, points)
-                    if along:
-                        load(v, first, count, direction)
-                    locate(points, scales[level], resolutions[level], entries, index, fraction)
-                    weigh(fraction, direction, scales[level], along, weight)
-                    for i in range(count):
-                        row = np.uintp((first + i) * n_levels + level)
-                        add_row(True, out, row, weight[0, i], table, np.uintp(index[0, i]), n_features)
-                        for corner in range(1, 8):
-                            add_row(False, out, row, weight[corner, i], table, np.uintp(index[corner, i]), n_features)
+    def gather(begin, end, x, v, params, offsets, scales, resolutions, out):
+        n_levels = scales.shape[0]
+        points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+        index, weight = np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
+        fraction = np.empty((3, BLOCK), np.float32)
+        for level in range(n_levels):
+            table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
+            entries = offsets[level + 1] - offsets[level]
+            for first in range(begin, end, BLOCK):
+                count = min(BLOCK, end - first)
+                load(x, first, count, points)
+                if along:
+                    load(v, first, count, direction)
+                locate(points, scales[level], resolutions[level], entries, index, fraction)
+                weigh(fraction, direction, scales[level], along, weight)
+                for i in range(count):
+                    row = np.uintp((first + i) * n_levels + level)
+                    add_row(True, out, row, weight[0, i], table, np.uintp(index[0, i]), n_features)
+                    for corner in range(1, 8):
+                        add_row(False, out, row, weight[corner, i], table, np.uintp(index[corner, i]), n_features)
 
     return gather
 
@@ -246,10 +243,10 @@ def scatter_kernel(n_features, along):
     """
 
     @compiled
-    def scatter(x, v, grad, offsets, scales, resolutions, order, out):
+    def scatter(begin, end, x, v, grad, order, offsets, scales, resolutions, out):
         n, n_levels, n_parts = x.shape[1], scales.shape[0], out.shape[0]
         size = (n + n_parts - 1) // n_parts
-        for task in prange(n_levels * n_parts):
+        for task in range(begin, end):
             points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
             index, weight = np.empty((8, BLOCK), np.uint32), np.empty((8, BLOCK), np.float32)
             fraction = np.empty((3, BLOCK), np.float32)
@@ -280,47 +277,55 @@ def position_kernel(n_features, along):
     width = np.uintp(n_features)
 
     @compiled
-    def position(x, v, params, grad, offsets, scales, resolutions, tasks, out):
-        n, n_levels = x.shape[1], scales.shape[0]
-        size = (n + tasks - 1) // tasks
-        for task in prange(tasks):
-            points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
-            index, value = np.empty((8, BLOCK), np.uint32), np.zeros((8, BLOCK), np.float32)
-            fraction, total = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
-            for level in range(n_levels):
-                scale = scales[level]
-                table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
-                entries, last = offsets[level + 1] - offsets[level], min(n, (task + 1) * size)
-                for first in range(task * size, last, BLOCK):
-                    count = min(BLOCK, last - first)
-                    load(x, first, count, points)
-                    if along:
-                        load(v, first, count, direction)
-                    locate(points, scale, resolutions[level], entries, index, fraction)
-                    for i in range(count):
-                        for corner in range(8):
-                            dot = ZERO
-                            for f in range(n_features):
-                                feature = table[np.uintp(index[corner, i]) * width + np.uintp(f)]
-                                dot += grad[first + i, level * n_features + f] * feature
-                            value[corner, i] = dot
-                    for i in range(BLOCK):
-                        dx, dy, dz = ZERO, ZERO, ZERO
-                        vx, vy, vz = direction[0, i] * scale, direction[1, i] * scale, direction[2, i] * scale
-                        for corner in range(8):
-                            wx, wy, wz = linear(fraction, corner, i)
-                            sx, sy, sz = slopes(corner)
-                            if along:
-                                dx += value[corner, i] * sx * (vy * sy * wz + vz * wy * sz)
-                                dy += value[corner, i] * sy * (vx * sx * wz + vz * wx * sz)
-                                dz += value[corner, i] * sz * (vx * sx * wy + vy * wx * sy)
-                            else:
-                                dx += value[corner, i] * sx * wy * wz
-                                dy += value[corner, i] * wx * sy * wz
-                                dz += value[corner, i] * wx * wy * sz
-                        total[0, i], total[1, i], total[2, i] = dx * scale, dy * scale, dz * scale
-                    for i in range(count):
-                        for axis in range(3):
-                            out[first + i, axis] += total[axis, i]
+    def position(begin, end, x, v, params, grad, offsets, scales, resolutions, out):
+        n_levels = scales.shape[0]
+        points, direction = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+        index, value = np.empty((8, BLOCK), np.uint32), np.zeros((8, BLOCK), np.float32)
+        fraction, total = np.empty((3, BLOCK), np.float32), np.empty((3, BLOCK), np.float32)
+        for level in range(n_levels):
+            scale = scales[level]
+            table = params[offsets[level] * n_features : offsets[level + 1] * n_features]
+            entries = offsets[level + 1] - offsets[level]
+            for first in range(begin, end, BLOCK):
+                count = min(BLOCK, end - first)
+                load(x, first, count, points)
+                if along:
+                    load(v, first, count, direction)
+                locate(points, scale, resolutions[level], entries, index, fraction)
+                for i in range(count):
+                    for corner in range(8):
+                        dot = ZERO
+                        for f in range(n_features):
+                            feature = table[np.uintp(index[corner, i]) * width + np.uintp(f)]
+                            dot += grad[first + i, level * n_features + f] * feature
+                        value[corner, i] = dot
+                for i in range(BLOCK):
+                    dx, dy, dz = ZERO, ZERO, ZERO
+                    vx, vy, vz = direction[0, i] * scale, direction[1, i] * scale, direction[2, i] * scale
+                    for corner in range(8):
+                        wx, wy, wz = linear(fraction, corner, i)
+                        sx, sy, sz = slopes(corner)
+                        if along:
+                            dx += value[corner, i] * sx * (vy * sy * wz + vz * wy * sz)
+                            dy += value[corner, i] * sy * (vx * sx * wz + vz * wx * sz)
+                            dz += value[corner, i] * sz * (vx * sx * wy + vy * wx * sy)
+                        else:
+                            dx += value[corner, i] * sx * wy * wz
+                            dy += value[corner, i] * wx * sy * wz
+                            dz += value[corner, i] * wx * wy * sz
+                    total[0, i], total[1, i], total[2, i] = dx * scale, dy * scale, dz * scale
+                for i in range(count):
+                    for axis in range(3):
+                        out[first + i, axis] += total[axis, i]
 
     return position
+
+
+def signatures(n_features: int) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The kernels of a step without normals and the types that they are called with."""
+    one, two, whole = array(1), array(2), array(1, int64)
+    before, after = (int64, int64, two, two), (whole, one, whole, two)
+    return [
+        (gather_kernel(n_features, False), (*before, one, *after)),
+        (scatter_kernel(n_features, False), (*before, two, whole, *after)),
+    ]

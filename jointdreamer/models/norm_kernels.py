@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import boolean, float64, int64, njit, uint16
 from torch import Tensor
 
-from jointdreamer.compiled import cached_njit
+from jointdreamer.compiled import array, cached_njit
 
 ONE, HALF, TWO = np.float32(1), np.float32(0.5), np.float32(2)
 LOG2_E, SQRT_HALF = np.float32(np.log2(np.e)), np.float32(np.sqrt(0.5))
@@ -172,4 +172,15 @@ def gated_gelu(x, out):
 def compiled(function: Any) -> Any:
     """One of the kernels above, compiled at its first use."""
     # NaN and infinity stay what they are; without NumPy's errors, a check for zero at every division forbids vectors
-    return cached_njit(nogil=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")(function)
+    return cached_njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")(function)
+
+
+def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
+    """The kernels and the types that they are called with."""
+    parameters, rows, images = (array(1), array(1)), array(2, uint16), array(3, uint16)
+    return [
+        (compiled(group_norm), (images, rows, int64, *parameters, int64, float64, boolean, array(3), images)),
+        (compiled(layer_norm), (rows, *parameters, float64, rows)),
+        (compiled(gated_gelu), (rows, rows)),
+        (compiled(norm_silu_backward), (images, images, array(3), *parameters, images)),
+    ]

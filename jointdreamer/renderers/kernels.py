@@ -2,37 +2,39 @@
 
     rays_o, rays_d (R, 3)   rays;  ends (R,) int64, where each ray's samples end in the packed vectors
     ray_indices (N,), t (N,)  packed samples;  tau (N,) their optical depth sigma * step_size
+    begin, end                what a call does: the rays (for `points` the samples) begin to end - 1
 
 Rays are handled one by one and each ray's sums are its own, so results are the same bit for bit whatever the number of
 threads. Written with tensors, each of these loops is some twenty passes over vectors larger than the cache.
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import prange
+from numba import boolean, float64, int64
 from torch import Tensor
 
-from jointdreamer.compiled import cached_njit, use_torch_threads
+from jointdreamer.compiled import array, cached_njit, in_shares
 
-compiled = cached_njit(parallel=True, nogil=True)
+compiled = cached_njit()
 
 
-def run(kernel, *arguments) -> None:
-    """Call a kernel with tensors as arrays, on as many threads as torch uses."""
-    use_torch_threads()
-    kernel(*(x.detach().contiguous().numpy() if isinstance(x, Tensor) else x for x in arguments))
+def run(kernel, n, *arguments) -> None:
+    """Call a kernel for n rays (or samples) with tensors as arrays, on as many threads as torch uses."""
+    arrays = (x.detach().contiguous().numpy() if isinstance(x, Tensor) else x for x in arguments)
+    in_shares(kernel, n, *arrays, per_thread=4)  # rays that meet the object take longer than others
 
 
 @compiled
-def occupied_samples(cells_o, cells_d, first, ends, step_size, occupied, found, t):
+def occupied_samples(begin, end, cells_o, cells_d, first, ends, step_size, occupied, found, t):
     """Of the samples t = (first + k) step_size of each ray, those in occupied cells, from the ray's start on.
 
     cells_o, cells_d: rays in units of cells. first (R,) float64; ends: of the candidates. Writes `found` (R,), how many
     there are, and the first `found` of each ray's places in `t` (candidates,).
     """
     size = occupied.shape[0]
-    for ray in prange(len(ends)):
+    for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         here = start
         for k in range(ends[ray] - start):
@@ -47,9 +49,9 @@ def occupied_samples(cells_o, cells_d, first, ends, step_size, occupied, found, 
 
 
 @compiled
-def pack(found, ends_before, ends, t_before, ray_indices, t):
+def pack(begin, end, found, ends_before, ends, t_before, ray_indices, t):
     """The first `found` of each ray's places in `t_before`, moved up: packed `ray_indices` and `t`."""
-    for ray in prange(len(ends)):
+    for ray in range(begin, end):
         source = ends_before[ray - 1] if ray else 0
         target = ends[ray] - found[ray]
         for k in range(found[ray]):
@@ -58,18 +60,18 @@ def pack(found, ends_before, ends, t_before, ray_indices, t):
 
 
 @compiled
-def points(rays_o, rays_d, ray_indices, t, x):
+def points(begin, end, rays_o, rays_d, ray_indices, t, x):
     """x = o + t d."""
-    for i in prange(len(t)):
+    for i in range(begin, end):
         ray = ray_indices[i]
         for axis in range(3):
             x[i, axis] = rays_o[ray, axis] + rays_d[ray, axis] * t[i]
 
 
 @compiled
-def visible(tau, ends, least_tau, most_depth, t, found, kept):
+def visible(begin, end, tau, ends, least_tau, most_depth, t, found, kept):
     """Keeps the samples with tau >= least_tau that lie behind an optical depth of at most most_depth; see `pack`."""
-    for ray in prange(len(ends)):
+    for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         here, depth = start, 0.0
         for i in range(start, ends[ray]):
@@ -83,10 +85,10 @@ def visible(tau, ends, least_tau, most_depth, t, found, kept):
 
 
 @compiled
-def composite(tau, t, values, ends, weights, sums, z_variance):
+def composite(begin, end, tau, t, values, ends, weights, sums, z_variance):
     """Weights (N,), their sums (R, 2 + C) with 1, t and values (N, C), and sum w (t - depth)^2 (R,)."""
     channels = values.shape[1]
-    for ray in prange(len(ends)):
+    for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         optical, opacity, depth = 0.0, 0.0, 0.0
         for c in range(channels):
@@ -110,14 +112,14 @@ def composite(tau, t, values, ends, weights, sums, z_variance):
 
 @compiled
 def composite_backward(
-    tau, t, values, ends, weights, sums, grad_weights, grad_sums, grad_z_variance, grad_tau, grad_values
+    begin, end, tau, t, values, ends, weights, sums, grad_weights, grad_sums, grad_z_variance, grad_tau, grad_values
 ):
     """Gradients of `composite` with respect to tau and values; those with respect to its outputs are given.
 
     dL/dtau_i = (1 - alpha_i) T_i dL/dw_i - sum_{j > i} w_j dL/dw_j, back to front.
     """
     channels = values.shape[1]
-    for ray in prange(len(ends)):
+    for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         depth, of_spread = np.float64(sums[ray, 1]), np.float64(grad_z_variance[ray])
         of_depth = np.float64(grad_sums[ray, 1])
@@ -135,3 +137,16 @@ def composite_backward(
             grad_tau[i] = math.exp(-optical) * of_weight - behind
             behind += weights[i] * of_weight
             optical -= tau[i]
+
+
+def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
+    """The kernels, in the order in which a step needs them, and the types that they are called with."""
+    one, two, whole, share = array(1), array(2), array(1, int64), (int64, int64)
+    return [
+        (occupied_samples, (*share, two, two, array(1, float64), whole, float64, array(3, boolean), whole, one)),
+        (pack, (*share, whole, whole, whole, one, whole, one)),
+        (points, (*share, two, two, whole, one, two)),
+        (visible, (*share, one, whole, float64, float64, one, whole, one)),
+        (composite, (*share, one, one, two, whole, one, two, one)),
+        (composite_backward, (*share, one, one, two, whole, one, two, one, two, one, one, two)),
+    ]

@@ -257,7 +257,16 @@ class VolumeRenderer(nn.Module):
             t, found = rays_o.new_empty(int(counts.sum())), torch.empty_like(ends)
             start = (first + shift).double()
             kernels.run(
-                kernels.occupied_samples, cells_o, cells_d, start, ends, self.step_size, self.occupied, found, t
+                kernels.occupied_samples,
+                len(ends),
+                cells_o,
+                cells_d,
+                start,
+                ends,
+                self.step_size,
+                self.occupied,
+                found,
+                t,
             )
             return packed(found, ends, t)
         ray_indices = torch.repeat_interleave(counts)
@@ -297,7 +306,7 @@ class VolumeRenderer(nn.Module):
             least_tau = -math.log1p(-min(float(threshold), 1 - 1e-7))
             most_depth = -math.log(max(self.transmittance_threshold, 1e-300))
             ends, found, kept = counts.cumsum(0), torch.empty_like(counts), torch.empty_like(t)
-            kernels.run(kernels.visible, tau, ends, least_tau, most_depth, t, found, kept)
+            kernels.run(kernels.visible, len(ends), tau, ends, least_tau, most_depth, t, found, kept)
             return packed(found, ends, kept)
         alpha, transmittance = self._scan(tau, ray_indices, counts)
         keep = ((alpha >= threshold) & (transmittance >= self.transmittance_threshold)).nonzero().squeeze(-1)
@@ -309,7 +318,7 @@ class VolumeRenderer(nn.Module):
         from jointdreamer.renderers import kernels
 
         x = t.new_empty(len(t), 3)
-        kernels.run(kernels.points, rays_o, rays_d, ray_indices, t, x)
+        kernels.run(kernels.points, len(t), rays_o, rays_d, ray_indices, t, x)
         return x
 
     def _scan(self, tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -407,7 +416,7 @@ class Composite(torch.autograd.Function):
         ends = counts.cumsum(0)
         weights, z_variance = torch.empty_like(tau), tau.new_empty(len(counts))
         sums = tau.new_empty(len(counts), 2 + values.shape[1])
-        kernels.run(kernels.composite, tau, t, values, ends, weights, sums, z_variance)
+        kernels.run(kernels.composite, len(ends), tau, t, values, ends, weights, sums, z_variance)
         ctx.save_for_backward(tau, t, values, ends, weights, sums)
         return weights, sums, z_variance
 
@@ -418,7 +427,7 @@ class Composite(torch.autograd.Function):
 
         saved = ctx.saved_tensors  # asked for once: where a chunk is computed again, they are gone after that
         grad_tau, grad_values = torch.empty_like(saved[0]), torch.empty_like(saved[2])
-        kernels.run(kernels.composite_backward, *saved, *grads, grad_tau, grad_values)
+        kernels.run(kernels.composite_backward, len(saved[3]), *saved, *grads, grad_tau, grad_values)
         return grad_tau, None, grad_values, None
 
 
@@ -429,5 +438,5 @@ def packed(found: Tensor, ends_before: Tensor, t_before: Tensor) -> tuple[Tensor
     ends = found.cumsum(0)
     n = int(ends[-1]) if len(ends) else 0
     ray_indices, t = ends.new_empty(n), t_before.new_empty(n)
-    kernels.run(kernels.pack, found, ends_before, ends, t_before, ray_indices, t)
+    kernels.run(kernels.pack, len(ends), found, ends_before, ends, t_before, ray_indices, t)
     return ray_indices, t

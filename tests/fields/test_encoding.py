@@ -323,8 +323,11 @@ def test_auto_takes_what_fits_the_device(monkeypatch):
     """The rule alone, for devices that are not here."""
     from types import SimpleNamespace
 
-    def auto(available, device, dtype=torch.float32, n_features=2):
+    tried = []
+
+    def auto(available, device, dtype=torch.float32, n_features=2, sound=("tcnn", "triton")):
         monkeypatch.setattr(encoding, "available_backends", lambda: available)
+        monkeypatch.setattr(encoding, "agrees", lambda name, *_: (tried.append(name), name in sound)[1])
         params = SimpleNamespace(device=torch.device(device), dtype=dtype)
         field = SimpleNamespace(requested_backend="auto", params=params, n_features=n_features)
         return HashEncoding.backend.fget(field)  # type: ignore[misc]
@@ -338,6 +341,43 @@ def test_auto_takes_what_fits_the_device(monkeypatch):
     assert auto(everything, "cuda", torch.float16) == "tcnn"
     assert auto(everything, "cuda", n_features=3) == "torch"
     assert auto(everything, "mps") == "torch"
+    assert auto(everything, "cuda", sound=("triton",)) == "triton"
+    tried.clear()
+    assert auto(everything, "cuda", sound=()) == "torch" and tried == ["tcnn", "triton"]
+
+
+@needs_numba
+def test_a_backend_is_tried_before_auto_takes_it(monkeypatch, caplog):
+    """On the CPU, with the compiled kernels in the place of a GPU's: sound, wrong, failing."""
+    from jointdreamer.fields import hash_numba
+
+    cpu = torch.device("cpu")
+    try:
+        before = torch.get_rng_state()
+        encoding.agrees.cache_clear()
+        assert encoding.agrees("numba", cpu, torch.float32) and not caplog.records
+        assert torch.equal(torch.get_rng_state(), before)
+
+        for name in ("gather", "scatter", "position_gradient"):
+            kernel = getattr(hash_numba, name)
+            with monkeypatch.context() as patch, caplog.at_level("WARNING"):
+                encoding.agrees.cache_clear()
+                caplog.clear()
+                patch.setattr(hash_numba, name, lambda *args, _kernel=kernel, **kwargs: 1.1 * _kernel(*args, **kwargs))
+                assert not encoding.agrees("numba", cpu, torch.float32)
+                assert not encoding.agrees("numba", cpu, torch.float32)  # said once
+                (record,) = caplog.records
+                assert "'numba' fails its test on cpu (its numbers are 10% off)" in record.getMessage()
+
+        def broken(*_, **__):
+            raise RuntimeError("no kernel image\nis available")
+
+        encoding.agrees.cache_clear()
+        monkeypatch.setattr(hash_numba, "gather", broken)
+        assert not encoding.agrees("numba", cpu, torch.float32)
+        assert "(no kernel image is available)" in caplog.records[-1].getMessage()
+    finally:
+        encoding.agrees.cache_clear()
 
 
 def test_backend_that_is_not_there(monkeypatch):

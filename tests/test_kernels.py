@@ -1,0 +1,43 @@
+"""What is compiled ahead is what a step calls."""
+
+import torch
+
+from jointdreamer import kernels
+from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.fields import hash_numba
+from jointdreamer.fields.background import SphericalBackground
+from jointdreamer.fields.hash_grid import HashGridField
+from jointdreamer.models import norm_kernels
+from jointdreamer.models.channels_last import NormSilu
+from jointdreamer.models.fast_unet import FastUNet, speed_up
+from jointdreamer.renderers import kernels as renderer_kernels
+from jointdreamer.renderers.volume import VolumeRenderer
+from tests.conftest import _unet
+
+
+def test_a_step_compiles_nothing_more(monkeypatch):
+    monkeypatch.setattr(kernels, "has_bfloat16_units", lambda: True)
+    thread = kernels.compile_ahead(torch.device("cpu"), 2)
+    assert thread is not None
+    thread.join()
+    signatures = [*hash_numba.signatures(2), *renderer_kernels.signatures(), *norm_kernels.signatures()]
+    compiled = {kernel: list(kernel.signatures) for kernel, _ in signatures}
+    assert all(compiled.values())
+
+    generator = torch.Generator().manual_seed(0)
+    field, renderer = HashGridField(n_levels=2, log2_table_size=8), VolumeRenderer(n_samples=32)
+    renderer.update_occupancy(field, 0, generator)
+    render = renderer(field, SphericalBackground(), sample_cameras(Rig(), 8, generator), generator=generator)
+    render.rgb.sum().backward()
+    unet = _unet().bfloat16().requires_grad_(False)
+    if speed_up(unet):
+        with torch.no_grad():
+            assert isinstance(unet.forward, FastUNet)
+            unet(torch.randn(1, 4, 8, 8).bfloat16(), 3, torch.randn(1, 5, 16).bfloat16())
+    x = torch.randn(2, 8, 3, 3).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    NormSilu.apply(x, torch.nn.GroupNorm(2, 8).bfloat16().requires_grad_(False)).sum().backward()
+    assert {kernel: list(kernel.signatures) for kernel, _ in signatures} == compiled
+
+
+def test_nothing_is_compiled_for_a_gpu():
+    assert kernels.compile_ahead(torch.device("cuda"), 2) is None
