@@ -62,6 +62,9 @@ class Rig:
 
     `azimuth_deg`: for models of fixed views, where the views stand instead, counted from the first of them and positive
     to its right. They go around the first camera's own up axis, as it sees the object, whatever its elevation.
+    `first_azimuth_deg`: the range in which the first view stands; null is anywhere. A model that tells views from one of
+    them
+    has no idea of where the front is: with the first near it, what the text says of the front falls on one side.
     `projection`: orthographic cameras show as much of the world as perspective ones do at the origin, which is
     2 `relative_distance` from edge to edge.
 
@@ -76,6 +79,7 @@ class Rig:
     light_distance: tuple[float, float] = (0.8, 1.5)
     elevation_sampler: Literal["sphere", "released"] = "sphere"
     azimuth_deg: Sequence[float] | None = None
+    first_azimuth_deg: tuple[float, float] | None = None
     projection: Literal["perspective", "orthographic"] = "perspective"
 
     def __post_init__(self):
@@ -93,6 +97,12 @@ class Rig:
                 raise UserError(
                     f"cameras.{name} must be [low, high] within [{lowest:g}, {highest:g}], got [{low}, {high}]"
                 )
+        if self.first_azimuth_deg is not None:
+            low, high = self.first_azimuth_deg
+            if not -180 <= low <= high <= 180:
+                raise UserError(
+                    f"cameras.first_azimuth_deg must be [low, high] within [-180, 180], got [{low}, {high}]"
+                )
         if self.elevation_sampler not in ("sphere", "released"):
             raise UserError(f"unknown elevation_sampler {self.elevation_sampler!r}: choose sphere or released")
         if self.projection not in ("perspective", "orthographic"):
@@ -108,8 +118,9 @@ def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cam
     """B random rigs of V views (CONVENTIONS section 4), on the generator's device.
 
     Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig; with `rig.azimuth_deg` that of
-    the first is -180 + 360 u, and the others stand around it. Everything else is drawn once per rig. The light stands
-    in the direction of the camera plus a standard normal, at `light_distance`.
+    the first is -180 + 360 u, and the others stand around it; with `rig.first_azimuth_deg` the first is drawn from
+    there. Everything else is drawn once per rig. The light stands in the direction of the camera plus a standard
+    normal, at `light_distance`.
     """
     b, v = rig.n_rigs, rig.n_views
 
@@ -125,11 +136,15 @@ def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cam
     light_noise = torch.randn(b, 1, 3, generator=generator, device=generator.device)
 
     elevation, fovy, distance = (x.expand(b, v).clone() for x in (elevation, fovy, distance))
+    start = -pi + phase * (tau if rig.azimuth_deg is not None else tau / v)  # azimuth (B, 1) of the first view
+    if rig.first_azimuth_deg is not None:
+        low, high = (radians(angle) for angle in rig.first_azimuth_deg)
+        start = low + (high - low) * phase
     if rig.azimuth_deg is None:
-        azimuth = -pi + (phase + torch.arange(v, device=phase.device)) / v * tau  # (B, V)
+        azimuth = start + torch.arange(v, device=phase.device) / v * tau  # (B, V)
         c2w = look_at(elevation, azimuth, distance)
     else:
-        first = look_at(elevation[:, :1], -pi + phase * tau, distance[:, :1])
+        first = look_at(elevation[:, :1], start, distance[:, :1])
         c2w = turn(first, torch.deg2rad(phase.new_tensor(list(rig.azimuth_deg)))[None])
         x, y, z = c2w[..., :3, 2].unbind(-1)  # backward: the direction from the origin to the camera
         elevation, azimuth = torch.asin(z.clamp(-1, 1)), torch.atan2(y, x)

@@ -129,6 +129,7 @@ def energy_gradient(
             timesteps=noised.timesteps,
             text=text,
             decode=guidance.decode,
+            x0_guided=x0_from_noise(noised.latents_noisy, pred.noise.detach(), noised.alpha_t, noised.sigma_t),
             latents=noised.latents,
             generator=generator,
         )

@@ -153,6 +153,15 @@ def test_orthographic_rays_against_the_closed_form():
     torch.testing.assert_close(on_plane(rays_o, rays_d), on_plane(perspective_o, perspective_d), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fixed", [{}, {"azimuth_deg": (0, 90, 180, -90), "elevation_deg": (0, 0)}])
+def test_the_first_view_can_be_kept_near_the_front(fixed):
+    cameras = sample_cameras(Rig(n_rigs=300, first_azimuth_deg=(-20, 40), **fixed), 8, generator())
+    first = torch.rad2deg(cameras.azimuth[:, 0])
+    assert -20 <= first.min() < -15 and 35 < first.max() <= 40
+    turned = torch.rad2deg(cameras.azimuth - cameras.azimuth[:, :1]) % 360
+    torch.testing.assert_close(turned[:, 1:], torch.tensor([90.0, 180, 270]).expand(300, 3), atol=1e-2, rtol=0)
+
+
 def test_fixed_views_stand_around_the_first_as_it_sees_the_object():
     rig = Rig(n_rigs=200, n_views=3, azimuth_deg=(0, 90, 180), elevation_deg=(20, 20))
     cameras = sample_cameras(rig, 8, generator())
@@ -215,6 +224,8 @@ def test_to_moves_every_tensor_and_keeps_the_resolution():
         {"projection": "fisheye"},
         {"azimuth_deg": (0, 90)},
         {"azimuth_deg": (90, 180, 270, 0)},
+        {"first_azimuth_deg": (30, -30)},
+        {"first_azimuth_deg": (0, 181)},
     ],
 )
 def test_impossible_rigs_are_refused(wrong):

@@ -45,6 +45,8 @@ class ImageToImageEnergy(Energy):
     x0_limit: clamp the novel views' latents to +- this; off by default
     reference: which view is the reference: a random one of each rig, each step another (null); the one that looks most
         from the front ("front": azimuth nearest 0, where view-dependent prompts say so too); or the view of that number
+    reference_image: "render", the view as it is (the paper's), or "estimate", what the text-to-image prior would make
+        of it in one step. A render that shows no face yet says that no side has one; the estimate looks ahead
     dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
     compile: whether torch.compile takes the UNet, see `place_unet`
 
@@ -63,6 +65,7 @@ class ImageToImageEnergy(Energy):
         white: bool = True,
         x0_limit: float | None = None,
         reference: int | str | None = None,
+        reference_image: str = "render",
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         compile: bool = False,
@@ -78,14 +81,18 @@ class ImageToImageEnergy(Energy):
         hint = "name a folder or file, models.novel_view.source=...; models=toybox needs no download"
         path = find_weights(source, role, file=file, needs=needs, hint=hint, download=download)
         self.folder = path  # or the checkpoint's file
-        self.model = place(load_novel_view(kind, path, vae, image_size, x0_limit, dtype, download), device)
+        self.model = load_novel_view(kind, path, vae, image_size, x0_limit, dtype, download).to(device)
+        self.model.vae = place(self.model.vae, device)
         self.model.unet = place_unet(self.model.unet, device, compile)
         if isinstance(reference, str) and reference != FRONT:
             raise UserError(f"energy.reference={reference}: wanted null (random), front, or the number of a view")
+        if reference_image not in ("render", "estimate"):
+            raise UserError(f"energy.reference_image={reference_image}: choose render or estimate")
         if self.model.together and reference not in (None, 0):
             raise UserError(f"energy.reference={reference}: of a {kind} rig the first view, 0, is the reference")
         self.guidance_scale, self.steps, self.white = guidance_scale, steps, white
         self.reference = 0 if self.model.together else reference
+        self.ahead = reference_image == "estimate"
         self.given: tuple[Tensor, float, float, float] | None = None
 
     # Where the forecast of memory looks for them, as in the other energies
@@ -147,7 +154,8 @@ class ImageToImageEnergy(Energy):
             asked, compared = everyone, slice(0, v)
         else:
             chosen = self._choose(cameras, views.generator).to(rgb.device)
-            reference, images = cameras.select(chosen), rgb[torch.arange(b, device=rgb.device), chosen[:, 0]]
+            seen = views.decode(views.x0_guided).clamp(0, 1) if self.ahead and views.x0_guided is not None else rgb
+            reference, images = cameras.select(chosen), seen[torch.arange(b, device=rgb.device), chosen[:, 0]]
             around = (chosen + everyone) % v  # from the reference on
             asked, compared = (around, slice(1, v)) if self.model.together else (around[:, 1:], slice(0, v - 1))
         rows = torch.arange(b, device=rgb.device)[:, None]

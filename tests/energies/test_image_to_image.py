@@ -1,6 +1,7 @@
 """I2I energy (Eq. 7) against its sum, term by term; the novel-view models themselves are tested where they live."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,6 +101,22 @@ def test_the_front_most_view_is_the_reference_where_asked(tiny_nv_folder):
             assert away[rig].abs().argmin() == chosen[rig] and away[rig, chosen[rig]].abs() <= 180 / V + 1e-3
     with pytest.raises(UserError, match="energy.reference=back: wanted null"):
         ImageToImageEnergy(tiny_nv_folder, reference="back")
+
+
+def test_the_reference_can_be_what_the_prior_makes_of_it(tiny_nv_folder):
+    """The estimate, decoded, takes the place of the reference's render and of nothing else."""
+    seen, asked = views(), []
+    estimate = torch.rand(B, V, 3, 16, 16)
+    seen = replace(seen, x0_guided=2 * estimate, decode=lambda latents: latents / 2)
+    energy = ImageToImageEnergy(tiny_nv_folder, reference=1, reference_image="estimate")
+    energy.model.register_forward_pre_hook(lambda module, args: asked.append(args))
+    ahead = energy(seen)
+    torch.testing.assert_close(asked[0][0], estimate[:, 1])
+    render = ImageToImageEnergy(tiny_nv_folder, reference=1)
+    assert (render(replace(views(), x0_guided=2 * estimate)) - ahead).abs().min() > 1e-3
+    torch.testing.assert_close(energy(views()), render(views()))  # without an estimate, e.g. in a test of one's own
+    with pytest.raises(UserError, match="energy.reference_image=guess: choose"):
+        ImageToImageEnergy(tiny_nv_folder, reference_image="guess")
 
 
 def test_the_target_is_a_constant_and_the_network_is_asked_once(tiny_nv_folder):
