@@ -62,9 +62,8 @@ class Rig:
 
     `azimuth_deg`: for models of fixed views, where the views stand instead, counted from the first of them and positive
     to its right. They go around the first camera's own up axis, as it sees the object, whatever its elevation.
-    `first_azimuth_deg`: the range in which the first view stands; null is anywhere. A model that tells views from one of
-    them
-    has no idea of where the front is: with the first near it, what the text says of the front falls on one side.
+    `first_azimuth_deg`: the range in which the first view stands; null is anywhere. A model that tells views from one
+    of them has no idea of where the front is: with the first near it, what the text says of the front stays there.
     `projection`: orthographic cameras show as much of the world as perspective ones do at the origin, which is
     2 `relative_distance` from edge to edge.
 
