@@ -18,8 +18,22 @@ def _cpu_attention(*args: Any, **_: Any) -> int:
     return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
-# torch's own formulas, and the one operation of ours that it has none for
-FLOPS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+def _reordered_linear(*args: Any, out_val: Tensor, **_: Any) -> int:
+    return 2 * args[0].numel() * out_val.shape[-1]
+
+
+def _reordered_convolution(*args: Any, out_val: Tensor, **_: Any) -> int:
+    weight = next(t for t in args[1:] if isinstance(t, Tensor) and t.is_mkldnn)  # after what is added, if anything is
+    return 2 * out_val.numel() * weight.shape[1:].numel()
+
+
+# torch's own formulas, and the operations of ours that it has none for
+FLOPS = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
+    torch.ops.mkldnn._linear_pointwise: _reordered_linear,
+    torch.ops.mkldnn._convolution_pointwise: _reordered_convolution,
+}
 
 Operations = Counter[tuple[str, int, int]]  # (dtype, FLOPs, bytes) of an operation -> how often
 
@@ -39,6 +53,11 @@ class Costs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func._overloadpacket not in FLOPS:
+            with self:  # in inference mode operations come here before they are taken apart, a linear layer for one
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         written = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if not written or _is_view(func):
@@ -59,6 +78,8 @@ def _is_view(func: Any) -> bool:
 
 def _bytes(tensor: Tensor) -> int:
     """An expanded tensor is read once."""
+    if tensor.is_mkldnn:  # oneDNN's own layout has no storage that one could ask
+        return tensor.numel() * tensor.element_size()
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 

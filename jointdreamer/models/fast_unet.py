@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jointdreamer.models import norm_kernels
-from jointdreamer.models.channels_last import NO_SHIFT, group_norm, rows
+from jointdreamer.models.channels_last import NO_SHIFT, group_norm, parameters, rows
 from jointdreamer.models.norm_kernels import bits
 
 MAX_PARAMETERS = 100_000_000  # a larger one is limited by its products, and would be in memory twice
@@ -189,10 +189,10 @@ class Norm:
 
     def __init__(self, norm: nn.GroupNorm):
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.parameters = tuple(p.detach().float().numpy() for p in (norm.weight, norm.bias))
+        self.weight, self.bias = parameters(norm)
 
     def __call__(self, x: Tensor, silu: bool, shift: Tensor = NO_SHIFT, first: int = 0) -> Tensor:
-        return group_norm(x, *self.parameters, self.groups, self.eps, silu, shift, first)[0]
+        return group_norm(x, self.weight, self.bias, self.groups, self.eps, silu, shift, first)[0]
 
 
 class Resnet:

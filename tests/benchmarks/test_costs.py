@@ -31,6 +31,23 @@ def test_a_convolution():
     assert total_flops(costs.operations) == 2 * (2 * 6 * 6) * (3 * 3 * 3) * 8
 
 
+def test_inference_mode_and_reordered_weights_change_no_count():
+    from jointdreamer.models.fast_unet import knows, speed_up
+    from tests.conftest import _unet
+
+    unet = _unet().bfloat16().requires_grad_(False)
+    inputs = torch.randn(2, 4, 8, 8).bfloat16(), 3, torch.randn(2, 32, 16).bfloat16()
+    counts = []
+    for fast in (False, knows(unet)):
+        if fast:
+            speed_up(unet)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode(), Costs() as costs:
+                unet(*inputs)
+            counts.append(total_flops(costs.operations))
+    assert counts[0] > 1e6 and len(set(counts)) == 1
+
+
 def test_attention_counts_both_of_its_products():
     q, k = torch.randn(2, 4, 10, 16), torch.randn(2, 4, 20, 16)
     with Costs() as costs, torch.no_grad():

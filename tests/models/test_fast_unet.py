@@ -57,6 +57,8 @@ def test_it_is_at_least_as_exact_as_diffusers(changes, words):
 @torch.no_grad()
 def test_views_of_a_rig_see_each_other_and_cameras_count():
     made = _unet(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    for name, p in made.named_parameters():
+        p.mul_(5 if "attn1.to_out" in name else 1)  # so that the other views count
     exact, plain, fast = both(made)
     x, t, text, cameras = torch.randn(4, 4, 8, 8), torch.full((4,), 300), torch.randn(4, 5, 16), torch.randn(4, 16)
     answers = {}
