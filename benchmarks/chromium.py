@@ -60,7 +60,7 @@ class Page:
         if self.session and not method.startswith("Browser."):
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 90
         while True:
             answer = self.receive(end - time.monotonic())
             if answer.get("id") == number:
@@ -103,7 +103,7 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 30) -> float:
+    def wait(self, expression: str, seconds: float = 90) -> float:
         """Wait until the expression is true; how many seconds that took. Raises TimeoutError."""
         start = time.monotonic()
         while not self.js(expression):
@@ -119,10 +119,19 @@ class Page:
         self.wait("document.documentElement?.dataset.ready === 'true' && document.readyState === 'complete'")
         return time.monotonic() - start
 
+    def download_to(self, folder: Path) -> None:
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=False)
+
+    def forget(self) -> None:
+        """As if nothing had been open before: no storage of file:// pages, no requests or errors noted."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank'")
+        self.call("Storage.clearDataForOrigin", origin="file://", storageTypes="all")
+        self.requests.clear()
+        self.errors.clear()
+
     def size(self, width: int, height: int, mobile: bool = False) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def key(self, key: str) -> None:
         """Press and release a key, as the keyboard does: with its text where it has one."""
@@ -138,7 +147,7 @@ class Page:
 
 @contextmanager
 def chromium(folder: Path) -> Iterator[Page]:
-    """A browser of its own, with its profile in `folder`; downloads go to folder / "downloads"."""
+    """A browser of its own, with its profile in `folder`."""
     to_browser, from_browser = os.pipe(), os.pipe()
     # the browser wants them as 3 and 4, which may be in use here: both are first moved out of the way
     ends = [os.dup2(to_browser[0], 210, inheritable=True), os.dup2(from_browser[1], 211, inheritable=True)]
@@ -155,8 +164,6 @@ def chromium(folder: Path) -> Iterator[Page]:
         os.close(end)
     try:
         page = Page(from_browser[0], to_browser[1])
-        downloads = str(folder / "downloads")
-        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=downloads, eventsEnabled=False)
         yield page
     finally:
         process.terminate()
@@ -183,10 +190,10 @@ for (const kind of [HTMLCanvasElement, window.OffscreenCanvas]) {
 """
 
 
-def load_all(page: Page, seconds: float = 30) -> int:
-    """Bring every object of an open report into view, one after another; how many models loaded. Raises TimeoutError."""
+def load_all(page: Page, seconds: float = 90) -> int:
+    """Bring every object of an open report into view, one by one; how many models loaded. Raises TimeoutError."""
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
-    page.js("window.boxes = [...document.querySelectorAll('.view')]")
+    page.js("void (window.boxes = [...document.querySelectorAll('.view')])")
     count = page.js("boxes.length")
     for number in range(count):
         page.js(f"boxes[{number}].scrollIntoView({{block: 'center', behavior: 'instant'}})")

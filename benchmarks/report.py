@@ -14,7 +14,7 @@ from benchmarks.chromium import COUNT_CONTEXTS, chromium, find, load_all
 
 
 def measure(folder: Path) -> dict:
-    """Bytes without videos, seconds to open (the best of three) and to load every model one by one, what it asked for."""
+    """Its bytes, the seconds to open it (the best of three) and to load every model one by one, what it asked for."""
     files = [file for file in folder.rglob("*") if file.is_file()]
     with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as page:
         page.size(1360, 900)
@@ -39,7 +39,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="the report's folder")
     folder = parser.parse_args().folder
     if find() is None or not (folder / "index.html").is_file():
-        what = f"{folder} holds no index.html" if find() else "no Chromium on the PATH: install it, or set CHROMIUM=path"
+        what = (
+            f"{folder} holds no index.html" if find() else "no Chromium on the PATH: install it, or set CHROMIUM=path"
+        )
         print(f"error: {what}", file=sys.stderr)
         return 2
     print(json.dumps(measure(folder), indent=2))

@@ -1,8 +1,8 @@
 """A GLB made small enough to be sent thirty times in one page: quantised attributes, and faces only up to a limit.
 
-Knows the meshes that `jointdreamer.export.write_mesh` writes (one triangle list with vertex colours); any other GLB that
-is whole comes back as it is. The container is that of glTF 2.0 section 4.4, the number formats those of the extension
-KHR_mesh_quantization, which needs no decoder: a browser hands the integers to the GPU as they are.
+Knows the meshes that `jointdreamer.export.write_mesh` writes (one triangle list with vertex colours); any other GLB
+that is whole comes back as it is. The container is that of glTF 2.0 section 4.4, the number formats those of the
+extension KHR_mesh_quantization, which needs no decoder: a browser hands the integers to the GPU as they are.
 """
 
 import json
@@ -59,7 +59,7 @@ def thin_glb(data: bytes, max_faces: int = 40_000) -> bytes:
     """The same object in fewer bytes, of `max_faces` triangles or fewer.
 
     Positions become 16-bit and normals 8-bit integers (an error of a 65,000th of the object's size, and of half a
-    degree); vertex colours stay bytes, linear as glTF wants. Simplified surfaces take the colour of the nearest old vertex.
+    degree); vertex colours stay bytes, linear as glTF wants. Simplified surfaces take the nearest old vertex's colour.
     Returns `data` itself for a GLB that is whole but not one triangle list with vertex colours (a textured one, say).
 
     Raises: UserError for a damaged GLB or one without a triangle.
@@ -91,7 +91,9 @@ def thin_glb(data: bytes, max_faces: int = 40_000) -> bytes:
 
 def ours(tree: dict, primitive: dict) -> bool:
     """Whether the primitive is what `write_mesh` writes: indexed triangles, colours at the vertices, nothing placed."""
-    placed = any(key in node for node in tree.get("nodes", []) for key in ("matrix", "scale", "rotation", "translation"))
+    placed = any(
+        key in node for node in tree.get("nodes", []) for key in ("matrix", "scale", "rotation", "translation")
+    )
     return (
         primitive.get("mode", 4) == 4
         and "indices" in primitive

@@ -36,9 +36,9 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
     """Agreement beyond chance of raters who put subjects into categories: 1 full, 0 that of chance.
 
-    counts: (subjects, categories), how many raters chose the category. Fleiss (Psychological Bulletin 76, 1971), eqs. 1-7,
-    where every subject has as many ratings. Where they differ, each subject's agreement is still that among its own pairs
-    of ratings (a subject with a single rating has none and is left out) and chance is the share of all ratings.
+    counts: (subjects, categories), how many raters chose the category. Fleiss (Psychological Bulletin 76, 1971), where
+    every subject has as many ratings. Where they differ, each subject's agreement is still that among its own pairs of
+    ratings (a subject with a single rating has none and is left out) and chance is the share of all ratings.
     None where it is not defined: no subject was rated twice, or all ratings are of one category.
     """
     rated = [row for row in counts if sum(row) >= 2]
@@ -56,18 +56,20 @@ def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
 def aggregate_study(files: Iterable[str | Path], evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What the raters say together, one file a rater, about the runs of `evaluation` (the content of evaluation.json).
 
-    Shares are fractions of 1, with Wilson's 95% intervals over all ratings (several raters of one object count as several
-    ratings, so the intervals speak of these objects and not of new ones):
+    Shares are fractions of 1, with Wilson's 95% intervals over all ratings (several raters of one object count as
+    several ratings, so the intervals speak of these objects and not of new ones):
     `{"version", "evaluation", "raters": [name], "trials": answered by anyone, "methods": [{"method", "objects",
     "janus": {"yes", "n", "rate", "low", "high"}, "preferred": {"wins", "n", "share", "low", "high"}}],
     "agreement": {"statistic", "janus": {"kappa", "subjects"}, "preferred": {"kappa", "subjects"}}}`.
     A method nobody rated has null shares. Kappa is Fleiss' over what two or more raters rated, null where undefined.
 
-    Raises: UserError without a file; for a file that is missing, no study file or of another report; for one rater twice.
+    Raises: UserError without a file; for one that is missing, no study file or of another report; for a rater twice.
     """
     paths = [Path(file) for file in files]
     if not paths:
-        raise UserError("study= names no file: wanted the JSON files that raters downloaded from the report's study.html")
+        raise UserError(
+            "study= names no file: wanted the JSON files that raters downloaded from the report's study.html"
+        )
     methods = list(dict.fromkeys(str(run["method"]) for run in evaluation["runs"]))
     raters: dict[str, Path] = {}
     janus: dict[tuple, Counter[bool]] = defaultdict(Counter)  # object (prompt, seed, method, copy) -> ratings
@@ -221,7 +223,7 @@ def study_table(aggregate: Mapping[str, Any]) -> str:
         )
     lines += [
         "",
-        f"{len(aggregate['raters'])} rater(s), {aggregate['trials']} prompt(s) x seed(s). {aggregate['agreement']['statistic']}: "
-        f"Janus {agreement('janus')}, preference {agreement('preferred')}.",
+        f"{len(aggregate['raters'])} rater(s), {aggregate['trials']} prompt(s) x seed(s). "
+        f"{aggregate['agreement']['statistic']}: Janus {agreement('janus')}, preference {agreement('preferred')}.",
     ]
     return "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ MAX_SIDE = 1600  # pixels of a sheet of views
 FORMAT = "1"  # of the made files: part of their names, so that another thinning does not take the old ones
 MADE = re.compile(r"[0-9a-f]{24}\.[a-z0-9]{1,5}")
 
-# what is measured: name -> (heading, unit, whether more is better; None where neither is). Others are shown as they come.
+# what is measured: name -> (heading, unit, whether more is better; None: neither). Others are shown as they come.
 METRICS: dict[str, tuple[str, str, bool | None]] = {
     "clip_score": ("CLIP Score", "", True),
     "r_precision": ("R-Precision", "%", True),
@@ -145,7 +145,9 @@ def put_picture(source: Path, folder: Path) -> str:
         try:
             picture = Image.open(io.BytesIO(data)).convert("RGB")
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"{source}: wanted a picture, got a damaged or unknown file; evaluate its run anew") from error
+            raise UserError(
+                f"{source}: wanted a picture, got a damaged or unknown file; evaluate its run anew"
+            ) from error
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
         with atomic_path(target) as temporary:
             picture.save(temporary, quality=85)
@@ -156,7 +158,9 @@ def put_video(source: Path, folder: Path) -> str:
     """media/NAME.mp4 (or .webm, .gif): a copy."""
     suffix = source.suffix.lower()
     if suffix not in (".mp4", ".webm", ".gif"):
-        raise UserError(f"{source}: wanted a turntable that browsers play (.mp4, .webm, .gif), got {suffix or 'no suffix'}")
+        raise UserError(
+            f"{source}: wanted a turntable that browsers play (.mp4, .webm, .gif), got {suffix or 'no suffix'}"
+        )
     name = named(source.read_bytes(), "video", suffix)
     if not (folder / "media" / name).exists():
         copy(source, folder / "media" / name)
