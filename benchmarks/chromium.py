@@ -192,7 +192,6 @@ for (const kind of [HTMLCanvasElement, window.OffscreenCanvas]) {
 
 def load_all(page: Page, seconds: float = 90) -> int:
     """Bring every object of an open report into view, one by one; how many models loaded. Raises TimeoutError."""
-    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
     page.js("void (window.boxes = [...document.querySelectorAll('.view')])")
     count = page.js("boxes.length")
     for number in range(count):

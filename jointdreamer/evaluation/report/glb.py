@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import trimesh
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from jointdreamer.errors import UserError
 
@@ -108,13 +108,12 @@ def simplify(
     """At most `max_faces` triangles; each new vertex has the colour of the old one nearest to it."""
     import fast_simplification
 
-    points, triangles = fast_simplification.simplify(  # type: ignore[misc]  # a pair, unless collapses are asked for
-        vertices.astype(np.float32), faces.astype(np.int32), target_count=max_faces
-    )
+    found = fast_simplification.simplify(vertices, faces.astype(np.int32), target_count=max_faces)
+    points, triangles = found[:2]
     mesh = trimesh.Trimesh(points, triangles, process=False)
     mesh.remove_unreferenced_vertices()
     points = np.asarray(mesh.vertices)
-    return points, np.asarray(mesh.faces), color[cKDTree(vertices).query(points)[1]]
+    return points, np.asarray(mesh.faces), color[KDTree(vertices).query(points)[1]]
 
 
 def write_quantised(vertices: np.ndarray, normals: np.ndarray, color: np.ndarray, faces: np.ndarray) -> bytes:

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import trimesh
+from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.report.glb import read_accessor, read_glb, thin_glb, write_quantised
@@ -20,7 +21,7 @@ def glb(tmp_path):
         mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
         red = np.asarray(mesh.vertices)[:, 1:2] > 0
         rgb = np.where(red, (255, 10, 0), (0, 10, 255))
-        mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=np.c_[rgb, np.full(len(rgb), 255)].astype("u1"))
+        mesh.visual = ColorVisuals(mesh, vertex_colors=np.c_[rgb, np.full(len(rgb), 255)].astype("u1"))
         mesh.apply_translation((1, 2, 3))
         write_mesh(tmp_path / "ball.glb", mesh)
         return (tmp_path / "ball.glb").read_bytes()

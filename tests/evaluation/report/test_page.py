@@ -65,7 +65,12 @@ def test_32_runs(evaluation, tmp_path, page):
 
 def test_numbers_and_plots(evaluation, tmp_path, page):
     given = evaluation()
-    page.open(write_report(given, tmp_path / "report"))
+    share = {"yes": 1, "wins": 1, "n": 4, "rate": 0.25, "share": 0.25, "low": 0.1, "high": 0.5}
+    kappa = {"kappa": None, "subjects": 0}
+    study = {"raters": ["<b>Ann"], "methods": [{"method": "mvs", "objects": 2, "janus": share, "preferred": share}]}
+    study["agreement"] = {"statistic": "Fleiss' kappa", "janus": kappa, "preferred": kappa}
+    page.open(write_report({**given, "study": study}, tmp_path / "report"))
+    assert "25.0 (10.0 – 50.0)" in page.js("document.getElementById('study-table').textContent")
     means = page.js(
         "[...document.querySelectorAll('#table tbody tr')].map(r => r.children[2].querySelector('.mean').textContent)"
     )

@@ -64,7 +64,7 @@ const observer = new IntersectionObserver((entries) => {
     if (live.size <= MAX_LIVE) break;
     if (!box.seen) hideModel(box);
   }
-}, { rootMargin: "200px" });
+}, { rootMargin: "120px" });
 
 async function showModel(box) {
   if (box.viewer) return;
@@ -122,6 +122,8 @@ function dropBoxes(parent) {
   }
 }
 
+const still = matchMedia("(prefers-reduced-motion: reduce)").matches; // then nothing moves unasked
+
 /** The run's turntable: plays while it is in view, as browsers allow it without sound. Its sheet of views if it has none. */
 const players = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -132,8 +134,9 @@ const players = new IntersectionObserver((entries) => {
 function turntable(run) {
   const file = run.files.turntable;
   if (file && !file.endsWith(".gif")) {
-    const video = element("video", { src: file, loop: true, playsinline: true, preload: "none", "aria-label": `turntable: ${run.prompt}` });
+    const video = element("video", { src: file, loop: true, playsinline: true, preload: still ? "metadata" : "none", controls: still, "aria-label": `turntable: ${run.prompt}` });
     video.muted = true;
+    if (still) return video;
     video.addEventListener("click", () => (video.paused ? video.play() : video.pause()));
     players.observe(video);
     return video;

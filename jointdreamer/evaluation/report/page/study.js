@@ -92,7 +92,6 @@ function download() {
 
 // ---- one trial ----
 // an object that turns by itself shows its back also to who does not think of it
-const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const SLOWLY = still ? {} : { "auto-rotate": true, "auto-rotate-delay": "1500", "rotation-per-second": "40deg" };
 let current = 0; // the object that keys speak of
 const trial = () => state.trials[state.position];
