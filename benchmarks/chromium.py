@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PATIENCE = 300  # seconds: drawing without a GPU on cores that others use takes what it takes
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
     "--headless=new",
@@ -60,7 +61,7 @@ class Page:
         if self.session and not method.startswith("Browser."):
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + 90
+        end = time.monotonic() + PATIENCE
         while True:
             answer = self.receive(end - time.monotonic())
             if answer.get("id") == number:
@@ -103,7 +104,7 @@ class Page:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 90) -> float:
+    def wait(self, expression: str, seconds: float = PATIENCE) -> float:
         """Wait until the expression is true; how many seconds that took. Raises TimeoutError."""
         start = time.monotonic()
         while not self.js(expression):
@@ -190,7 +191,7 @@ for (const kind of [HTMLCanvasElement, window.OffscreenCanvas]) {
 """
 
 
-def load_all(page: Page, seconds: float = 90) -> int:
+def load_all(page: Page, seconds: float = PATIENCE) -> int:
     """Bring every object of an open report into view, one by one; how many models loaded. Raises TimeoutError."""
     page.js("void (window.boxes = [...document.querySelectorAll('.view')])")
     count = page.js("boxes.length")

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.chromium import COUNT_CONTEXTS, chromium, find, load_all
 from jointdreamer.evaluation.report import aggregate_study, write_report
 
-pytestmark = [pytest.mark.skipif(find() is None, reason="no Chromium here"), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.skipif(find() is None, reason="no Chromium here"), pytest.mark.timeout(900)]
 OURS = ("file:", "blob:", "data:")
 
 
