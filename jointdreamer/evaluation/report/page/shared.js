@@ -127,17 +127,17 @@ const still = matchMedia("(prefers-reduced-motion: reduce)").matches; // then no
 /** The run's turntable: plays while it is in view, as browsers allow it without sound. Its sheet of views if it has none. */
 const players = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
-    if (isIntersecting) target.play().catch(() => {}); // a browser that saves power may refuse: the controls are there
+    if (still) target.preload = isIntersecting ? "metadata" : target.preload;
+    else if (isIntersecting) target.play().catch(() => {}); // a browser that saves power may refuse: the controls are there
     else target.pause();
   }
 });
 function turntable(run) {
   const file = run.files.turntable;
   if (file && !file.endsWith(".gif")) {
-    const video = element("video", { src: file, loop: true, playsinline: true, preload: still ? "metadata" : "none", controls: still, "aria-label": `turntable: ${run.prompt}` });
+    const video = element("video", { src: file, loop: true, playsinline: true, preload: "none", controls: still, "aria-label": `turntable: ${run.prompt}` });
     video.muted = true;
-    if (still) return video;
-    video.addEventListener("click", () => (video.paused ? video.play() : video.pause()));
+    if (!still) video.addEventListener("click", () => (video.paused ? video.play() : video.pause()));
     players.observe(video);
     return video;
   }
