@@ -123,7 +123,8 @@ def test_ci_installs_as_the_readme_says():
 def test_the_package_is_found_with_its_weights(project):
     tools = project["tool"]["setuptools"]
     assert tools["packages"]["find"]["include"] == ["jointdreamer*"]
-    assert tools["package-data"]["jointdreamer"] == ["toybox/weights/**/*"]
+    report = ["evaluation/report/page/*", "evaluation/report/vendor/**/*"]
+    assert tools["package-data"]["jointdreamer"] == ["toybox/weights/**/*", *report]
     folders = {path.parent for path in (ROOT / "jointdreamer").rglob("*.py")}
     missing = [folder for folder in folders if not (folder / "__init__.py").exists()]
     assert missing == [], "setuptools would leave these out"
