@@ -14,6 +14,7 @@ from jointdreamer.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPT_VARIABLE = "JOINTDREAMER_PROMPT"
+RUNS_VARIABLE = "JOINTDREAMER_RUNS"
 
 # Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
 NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -79,7 +80,8 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             raise KeyboardInterrupt
 
     try:
-        sys.argv[1:] = complete(sys.argv[1:], cuda_is_available, multirun)
+        has_models = re.search(r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
@@ -97,16 +99,22 @@ def complain(error: Any) -> int:
     return 2
 
 
-def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> list[str]:
-    """The command line as Hydra wants it: `models=` filled in, and a prompt taken as typed.
+def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bool) -> list[str]:
+    """The command line as Hydra wants it: `models=` filled in, and a prompt and globs taken as typed.
 
     Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. A single run's prompt
     therefore travels beside the grammar, in the environment. A multirun's stays Hydra's, where a comma separates runs.
+    So do the globs of `runs=`, one a line: of one word with braces a shell makes several, and all of them count.
+    has_cuda: None where the config has no `models`.
     """
     for word in words:
         if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
             raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
     done = []
+    if globs := [word.removeprefix("runs=") for word in words if word.startswith("runs=")]:
+        words = [word for word in words if not word.startswith("runs=")]
+        os.environ[RUNS_VARIABLE] = "\n".join(globs)
+        done.append(f"runs=${{oc.env:{RUNS_VARIABLE}}}")
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key == "prompt" and not multirun:
@@ -120,7 +128,7 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
             word = f"prompt=${{oc.env:{PROMPT_VARIABLE}}}"
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
-    if _models_word(done) is None and not asks & set(done):
+    if has_cuda is not None and _models_word(done) is None and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
     # its parser breaks where options stand between settings
     settings = [word for word in done if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
