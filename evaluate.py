@@ -65,7 +65,9 @@ def evaluate(cfg: dict[str, Any]) -> int:
     }
     table = markdown(evaluation)
     write_text(out_dir / "evaluation.json", to_json(evaluation, indent=2) + "\n")
-    write_text(out_dir / "runs.csv", runs_csv(rows, {key: [summary.text(run, key) for run in runs] for key in group_by}))
+    write_text(
+        out_dir / "runs.csv", runs_csv(rows, {key: [summary.text(run, key) for run in runs] for key in group_by})
+    )
     write_text(out_dir / "table.md", table)
     print(table)
     if write_report is not None:
@@ -132,18 +134,17 @@ def pick_instruments(cfg: dict[str, Any], run_config: dict[str, Any]) -> Any:
 
 def pick_reference(cfg: dict[str, Any], runs: list[Any], instruments: Any, kept: Path) -> tuple[Any, str | None]:
     """FID's features of the reference and its name, or None twice."""
-    from jointdreamer.evaluation.measure import folder_features, toybox_features
+    from jointdreamer.evaluation.reference import folder_features, name_toys, toybox_features
 
     wanted, config = cfg["reference"], runs[0].config
+    prompts = sorted({run.prompt for run in runs})
     if wanted == "auto":
-        wanted = "toybox" if instruments.clip_files.toybox else "none"
+        wanted = "toybox" if instruments.clip_files.toybox and name_toys(prompts) else "none"
     if wanted == "none":
         return None, None
     background = config["background"]["eval_color"]
     if wanted == "toybox":
-        return toybox_features(
-            sorted({run.prompt for run in runs}), cli.eval_orbit(config["output"]), background, instruments, kept
-        )
+        return toybox_features(prompts, cli.eval_orbit(config["output"]), background, instruments, kept)
     return folder_features(Path(wanted), background, instruments, kept)
 
 
@@ -152,8 +153,8 @@ def comparable(instruments: Any, models: str) -> dict[str, Any]:
     if models == "toybox":
         return {
             "comparable": False,
-            "note": "Toybox networks, trained on the toybox's pictures: the numbers compare toybox runs with each other; "
-            "they are not comparable with CLIP ViT-B/32 scores, FID or Janus rates of papers.",
+            "note": "Toybox networks, trained on the toybox's pictures: the numbers compare toybox runs with each other"
+            " and are not comparable with CLIP ViT-B/32 scores, FID or Janus rates of papers.",
         }
     original = instruments.clip_files.title == "CLIP ViT-B/32"
     fid = "" if instruments.fid_file else " FID here is of CLIP's features, not of Inception's."

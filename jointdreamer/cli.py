@@ -80,7 +80,9 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             raise KeyboardInterrupt
 
     try:
-        has_models = re.search(r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+        has_models = re.search(
+            r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE
+        )
         sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jointdreamer.errors import UserError
-from jointdreamer.evaluation.networks import BATCH, TOYBOX, Clip, ClipFiles, Inception, resized
+from jointdreamer.evaluation.networks import TOYBOX, Clip, ClipFiles, Inception
 from jointdreamer.evaluation.runs import Run, damaged, file_identity
 from jointdreamer.files import atomic_path
 from jointdreamer.metrics import is_janus, zero_shot
@@ -29,8 +29,6 @@ from jointdreamer.metrics import is_janus, zero_shot
 VERSION = 1  # of what is measured: add one whenever the same views would give other numbers
 JUDGE = TOYBOX / "judge" / "model.safetensors"
 DIRECTIONS = ("front", "side", "back")
-TRUE_TOYS = 4  # shapes of each caption among the true renders
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SHEET_COLUMNS = 10
 
 Arrays = dict[str, np.ndarray]
@@ -68,7 +66,7 @@ class Instruments:
     def names(self) -> dict[str, str]:
         """How results name the networks."""
         toybox = self.clip_files.toybox
-        judge = f"toybox judge, {file_identity(JUDGE)}"
+        judge = f"toybox judge, {self.judge_identity}"
         zero = f"zero-shot view directions by {self.clip_files.title} (automatic estimate, not calibrated)"
         fid = f"image embeddings of the {self.clip_files.name}" if self.fid_file is None else ""
         return {
@@ -80,6 +78,10 @@ class Instruments:
     @cached_property
     def _fid_identity(self) -> str:
         return "" if self.fid_file is None else file_identity(self.fid_file)
+
+    @cached_property
+    def judge_identity(self) -> str:
+        return file_identity(JUDGE) if self.clip_files.toybox else ""
 
     @cached_property
     def place(self) -> str:
@@ -112,8 +114,7 @@ class Instruments:
     def run_files(self, run: Run) -> tuple[Path, Path]:
         """Where the numbers and the picture of a run are kept."""
         shown = {name: run.config[name] for name in ("field", "renderer", "background", "output")}
-        judge = file_identity(JUDGE) if self.clip_files.toybox else ""
-        key = self.key("run", run.digest, run.prompt, judge, shown)
+        key = self.key("run", run.digest, run.prompt, self.judge_identity, shown)
         folder = self.cache or run.folder / "evaluation"
         return folder / f"{key}.npz", folder / f"{key}.png"
 
@@ -270,103 +271,13 @@ def _directions(run: Run, features: np.ndarray, instruments: Instruments) -> dic
 def caption_features(captions: Sequence[str], instruments: Instruments, folder: Path) -> np.ndarray:
     """CLIP's (C, D) of captions, kept in `folder`."""
     file = folder / f"captions-{instruments.key('captions', list(captions))}.npz"
-    return _once(file, lambda: instruments.clip.texts(list(captions)))
+    return once(file, lambda: instruments.clip.texts(list(captions)))
 
 
-def _once(file: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+def once(file: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The features kept in `file`; computed, and kept, where there are none."""
     stored = kept(file)
     if stored is None or "features" not in stored:
         stored = {"features": compute()}
         keep(file, stored)
     return stored["features"]
-
-
-# What FID compares with
-
-
-def folder_features(
-    pictures: Path, background: Sequence[float], instruments: Instruments, folder: Path
-) -> tuple[np.ndarray, str]:
-    """FID's features of the pictures in a folder, and what to call them; transparent ones lie on `background`.
-
-    Raises UserError for fewer than two, or one that cannot be read.
-    """
-    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES) if pictures.is_dir() else []
-    if len(files) < 2:
-        found = f"{len(files)} in it" if pictures.is_dir() else "no such folder"
-        raise UserError(f"reference={pictures}: wanted a folder with two or more pictures ({', '.join(PICTURES)}); {found}")
-    stamps = [(str(p.relative_to(pictures)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-
-    def compute() -> np.ndarray:
-        found = []
-        for k in range(0, len(files), BATCH):
-            part = [_picture(file, background, instruments.resolution) for file in files[k : k + BATCH]]
-            found.append(instruments.fid_images(torch.stack(part)))
-        return np.concatenate(found)
-
-    key = instruments.key("pictures", stamps, list(background))
-    return _once(folder / f"reference-{key}.npz", compute), f"{len(files)} pictures of {pictures}"
-
-
-def _picture(file: Path, background: Sequence[float], resolution: int) -> Tensor:
-    """The middle square of a picture, (3, R, R) in [0, 1]."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            rgba = torch.from_numpy(np.array(image.convert("RGBA"), np.float32) / 255).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({str(error)[:120]}): remove it, or mend it") from error
-    height, width = rgba.shape[1:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    rgba = rgba[:, top : top + side, left : left + side]
-    ground = torch.tensor(list(background), dtype=torch.float32)[:, None, None]
-    return resized((rgba[:3] * rgba[3:] + ground * (1 - rgba[3:]))[None], resolution)[0]
-
-
-def toybox_features(
-    prompts: Sequence[str],
-    orbit: Mapping[str, float],
-    background: Sequence[float],
-    instruments: Instruments,
-    folder: Path,
-) -> tuple[np.ndarray, str]:
-    """FID's features of true toys: the ray-cast truth of every prompt from the runs' own cameras, and its name.
-
-    Each in TRUE_TOYS shapes that nothing was trained on. Raises UserError for a prompt that names no toy.
-    """
-    from jointdreamer.toybox.world import HELD_OUT_SHAPES, parse_caption
-
-    toys = []
-    for prompt in prompts:
-        toy = parse_caption(prompt)
-        if toy is None:
-            raise UserError(
-                f"reference=toybox: {prompt!r} names no toy, so there are no true renders of it; name a folder of "
-                "reference pictures, or reference=none"
-            )
-        toys.append(toy)
-
-    def compute() -> np.ndarray:
-        from dataclasses import replace
-
-        from jointdreamer.cameras import orbit_cameras
-        from jointdreamer.toybox import data, raycast
-        from jointdreamer.toybox.world import solids
-
-        cameras = orbit_cameras(instruments.n_views, instruments.resolution, **orbit)
-        c2w, fovy = cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy()
-        ground = np.full((instruments.n_views, 3), background)
-        found = []
-        for toy in toys:
-            for shape in range(TRUE_TOYS):
-                packed = raycast.pack(solids(replace(toy, shape_seed=HELD_OUT_SHAPES + shape)))
-                rgba, _, _ = raycast.render(packed, c2w, fovy, instruments.resolution)
-                rgb = data.composite(np.round(rgba * 255).astype(np.uint8), ground)
-                found.append(instruments.fid_images(rgb))
-        return np.concatenate(found)
-
-    key = instruments.key("toybox", list(prompts), dict(orbit), list(background), TRUE_TOYS)
-    name = f"{len(toys) * TRUE_TOYS * instruments.n_views} true renders of {len(toys)} captions"
-    return _once(folder / f"reference-{key}.npz", compute), name

@@ -49,14 +49,17 @@ def clip_files(source: Any) -> ClipFiles:
     """CLIP from a folder or a hub id (or a list of them). Raises UserError if it is nowhere."""
     from jointdreamer.models.weights import find_weights
 
-    return _describe(find_weights(source, "clip"), None)
+    # a tokenizer is one file or three, by the version that wrote it
+    return _describe(find_weights(source, "clip", needs=("config.json", "tokenizer_config.json")), None)
 
 
 def _describe(folder: Path, title: str | None) -> ClipFiles:
     try:
         vision = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config") or {}
         # what the file of the original leaves out is transformers' default: ViT-B/32
-        size, patch, width = (int(vision.get(k, d)) for k, d in (("image_size", 224), ("patch_size", 32), ("hidden_size", 768)))
+        size, patch, width = (
+            int(vision.get(k, d)) for k, d in (("image_size", 224), ("patch_size", 32), ("hidden_size", 768))
+        )
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder} holds no CLIP: its config.json cannot be read ({error})") from error
     original = (size, patch, width) == (224, 32, 768)
@@ -92,7 +95,7 @@ class Clip:
 
     @torch.no_grad()
     def images(self, rgb: Tensor) -> np.ndarray:
-        """rgb (N, 3, R, R) in [0, 1] -> (N, D) float32, not normalised. Resized as CLIP does, bicubic and antialiased."""
+        """rgb (N, 3, R, R) in [0, 1] -> (N, D) float32, not normalised. Resized bicubic, antialiased."""
         found = []
         for part in rgb.split(BATCH):
             pixels = resized(part.to(self.device), self.size)

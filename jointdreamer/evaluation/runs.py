@@ -71,7 +71,9 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[Run], list[dict[str, str]]]
     for path in matches:
         inside = list(_runs_below(path)) if path.is_dir() else []
         if not inside and path.is_dir() and not _in_a_run(path):
-            left_out.append({"folder": str(path), "why": "no run folder: it has no config.yaml, nor any folder below it"})
+            left_out.append(
+                {"folder": str(path), "why": "no run folder: it has no config.yaml, nor any folder below it"}
+            )
         for folder in inside:
             folders.setdefault(folder.resolve(), folder)
     runs = []

@@ -1,4 +1,4 @@
-"""From measured runs to `evaluation.json`: each run's scores, groups of runs with their intervals, FID of each group."""
+"""From measured runs to `evaluation.json`: each run's scores, groups with their intervals, FID of each group."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def _has(run: Run, key: str) -> bool:
 
 
 def text(run: Run, key: str) -> str:
-    """A run's value of a key in words: a text as it is, anything else as JSON, null where the config has no such key."""
+    """A run's value of a key in words: a text as it is, anything else as JSON, null where it has no such key."""
     value = run.value(key) if _has(run, key) else None
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

@@ -35,15 +35,23 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         f"Mean [{evaluation['confidence']:.0%} interval] over runs; {evaluation['intervals']}. "
         f"{evaluation['views']} views of {evaluation['resolution']} pixels a run.",
         f"CLIP: {extractors['clip']}; retrieval among {captions['count']} captions ({captions['kind']}).",
-        f"FID: {extractors['fid']}, against {evaluation['reference']}."
-        if evaluation["reference"]
-        else "FID: no reference given.",
+        _fid_line(evaluation),
         f"Janus: {extractors['janus']}. Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023).",
         extractors["note"],
     ]
     if evaluation["left_out"]:
         lines += ["", "Left out:", *(f"- {one['folder']}: {one['why']}" for one in evaluation["left_out"])]
     return "\n".join(lines) + "\n"
+
+
+def _fid_line(evaluation: Mapping[str, Any]) -> str:
+    if not evaluation["reference"]:
+        return "FID: no reference given."
+    counts = sorted({group["fid_images"] for group in evaluation["groups"]})
+    sizes = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    bias = "few pictures raise it" + ("" if len(counts) == 1 else ", so only groups of one size compare")
+    against = f"{sizes} views a group against {evaluation['reference']}"
+    return f"FID: {evaluation['extractors']['fid']}; {against}; {bias}."
 
 
 def _row(cells: list[str]) -> str:
