@@ -41,9 +41,9 @@ def evaluate(cfg: dict[str, Any]) -> int:
 
     instruments = pick_instruments(cfg, runs[0].config)
     kept = Path(cfg["cache_dir"] or out_dir / ".cache")
-    measured = measure_all(runs, instruments)
-    reference, against = pick_reference(cfg, runs, instruments, kept)
+    reference, against = pick_reference(cfg, runs, instruments, kept)  # first: it can be a mistake, the rest takes long
     texts = caption_features(captions, instruments, kept)
+    measured = measure_all(runs, instruments)
 
     rows = [summary.scores(run, seen, captions, texts, out_dir) for run, seen in zip(runs, measured, strict=True)]
     evaluation = {

@@ -20,7 +20,7 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
     "name": "mvs",
     "field": {"n_levels": 2, "log2_table_size": 6, "base_resolution": 4, "hidden": 8, "backend": "torch"},
-    "renderer": {"grid_resolution": 8, "n_samples": 16, "backend": "torch"},
+    "renderer": {"grid_resolution": 8, "n_samples": 4, "backend": "torch"},
     "background": {"eval_color": [0.85, 0.85, 0.85]},
     "output": {"elevation_deg": 15, "distance": 2.61, "fovy_deg": 40},
     "models": {"name": "toybox"},
@@ -45,6 +45,9 @@ def make_run(tmp_path) -> Callable[..., Path]:
             "background": SphericalBackground(**config["background"]),
             "renderer": VolumeRenderer(field_radius=field.radius, **config["renderer"]),
         }
+        occupied = torch.zeros_like(parts["renderer"].occupied)
+        occupied[3:5, 3:5, 2:6] = True  # little to render
+        parts["renderer"].occupied.copy_(occupied)
         folder = run_path(root or tmp_path / "runs", method, prompt, seed)
         with RunFolder.open(folder, config) as run:
             run.save(2, **parts)

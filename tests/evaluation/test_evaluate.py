@@ -111,7 +111,7 @@ def test_a_second_call_loads_none_of_the_networks_libraries(command, make_run, t
     assert command("runs=runs")[0] == 0
     code = (
         "import sys; from jointdreamer import cli; import evaluate; status = cli.main('evaluate', evaluate.evaluate); "
-        "heavy = {'transformers', 'diffusers', 'numba', 'trimesh', 'skimage', 'accelerate', 'huggingface_hub'}; "
+        "heavy = {'transformers', 'diffusers', 'trimesh', 'skimage', 'accelerate', 'huggingface_hub'}; "
         "sys.exit(status or ' '.join(sorted(heavy & set(sys.modules))) or 0)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
