@@ -143,7 +143,8 @@ def clip_folder(tmp_path, tokenizer) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 1}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 12}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     config: Any = CLIPConfig(
         text_config=size | text, vision_config=size | {"image_size": 8, "patch_size": 4}, projection_dim=6
     )
@@ -161,16 +162,16 @@ class Means(torch.nn.Module):
 def test_runs_of_real_models_are_scored_by_clip_and_by_whatever_fid_is_given(command, make_run, clip_folder, tmp_path):
     for prompt in ("a robot with a hat", "red hat"):
         make_run(prompt, models={"name": "sd21", "clip": {"source": str(clip_folder)}})
-    (tmp_path / "true").mkdir()
+    (tmp_path / "pictures").mkdir()
     for k in range(3):
-        Image.new("RGB", (9, 9), (80 * k, 0, 255)).save(tmp_path / "true" / f"{k}.png")
+        Image.new("RGB", (9, 9), (80 * k, 0, 255)).save(tmp_path / "pictures" / f"{k}.png")
     (tmp_path / "captions.txt").write_text("a robot with a hat\nred hat\na side view\n")
-    words = ["runs=runs", "captions=captions.txt", "resolution=16", "reference=true"]
+    words = ["runs=runs", "captions=captions.txt", "resolution=16", "reference=pictures"]
     status, _, err = command(*words)
     assert status == 0, err
     by_clip = result(tmp_path)
     assert by_clip["captions"] == {"kind": "file", "count": 3, "file": "captions.txt"}
-    assert by_clip["reference"] == "3 pictures of true"
+    assert by_clip["reference"] == "3 pictures of pictures"
     extractors = by_clip["extractors"]
     assert extractors["clip"].startswith("a CLIP of width 16 and patches of 4, ")
     assert extractors["fid"].startswith("image embeddings of") and "automatic estimate" in extractors["janus"]
