@@ -3,10 +3,11 @@
 Each object is rendered and looked at once; the same command again computes nothing anew. Config stops in this file.
 """
 
+import glob
 import importlib.util
+import json
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ def evaluate(cfg: dict[str, Any]) -> int:
     from jointdreamer.evaluation.table import markdown, runs_csv
     from jointdreamer.files import to_json, write_text
 
-    group_by, write_report = check(cfg), report_writer(cfg["report"])
+    if cfg["study"] is not None:
+        return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
+    group_by = check(cfg)
+    write_report = report_module().write_report if cfg["report"] else None
     runs, left_out = find_runs(cfg["runs"].splitlines())
     for one in left_out:
         print(f"left out: {one['folder']}: {one['why']}", file=sys.stderr)
@@ -92,13 +96,33 @@ def check(cfg: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def report_writer(wanted: bool) -> Callable[[dict[str, Any], Path], Any] | None:
-    """What writes the report, if one is wanted. Raises UserError where this version has none."""
-    if not wanted:
-        return None
+def report_module() -> Any:
+    """What writes reports and adds up studies. Raises UserError where this version has none."""
     if importlib.util.find_spec(REPORT) is None:
-        raise UserError("report=true: this version of jointdreamer writes no report; say report=false for the tables")
-    return importlib.import_module(REPORT).write_report
+        raise UserError("this version of jointdreamer has no report, and no study: say report=false for the tables")
+    return importlib.import_module(REPORT)
+
+
+def add_up_study(patterns: list[str], out_dir: Path) -> int:
+    """What the raters of the report in `out_dir` say together: printed, and kept as study.json and study.md."""
+    from jointdreamer.files import to_json, write_text
+
+    report = report_module()
+    files = sorted({name for pattern in patterns for name in glob.glob(pattern, recursive=True)})
+    if not files:
+        raise UserError(f"study={' '.join(patterns)} matches nothing: wanted the files that the raters downloaded")
+    made = out_dir / "evaluation.json"
+    try:
+        evaluation = json.loads(made.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{made} cannot be read ({error}): name the evaluation of this study, out_dir=...") from error
+    together = report.aggregate_study(files, evaluation)
+    table = report.study_table(together)
+    write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
+    write_text(out_dir / "study.md", table)
+    print(table)
+    print(out_dir)
+    return 0
 
 
 def read_captions(captions: str) -> tuple[str, list[str] | None]:

@@ -14,7 +14,7 @@ from jointdreamer.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPT_VARIABLE = "JOINTDREAMER_PROMPT"
-RUNS_VARIABLE = "JOINTDREAMER_RUNS"
+GLOB_VARIABLES = {"runs": "JOINTDREAMER_RUNS", "study": "JOINTDREAMER_STUDY"}
 
 # Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
 NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -106,17 +106,18 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
 
     Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. A single run's prompt
     therefore travels beside the grammar, in the environment. A multirun's stays Hydra's, where a comma separates runs.
-    So do the globs of `runs=`, one a line: of one word with braces a shell makes several, and all of them count.
+    So do the globs of `runs=` and `study=`, one a line: of a word with braces a shell makes several, and all count.
     has_cuda: None where the config has no `models`.
     """
     for word in words:
         if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
             raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
     done = []
-    if globs := [word.removeprefix("runs=") for word in words if word.startswith("runs=")]:
-        words = [word for word in words if not word.startswith("runs=")]
-        os.environ[RUNS_VARIABLE] = "\n".join(globs)
-        done.append(f"runs=${{oc.env:{RUNS_VARIABLE}}}")
+    for key, variable in GLOB_VARIABLES.items():
+        if globs := [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]:
+            words = [word for word in words if not word.startswith(f"{key}=")]
+            os.environ[variable] = "\n".join(globs)
+            done.append(f"{key}=${{oc.env:{variable}}}")
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key == "prompt" and not multirun:

@@ -215,6 +215,25 @@ def test_a_report_that_this_version_cannot_write(refused, make_run, monkeypatch)
     refused(["runs=runs", "report=true"], "report=false")
 
 
+def test_a_study_is_added_up_by_the_report_s_module(command, refused, make_run, tmp_path, monkeypatch):
+    (tmp_path / "a_study.py").write_text(
+        "def aggregate_study(files, evaluation):\n    return {'files': list(files), 'id': evaluation['id']}\n"
+        "def study_table(together):\n    return '| ' + together['id']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(evaluate, "REPORT", "a_study")
+    for name in ("a.json", "b [1].json"):
+        (tmp_path / name).write_text("{}")
+    refused(["study=nothing*"], "study=nothing* matches nothing")
+    refused(["study=*.json"], "evaluation.json cannot be read", "out_dir=")
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "evaluation.json").write_text('{"id": "abc"}')
+    status, out, _ = command("study=b*.json", "study=a.json")
+    assert status == 0 and out.startswith("| abc\n")
+    assert json.loads((tmp_path / "evaluation" / "study.json").read_text())["files"] == ["a.json", "b [1].json"]
+    assert (tmp_path / "evaluation" / "study.md").read_text() == "| abc"
+
+
 # Bad input
 
 
