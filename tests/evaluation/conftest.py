@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import trimesh
+from trimesh.creation import box
 
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.hash_grid import HashGridField
@@ -51,7 +51,7 @@ def make_run(tmp_path) -> Callable[..., Path]:
         folder = run_path(root or tmp_path / "runs", method, prompt, seed)
         with RunFolder.open(folder, config) as run:
             run.save(2, **parts)
-        mesh = trimesh.creation.box().export(file_type="glb")
+        mesh = box().export(file_type="glb")
         assert isinstance(mesh, bytes)
         (folder / "mesh").mkdir()
         (folder / "mesh" / "mesh.glb").write_bytes(mesh)

@@ -178,7 +178,8 @@ def test_runs_of_real_models_are_scored_by_clip_and_by_whatever_fid_is_given(com
     assert extractors["comparable"] is False and "not of Inception's" in extractors["note"]
     assert all(row["turning"] is None and isinstance(row["janus"], bool) for row in by_clip["runs"])
 
-    torch.jit.script(Means()).save(str(tmp_path / "net.pt"))
+    scripted: Any = torch.jit.script(Means())
+    scripted.save(str(tmp_path / "net.pt"))
     status, _, err = command(*words, "fid=net.pt")
     assert status == 0, err
     other = result(tmp_path)

@@ -60,7 +60,8 @@ class Means(torch.nn.Module):
 
 
 def test_inception_is_shown_bytes(tmp_path):
-    torch.jit.script(Means()).save(str(tmp_path / "net.pt"))
+    scripted: Any = torch.jit.script(Means())
+    scripted.save(str(tmp_path / "net.pt"))
     rgb = torch.rand(3, 3, 8, 8)
     expected = (rgb * 255).round().mean([2, 3])
     assert Inception(tmp_path / "net.pt").images(rgb) == pytest.approx(expected.numpy(), rel=1e-5)

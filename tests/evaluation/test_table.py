@@ -1,10 +1,11 @@
 import csv
 import io
+from typing import Any
 
 from jointdreamer.evaluation.table import markdown, runs_csv
 
 INTERVAL = {"mean": 1.234, "low": 1.0, "high": 1.5, "n": 3}
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "groups": [
         {"keys": {"method": "a|b\nc"}, "runs": 3, "clip_score": INTERVAL, "janus": None, "fid": None},
         {"keys": {"method": "d"}, "runs": 1, "clip_score": {**INTERVAL, "low": None, "high": None}, "fid": 2.0},
