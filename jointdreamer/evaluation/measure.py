@@ -132,7 +132,8 @@ def keep(file: Path, arrays: Mapping[str, Any]) -> None:
     """Keep arrays. Raises UserError where the folder cannot be written."""
     try:
         with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **{name: np.asarray(value) for name, value in arrays.items()})
+            plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+            np.savez(stream, **plain)
     except OSError as error:
         raise UserError(
             f"cannot write in {file.parent} ({error.strerror}), where measurements are kept: choose another place "
