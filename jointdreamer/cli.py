@@ -14,6 +14,7 @@ from jointdreamer.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPT_VARIABLE = "JOINTDREAMER_PROMPT"
+GLOB_VARIABLES = {"runs": "JOINTDREAMER_RUNS", "study": "JOINTDREAMER_STUDY"}
 
 # Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
 NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -79,7 +80,10 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             raise KeyboardInterrupt
 
     try:
-        sys.argv[1:] = complete(sys.argv[1:], cuda_is_available, multirun)
+        has_models = re.search(
+            r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE
+        )
+        sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
@@ -97,16 +101,23 @@ def complain(error: Any) -> int:
     return 2
 
 
-def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> list[str]:
-    """The command line as Hydra wants it: `models=` filled in, and a prompt taken as typed.
+def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bool) -> list[str]:
+    """The command line as Hydra wants it: `models=` filled in, and a prompt and globs taken as typed.
 
     Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. A single run's prompt
     therefore travels beside the grammar, in the environment. A multirun's stays Hydra's, where a comma separates runs.
+    So do the globs of `runs=` and `study=`, one a line: of a word with braces a shell makes several, and all count.
+    has_cuda: None where the config has no `models`.
     """
     for word in words:
         if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
             raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
     done = []
+    for key, variable in GLOB_VARIABLES.items():
+        if globs := [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]:
+            words = [word for word in words if not word.startswith(f"{key}=")]
+            os.environ[variable] = "\n".join(globs)
+            done.append(f"{key}=${{oc.env:{variable}}}")
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key == "prompt" and not multirun:
@@ -120,7 +131,7 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
             word = f"prompt=${{oc.env:{PROMPT_VARIABLE}}}"
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
-    if _models_word(done) is None and not asks & set(done):
+    if has_cuda is not None and _models_word(done) is None and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
     # its parser breaks where options stand between settings
     settings = [word for word in done if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]

@@ -1,7 +1,13 @@
-"""Measures: of a finished object, from what an observer says about its views; of a classifier, from its scores."""
+"""Measures: of a finished object, from what an observer says about its views; of a classifier, from its scores.
 
+The observer is a judge, or the embeddings of an image-text network (CLIP), as arrays.
+"""
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from jointdreamer.errors import UserError
 
 ALL_ROUND = 0.75  # share of the circle from which a face shows, above which it shows all round
 
@@ -52,3 +58,80 @@ def accuracy_by(value: Tensor, correct: Tensor, edges: list[float]) -> dict[tupl
         if inside.any():
             found[(low, high)] = float(correct[inside].double().mean())
     return found
+
+
+# Embeddings: V views, C captions, D numbers each, of any length; computed in float64
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(..., D) -> the same directions, of length 1; zero stays zero."""
+    vectors = np.asarray(vectors, np.float64)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
+
+
+def clip_score(views: np.ndarray, caption: np.ndarray) -> float:
+    """100 times the mean cosine between each view (V, D) and the object's own caption (D,) (CONVENTIONS section 14)."""
+    return float(100 * (unit(views) @ unit(caption)).mean())
+
+
+def retrieval_ranks(views: np.ndarray, captions: np.ndarray, own: int) -> np.ndarray:
+    """How many of the other captions (C, D) are at least as near to each view (V, D) as number `own`: (V,) int.
+
+    0: the view retrieves its own caption. A tie is lost, so that a network which tells nothing apart scores nothing.
+    """
+    cosines = unit(views) @ unit(captions).T
+    return (np.delete(cosines, own, axis=1) >= cosines[:, own : own + 1]).sum(1)
+
+
+def recall_at(ranks: np.ndarray, k: int) -> float:
+    """Percent of the views whose own caption is among the first k. R-Precision is k = 1: one caption is relevant."""
+    return float(100 * (np.asarray(ranks) < k).mean())
+
+
+def turn_consistency(views: np.ndarray) -> float:
+    """Mean cosine of neighbouring views (V, D) of a closed turn, the last next to the first.
+
+    The "frame consistency" of Esser et al. (Structure and Content-Guided Video Synthesis with Diffusion Models, ICCV
+    2023), of the frames of a turn. It compares neighbours as A-LPIPS does (Hong et al., Debiasing Scores and Prompts of
+    2D Diffusion for View-consistent Text-to-3D Generation, NeurIPS 2023). An object that looks the same from all sides
+    is consistent, and Janus: read it beside the Janus rate.
+    """
+    turned = unit(views)
+    return float((turned * np.roll(turned, -1, axis=0)).sum(-1).mean())
+
+
+def zero_shot(views: np.ndarray, texts: np.ndarray, scale: float = 100.0) -> np.ndarray:
+    """What each view (V, D) is told to be by texts (C, D): (V, C) probabilities, softmax of `scale` times the cosine.
+
+    100 is where CLIP's learned temperature ended (Radford et al. 2021, section 2.5).
+    """
+    logits = scale * (unit(views) @ unit(texts).T)
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D). Raises UserError for fewer than two."""
+    features = np.asarray(features, np.float64)
+    if len(features) < 2:
+        raise UserError(f"FID compares distributions: wanted two or more images on each side, got {len(features)}")
+    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def frechet_distance(
+    mean_a: np.ndarray,  # (D,)
+    covariance_a: np.ndarray,  # (D, D)
+    mean_b: np.ndarray,
+    covariance_b: np.ndarray,
+) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): FID of Heusel et al. 2017 (Eq. 6), whatever made the features.
+
+    The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric: no
+    root of a matrix that rounding made singular or complex.
+    """
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ covariance_b @ root).clip(min=0)).sum()
+    apart = np.square(np.asarray(mean_a) - mean_b).sum()
+    return float(max(0.0, apart + np.trace(covariance_a) + np.trace(covariance_b) - 2 * shared))

@@ -1,6 +1,7 @@
 """What a run shows: previews on the way; turntable, contact sheet and mesh at the end."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,13 @@ def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBa
     Raises UserError for a folder that is no run or has no readable checkpoint.
     """
     config, checkpoint = read_run(folder)
+    return *build_scene(config, checkpoint), config
+
+
+def build_scene(
+    config: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> tuple[VolumeRenderer, HashGridField, SphericalBackground]:
+    """A run's renderer, field and background as a checkpoint left them, on the CPU, for looking at."""
     field = HashGridField(**config["field"])
     scene = (
         VolumeRenderer(field_radius=field.radius, **config["renderer"]),
@@ -124,4 +132,4 @@ def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBa
     for name, module in zip(("renderer", "field", "background"), scene, strict=True):
         module.load_state_dict(checkpoint["parts"][name])
         module.eval()
-    return *scene, config
+    return scene

@@ -240,7 +240,7 @@ class RunFolder:
         found = self.checkpoints
         for position, (step, file) in reversed(list(enumerate(found))):
             try:
-                return _read(file, step)
+                return read_checkpoint_file(file, step)
             except MemoryError:
                 raise
             except PermissionError as error:
@@ -430,7 +430,8 @@ def _tensors(value: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{where}.{key}" if where else str(key))
 
 
-def _read(file: Path, step: int) -> dict[str, Any]:
+def read_checkpoint_file(file: Path, step: int) -> dict[str, Any]:
+    """The checkpoint of `step` in `file`, every byte checked; whatever is wrong with it raises, as nearly any error."""
     with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum in {bad}")

@@ -37,6 +37,15 @@ def test_quotes_meant_for_hydra_are_taken_off(monkeypatch):
     assert os.environ[cli.PROMPT_VARIABLE] == "a corgi, 8K"
 
 
+def test_globs_reach_the_config_as_typed_and_all_of_them_count(monkeypatch):
+    for variable in cli.GLOB_VARIABLES.values():
+        monkeypatch.setenv(variable, "")
+    words = cli.complete(["runs=a/[01]*,x/**", "seed=1", "runs=b c", "study=[x]"], None, multirun=False)
+    assert words == ["runs=${oc.env:JOINTDREAMER_RUNS}", "study=${oc.env:JOINTDREAMER_STUDY}", "seed=1"]
+    assert os.environ["JOINTDREAMER_STUDY"] == "[x]"
+    assert os.environ["JOINTDREAMER_RUNS"] == "a/[01]*,x/**\nb c"
+
+
 def test_a_multirun_s_prompt_stays_hydra_s():
     assert cli.complete(["-m", "prompt=a,b"], lambda: False, multirun=True)[1] == "prompt=a,b"
 

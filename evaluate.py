@@ -1,0 +1,194 @@
+"""Finished runs to numbers and tables: python evaluate.py runs='runs/*/*/seed*'
+
+Each object is rendered and looked at once; the same command again computes nothing anew. Config stops in this file.
+"""
+
+import glob
+import importlib.util
+import json
+import shlex
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from jointdreamer import cli
+from jointdreamer.errors import UserError
+
+NUMBERS = {"views": (int, 1, 1000), "confidence": (float, 0.5, 0.9999)}
+TEXTS = ("runs", "captions", "reference", "fid", "out_dir")
+REPORT = "jointdreamer.evaluation.report"
+
+
+def evaluate(cfg: dict[str, Any]) -> int:
+    """Measure the runs as the resolved config says and write the evaluation; returns the exit status."""
+    # Imported here, so that --help and a mistyped word are answered before these seconds.
+    from jointdreamer.evaluation import summary
+    from jointdreamer.evaluation.measure import caption_features, measure_all
+    from jointdreamer.evaluation.runs import find_runs, same_models
+    from jointdreamer.evaluation.statistics import METHOD
+    from jointdreamer.evaluation.table import markdown, runs_csv
+    from jointdreamer.files import to_json, write_text
+
+    if cfg["study"] is not None:
+        return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
+    group_by = check(cfg)
+    write_report = report_module().write_report if cfg["report"] else None
+    runs, left_out = find_runs(cfg["runs"].splitlines())
+    for one in left_out:
+        print(f"left out: {one['folder']}: {one['why']}", file=sys.stderr)
+    models, out_dir = same_models(runs), Path(cfg["out_dir"])
+    kind, given = read_captions(cfg["captions"])
+    captions = summary.caption_set(runs, given, group_by)
+    if len(captions) < 2:
+        print("only one caption: there is nothing to retrieve, so no R-Precision", file=sys.stderr)
+
+    instruments = pick_instruments(cfg, runs[0].config)
+    kept = Path(cfg["cache_dir"] or out_dir / ".cache")
+    reference, against = pick_reference(cfg, runs, instruments, kept)  # first: it can be a mistake, the rest takes long
+    texts = caption_features(captions, instruments, kept)
+    measured = measure_all(runs, instruments)
+
+    rows = [summary.scores(run, seen, captions, texts, out_dir) for run, seen in zip(runs, measured, strict=True)]
+    evaluation = {
+        "version": summary.VERSION,
+        "id": summary.digest(runs),
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(cli.typed_command()),
+        "captions": {"kind": kind, "count": len(captions), "file": None if given is None else cfg["captions"]},
+        "extractors": {**instruments.names, **comparable(instruments, models)},
+        "views": instruments.n_views,
+        "resolution": instruments.resolution,
+        "reference": against,
+        "confidence": cfg["confidence"],
+        "intervals": METHOD,
+        "group_by": group_by,
+        "runs": rows,
+        "left_out": left_out,
+        "groups": summary.summarise(runs, rows, measured, group_by, cfg["confidence"], reference),
+    }
+    table = markdown(evaluation)
+    write_text(out_dir / "evaluation.json", to_json(evaluation, indent=2) + "\n")
+    write_text(
+        out_dir / "runs.csv", runs_csv(rows, {key: [summary.text(run, key) for run in runs] for key in group_by})
+    )
+    write_text(out_dir / "table.md", table)
+    print(table)
+    if write_report is not None:
+        write_report(evaluation, out_dir / "report")
+    print(out_dir)
+    return 0
+
+
+def check(cfg: dict[str, Any]) -> list[str]:
+    """Refuse what the config may not say; the keys to group by."""
+    if cfg["runs"] is None or not cfg["runs"].strip():
+        raise UserError("no runs: say which, runs='runs/*/*/seed*' (a glob of run folders)")
+    cli.check(cfg, {}, NUMBERS, {"device": cli.CHOICES["device"]}, (), TEXTS, ())
+    resolution, group_by = cfg["resolution"], cfg["group_by"]
+    if resolution is not None and (type(resolution) is not int or not 16 <= resolution <= 2048):
+        raise UserError(f"resolution={resolution!r}: wanted a whole number from 16 to 2048, or null")
+    if not isinstance(cfg["report"], bool):
+        raise UserError(f"report={cfg['report']!r}: choose true or false")
+    keys = [group_by] if isinstance(group_by, str) else group_by
+    if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
+        raise UserError(f"group_by={group_by!r}: wanted keys of the runs' configs, e.g. group_by=[energy,seed]")
+    return list(dict.fromkeys(keys))
+
+
+def report_module() -> Any:
+    """What writes reports and adds up studies. Raises UserError where this version has none."""
+    if importlib.util.find_spec(REPORT) is None:
+        raise UserError("this version of jointdreamer has no report, and no study: say report=false for the tables")
+    return importlib.import_module(REPORT)
+
+
+def add_up_study(patterns: list[str], out_dir: Path) -> int:
+    """What the raters of the report in `out_dir` say together: printed, and kept as study.json and study.md."""
+    from jointdreamer.files import to_json, write_text
+
+    report = report_module()
+    files = sorted({name for pattern in patterns for name in glob.glob(pattern, recursive=True)})
+    if not files:
+        raise UserError(f"study={' '.join(patterns)} matches nothing: wanted the files that the raters downloaded")
+    made = out_dir / "evaluation.json"
+    try:
+        evaluation = json.loads(made.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{made} cannot be read ({error}): name the evaluation of this study, out_dir=...") from error
+    together = report.aggregate_study(files, evaluation)
+    table = report.study_table(together)
+    write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
+    write_text(out_dir / "study.md", table)
+    print(table)
+    print(out_dir)
+    return 0
+
+
+def read_captions(captions: str) -> tuple[str, list[str] | None]:
+    """What kind of caption set is wanted, and its captions if they stand in a file."""
+    from jointdreamer.prompts import read_prompts
+
+    return ("runs", None) if captions == "runs" else ("file", read_prompts(captions))
+
+
+def pick_instruments(cfg: dict[str, Any], run_config: dict[str, Any]) -> Any:
+    """The networks for these runs and what they look at; nothing is loaded yet."""
+    from jointdreamer.evaluation.measure import Instruments
+    from jointdreamer.evaluation.networks import clip_files, toybox_clip
+
+    models, source = run_config["models"], cfg["clip"]
+    toybox = models["name"] == "toybox"
+    if toybox and source is not None:
+        raise UserError("clip=...: toybox runs are scored by the toybox's own CLIP and judge; leave clip out")
+    if not toybox and source is None and not (source := models.get("clip", {}).get("source")):
+        raise UserError("the runs' config names no CLIP: say clip=openai/clip-vit-base-patch32, or a folder with it")
+    fid = None if cfg["fid"] == "clip" else Path(cfg["fid"])
+    if fid is not None and not fid.is_file():
+        raise UserError(f"fid={fid}: no such file; wanted clip, or a TorchScript file inception-2015-12-05.pt")
+    return Instruments(
+        toybox_clip() if toybox else clip_files(source),
+        fid,
+        n_views=cfg["views"],
+        resolution=cfg["resolution"] or (64 if toybox else 256),
+        device=cfg["device"],
+        cache=Path(cfg["cache_dir"]) if cfg["cache_dir"] else None,
+    )
+
+
+def pick_reference(cfg: dict[str, Any], runs: list[Any], instruments: Any, kept: Path) -> tuple[Any, str | None]:
+    """FID's features of the reference and its name, or None twice."""
+    from jointdreamer.evaluation.reference import folder_features, name_toys, toybox_features
+
+    wanted, config = cfg["reference"], runs[0].config
+    prompts = sorted({run.prompt for run in runs})
+    if wanted == "auto":
+        wanted = "toybox" if instruments.clip_files.toybox and name_toys(prompts) else "none"
+    if wanted == "none":
+        return None, None
+    background = config["background"]["eval_color"]
+    if wanted == "toybox":
+        return toybox_features(prompts, cli.eval_orbit(config["output"]), background, instruments, kept)
+    return folder_features(Path(wanted), background, instruments, kept)
+
+
+def comparable(instruments: Any, models: str) -> dict[str, Any]:
+    """Whether these scores may stand beside those of papers, in one word and in one sentence."""
+    if models == "toybox":
+        return {
+            "comparable": False,
+            "note": "Toybox networks, trained on the toybox's pictures: the numbers compare toybox runs with each other"
+            " and are not comparable with CLIP ViT-B/32 scores, FID or Janus rates of papers.",
+        }
+    original = instruments.clip_files.title == "CLIP ViT-B/32"
+    fid = "" if instruments.fid_file else " FID here is of CLIP's features, not of Inception's."
+    return {
+        "comparable": original,
+        "note": ("CLIP score and R-Precision as papers have them, for the same captions." if original else
+                 "Another CLIP than ViT-B/32: not comparable with the scores of papers.")
+        + fid + " The Janus rate is an automatic estimate; the human study counts.",
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("evaluate", evaluate))

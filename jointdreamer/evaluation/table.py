@@ -1,0 +1,85 @@
+"""An evaluation as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# measure: heading, digits
+COLUMNS: dict[str, tuple[str, int]] = {
+    "clip_score": ("CLIP Score", 2),
+    "r_precision": ("R-Precision %", 1),
+    "r_at_5": ("R@5 %", 1),
+    "fid": ("FID", 3),
+    "janus": ("Janus %", 1),
+    "turning": ("R", 2),
+    "attributes": ("words seen", 2),
+    "consistency": ("consistency", 3),
+    "minutes": ("minutes", 2),
+    "peak_memory_gb": ("peak GB", 2),
+}
+
+
+def markdown(evaluation: Mapping[str, Any]) -> str:
+    """The groups as a table, a measure that no group has left away, and what the numbers are, below it."""
+    groups, extractors, captions = evaluation["groups"], evaluation["extractors"], evaluation["captions"]
+    shown = [name for name in COLUMNS if any(group.get(name) is not None for group in groups)]
+    keys = list(evaluation["group_by"])
+    head = [*keys, "runs", *(COLUMNS[name][0] for name in shown)]
+    lines = [_row(head), "|---" * len(head) + "|"]
+    for group in groups:
+        cells = [_plain(group["keys"][key]) for key in keys] + [str(group["runs"])]
+        lines.append(_row([*cells, *(_cell(group.get(name), COLUMNS[name][1]) for name in shown)]))
+    lines += [
+        "",
+        f"Mean [{evaluation['confidence']:.0%} interval] over runs; {evaluation['intervals']}. "
+        f"{evaluation['views']} views of {evaluation['resolution']} pixels a run.",
+        f"CLIP: {extractors['clip']}; retrieval among {captions['count']} captions ({captions['kind']}).",
+        _fid_line(evaluation),
+        f"Janus: {extractors['janus']}. Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023).",
+        extractors["note"],
+    ]
+    if evaluation["left_out"]:
+        lines += ["", "Left out:", *(f"- {one['folder']}: {one['why']}" for one in evaluation["left_out"])]
+    return "\n".join(lines) + "\n"
+
+
+def _fid_line(evaluation: Mapping[str, Any]) -> str:
+    if not evaluation["reference"]:
+        return "FID: no reference given."
+    counts = sorted({group["fid_images"] for group in evaluation["groups"]})
+    sizes = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    bias = "few pictures raise it" + ("" if len(counts) == 1 else ", so only groups of one size compare")
+    against = f"{sizes} views a group against {evaluation['reference']}"
+    return f"FID: {evaluation['extractors']['fid']}; {against}; {bias}."
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """A value of a config in one cell."""
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _cell(value: Any, digits: int) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, Mapping):
+        return f"{value:.{digits}f}"
+    low, high = value["low"], value["high"]
+    around = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return f"{value['mean']:.{digits}f}{around}"
+
+
+def runs_csv(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Sequence[Any]]) -> str:
+    """A line a run, with the columns of `rows`; `more` columns (the keys they are grouped by) at the end."""
+    extra = [name for name in more if name not in rows[0]]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*rows[0], *extra])
+    for number, row in enumerate(rows):
+        cells = [*row.values(), *(more[name][number] for name in extra)]
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue()

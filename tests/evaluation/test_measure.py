@@ -1,0 +1,189 @@
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jointdreamer.errors import UserError
+from jointdreamer.evaluation import measure
+from jointdreamer.evaluation.measure import Instruments, measure_all, measured
+from jointdreamer.evaluation.networks import toybox_clip
+from jointdreamer.evaluation.runs import find_runs
+from jointdreamer.toybox.judge import load_judge, true_views, verdict
+from jointdreamer.toybox.world import parse_caption
+
+CAPTION = "a red robot with a blue hat"
+
+
+def instruments(**changes) -> Instruments:
+    return replace(Instruments(toybox_clip(), None, 4, 64, "cpu", None), **changes)
+
+
+def one_run(folder: Path) -> Any:
+    (run,), _ = find_runs([str(folder)])
+    return run
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """From here on whoever loads or renders anything fails."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed anew")
+
+    for name in ("load", "views"):
+        monkeypatch.setattr(measure, name, refuse)
+    monkeypatch.setattr("jointdreamer.evaluation.networks.Clip.__init__", refuse)
+
+
+def test_what_was_measured_is_there_the_second_time(make_run, request, capsys):
+    run = one_run(make_run())
+    first = measure_all([run], instruments())
+    assert "measuring" in capsys.readouterr().err
+    assert first[0].features.shape == (4, 128) and first[0].fid_features is first[0].features
+    assert first[0].sheet.is_file() and first[0].sheet.parent == run.folder / "evaluation"
+    request.getfixturevalue("no_network")
+    second = measure_all([run], instruments())
+    np.testing.assert_array_equal(second[0].features, first[0].features)
+    assert replace(second[0], features=0, fid_features=0) == replace(first[0], features=0, fid_features=0)  # type: ignore
+    assert capsys.readouterr().err == ""
+
+
+def test_another_question_is_another_answer(make_run):
+    folder = make_run()
+    run = one_run(folder)
+    measure_all([run], instruments())
+    assert measured(run, instruments()) is not None
+    for changes in ({"n_views": 5}, {"resolution": 32}):
+        assert measured(run, instruments(**changes)) is None
+    other = replace(run, config={**run.config, "output": {**run.config["output"], "distance": 3.0}})
+    assert measured(other, instruments()) is None
+    assert measured(replace(run, digest="another"), instruments()) is None
+    moved = {**run.config, "out_dir": "elsewhere", "name": "other"}  # not what is seen
+    assert measured(replace(run, config=moved), instruments()) is not None
+
+
+def test_a_kept_file_that_is_damaged_is_made_again(make_run):
+    run = one_run(make_run())
+    (before,) = measure_all([run], instruments())
+    file, sheet = instruments().run_files(run)
+    for content in (b"", file.read_bytes()[:300], b"no zip"):
+        file.write_bytes(content)
+        assert measured(run, instruments()) is None
+    np.savez(file, features=np.zeros(3))  # of another shape of program
+    assert measured(run, instruments()) is None
+    (again,) = measure_all([run], instruments())
+    np.testing.assert_array_equal(again.features, before.features)
+    sheet.unlink()
+    assert measured(run, instruments()) is None
+
+
+def test_one_place_for_all(make_run, tmp_path):
+    run = one_run(make_run())
+    (found,) = measure_all([run], instruments(cache=tmp_path / "kept"))
+    assert found.sheet.parent == tmp_path / "kept" and not (run.folder / "evaluation").exists()
+
+
+def test_a_run_folder_that_cannot_be_written(make_run):
+    run = one_run(make_run())
+    (run.folder / "evaluation").write_text("in the way")
+    with pytest.raises(UserError, match="cache_dir"):
+        measure_all([run], instruments())
+
+
+def test_the_views_are_the_checkpoint_s_object(make_run):
+    """The same object has the same features wherever it lies, another one has others."""
+    first, copy = make_run("a red robot"), make_run("a red robot", seed=1)
+    shutil.copy(first / "checkpoints" / "step_000002.pt", copy / "checkpoints" / "step_000002.pt")
+    other = make_run("a red robot", seed=2)
+    a, b, c = (measure_all([one_run(folder)], instruments())[0].features for folder in (first, copy, other))
+    np.testing.assert_array_equal(a, b)
+    assert not np.allclose(a, c, atol=1e-4)
+
+
+class Truth:
+    """Renders the true toy, whatever it is given."""
+
+    occupancy = torch.zeros(1)
+
+    def __init__(self, rgb):
+        self.rgb = rgb
+
+    def __call__(self, *args, **kwargs):
+        return SimpleNamespace(rgb=self.rgb[None])
+
+
+def test_the_toybox_is_judged_as_the_judge_judges():
+    truth = true_views(parse_caption(CAPTION))  # type: ignore
+    run: Any = SimpleNamespace(prompt=CAPTION)
+    found = measure._judged(run, (Truth(truth), None, None), instruments())
+    expected = verdict(load_judge(), truth, parse_caption(CAPTION))
+    assert (found["janus"], found["attributes"]) == (expected.janus, expected.attributes) == (False, 1.0)
+    assert found["turning"] == pytest.approx(expected.turning) and found["turning"] > 0.95
+    assert 0.5 < found["janus_confidence"] <= 1
+    all_round = measure._judged(run, (Truth(truth[:1].expand_as(truth)), None, None), instruments())
+    assert all_round["janus"] and all_round["turning"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("words", "janus"),  # what CLIP makes of each of eight views: front, side or back
+    [("fssbbssf", False), ("fsbbsfsb", True), ("ssssssss", False), ("ffffffff", True)],
+)
+def test_directions_by_clip_are_counted_as_faces(words, janus):
+    embedding = {word: np.eye(3)[k] for k, word in enumerate("fsb")}
+    asked = []
+
+    def texts(prompts):
+        asked.extend(prompts)
+        return np.eye(3)
+
+    looking: Any = SimpleNamespace(clip=SimpleNamespace(texts=texts))
+    run: Any = SimpleNamespace(prompt="a corgi")
+    found = measure._directions(run, np.array([embedding[word] for word in words]), looking)
+    assert asked == ["a corgi, front view", "a corgi, side view", "a corgi, back view"]
+    assert found["janus"] == janus and found["janus_confidence"] == pytest.approx(1)
+
+
+def test_a_damaged_checkpoint_is_named_and_left_where_it_is(make_run):
+    run = one_run(make_run())
+    content = bytearray(run.checkpoint.read_bytes())
+    with zipfile.ZipFile(run.checkpoint) as archive:
+        largest = max(archive.infolist(), key=lambda item: item.file_size)
+    content[largest.header_offset + 200] ^= 0xFF  # in the middle of a tensor, so only its checksum tells
+    run.checkpoint.write_bytes(content)
+    with pytest.raises(UserError, match=r"step_000002.pt is damaged \(wrong checksum"):
+        measure_all([run], instruments())
+    assert run.checkpoint.is_file()
+
+
+def test_a_run_of_another_version_is_named(make_run):
+    run = one_run(make_run())
+    for changed in ({"field": {**run.config["field"], "magic": 1}}, {"field": {**run.config["field"], "hidden": 16}}):
+        with pytest.raises(UserError, match="another version"):
+            measure.load(replace(run, config={**run.config, **changed}), "cpu")
+
+
+def test_captions_are_embedded_once(tmp_path, request):
+    captions = ["a red robot", "a blue pig"]
+    first = measure.caption_features(captions, instruments(), tmp_path)
+    request.getfixturevalue("no_network")
+    np.testing.assert_array_equal(measure.caption_features(captions, instruments(), tmp_path), first)
+    with pytest.raises(AssertionError, match="computed anew"):
+        measure.caption_features(captions[::-1], instruments(), tmp_path)
+
+
+def test_names_say_which_networks_looked(tmp_path):
+    names = instruments().names
+    assert (
+        names["clip"].startswith("toybox CLIP") and "toybox CLIP" in names["fid"] and "toybox judge" in names["janus"]
+    )
+    (tmp_path / "net.pt").write_bytes(b"x")
+    mixed = instruments(fid_file=tmp_path / "net.pt")
+    assert mixed.names["fid"].startswith("Inception net.pt, ") and mixed.key("a") != instruments().key("a")
+    assert json.dumps(names)
