@@ -5,7 +5,6 @@ were shown, whether the rater saw a Janus object in each, and which one was pref
 """
 
 import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,23 +13,9 @@ from typing import Any
 import numpy as np
 
 from jointdreamer.errors import UserError
+from jointdreamer.evaluation.statistics import wilson
 
 KIND, VERSION = "jointdreamer-study", 1
-Z95 = 1.959963984540054  # the normal distribution's 97.5% point
-
-
-def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval (1927) for a share of n: within [0, 1] and of use at 0 of n, unlike the textbook's.
-
-    Raises: ValueError unless 0 <= successes <= n and n > 0.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(f"{successes} of {n}: no share of anything")
-    share = successes / n
-    center = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # at 0 and at n one end is exactly that of [0, 1], which rounding would miss
-    return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
 def fleiss_kappa(counts: Sequence[Sequence[int]]) -> float | None:
