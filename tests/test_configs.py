@@ -51,7 +51,7 @@ def test_every_experiment_composes(experiment, models):
     cfg = config(f"experiment={experiment}", f"models={models}")
     Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS])
     second = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
-    assert second.startswith(f"# python ") and f"experiment={experiment}" in second
+    assert second.startswith("# python ") and f"experiment={experiment}" in second
 
 
 def test_an_experiment_s_name_is_its_own_unless_it_is_another_s_run():
