@@ -10,6 +10,8 @@ from jointdreamer.errors import UserError
 from jointdreamer.tables import __main__ as command
 from jointdreamer.tables.__main__ import Settings, main, make_table, read_words, resolve
 from jointdreamer.tables.definitions import tables
+from jointdreamer.tables.figures import loss_curve
+from jointdreamer.tables.runs import is_finished, plan_jobs
 
 
 def test_words():
@@ -139,3 +141,20 @@ def test_help_names_every_table(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in tables())
+
+
+def test_a_real_run_is_recognised_as_finished(launcher, tiny_run, tmp_path):
+    """What train.py writes down of itself is what the table expects: the name, the words, the whole config."""
+    (tmp_path / "prompts.txt").write_text("a red robot, with a hat\n")
+    words = tuple(word for word in tiny_run("device=cpu") if not word.startswith("models="))
+    settings = Settings("fig10", prompts=tmp_path / "prompts.txt", seeds=(1,), weights=("0.5",), out_dir=tmp_path / "runs",
+                        words=words)  # fmt: skip
+    table = tables(settings.weights)["fig10"]
+    row = table.rows[1]
+    jobs = plan_jobs(table, "toybox", ["a red robot, with a hat"], settings.prompts, (1,), settings.out_dir, words)
+    [job] = [job for job in jobs if job.row == row]
+    config = resolve(row, settings)
+    assert not is_finished(job, config)
+    assert launcher.run(tmp_path, list(job.words)) == 0, (tmp_path / "stderr").read_text()
+    assert is_finished(job, config)
+    assert loss_curve(job.folder)[0] > 0
