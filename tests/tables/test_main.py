@@ -147,8 +147,8 @@ def test_a_real_run_is_recognised_as_finished(launcher, tiny_run, tmp_path):
     """What train.py writes down of itself is what the table expects: the name, the words, the whole config."""
     (tmp_path / "prompts.txt").write_text("a red robot, with a hat\n")
     words = tuple(word for word in tiny_run("device=cpu") if not word.startswith("models="))
-    settings = Settings("fig10", prompts=tmp_path / "prompts.txt", seeds=(1,), weights=("0.5",), out_dir=tmp_path / "runs",
-                        words=words)  # fmt: skip
+    file, runs = tmp_path / "prompts.txt", tmp_path / "runs"
+    settings = Settings("fig10", prompts=file, seeds=(1,), weights=("0.5",), out_dir=runs, words=words)
     table = tables(settings.weights)["fig10"]
     row = table.rows[1]
     jobs = plan_jobs(table, "toybox", ["a red robot, with a hat"], settings.prompts, (1,), settings.out_dir, words)
