@@ -92,6 +92,7 @@ def test_energies_see_pictures_without_a_graph_and_clean_latents():
     guidance, energy = Point(tensors(2)), Pull(tensors(3))
     draw(guidance, energy, 1.0)
     views = energy.views
+    assert views.latents is not None
     assert views.rgb.min() >= 0 and views.rgb.max() <= 1 and bool((views.opacity == 1).all())
     torch.testing.assert_close(views.latents, guidance.mean)
     assert views.x0.requires_grad and not views.rgb.requires_grad and not views.latents.requires_grad

@@ -80,7 +80,8 @@ def markdown(table: Table, models: str, found: Mapping[str, Groups]) -> str:
                 cells.append(cell(value, decimals))
             cells += [row.paper.get(column, ABSENT)] if column in with_paper else []
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", table.note])
+    toybox = " The toybox's numbers compare with each other, not with the paper's." if models == "toybox" else ""
+    return "\n".join([*lines, "", table.note + toybox])
 
 
 def cell(value: Any, decimals: int, base: float = 1.0) -> str:
