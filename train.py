@@ -21,6 +21,7 @@ def train(cfg: dict[str, Any]) -> int:
         energy_gradient,
         jsd_noise,
         limit_x0,
+        mvdream_loss,
         sds_gradient,
         surrogate_loss,
     )
@@ -28,6 +29,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.fields.background import SphericalBackground
     from jointdreamer.fields.hash_grid import HashGridField
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+    from jointdreamer.guidance.registry import build_guidance
     from jointdreamer.kernels import compile_ahead
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.memory import plan_memory
@@ -44,7 +46,7 @@ def train(cfg: dict[str, Any]) -> int:
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
     readers |= {"memory": plan_memory}
     cli.check(cfg, readers)
-    plan, rig = Plan(cfg["schedule"]).check(["jsd", *REGULARIZERS]), Rig(**cfg["cameras"])
+    plan, rig = Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS]), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     device = accelerator.device
@@ -67,10 +69,11 @@ def train(cfg: dict[str, Any]) -> int:
 
         # The priors, frozen
         models, distillation = cfg["models"], cfg["distillation"]
-        guidance = LatentDiffusion(**models["text_to_image"], device=device)
+        guidance = build_guidance(distillation["prior"], models, device)
+        baseline = build_guidance("multi_view", models, device) if plan.max("loss.mvdream", 0) else None  # Fig. 10
         energy = build_energy(**cfg["energy"], device=device)
         energy.check_rig(rig)
-        memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, **cfg["memory"])
+        memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, **cfg["memory"], baseline=baseline)
         tokenizer, text_encoder = guidance.text_parts()
 
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
@@ -87,7 +90,7 @@ def train(cfg: dict[str, Any]) -> int:
             del text_encoder  # a gigabyte that is needed once
             logger.message(memory.line)
             run.write_command(cli.typed_command())
-            weights = [folder for model in (guidance, energy) if (folder := getattr(model, "folder", None))]
+            weights = [folder for model in (guidance, energy, baseline) if (folder := getattr(model, "folder", None))]
             run.write_environment(
                 weights=checksums(weights), encoding=field.encoding.backend, networks=networks, device=str(device)
             )
@@ -130,6 +133,9 @@ def train(cfg: dict[str, Any]) -> int:
                 grad = sds_gradient(noise_pred, noised.noise, noised.weight)
 
                 losses = {"jsd": surrogate_loss(latents, grad), **regularizers(render, now.loss)}
+                losses |= mvdream_loss(
+                    baseline, render.rgb, noised, words, now.loss, generator, memory.images_per_chunk
+                )
                 loss = sum(getattr(now.loss, name) * value for name, value in losses.items())
                 check_finite(step, loss, losses, run.newest_checkpoint)
 

@@ -34,7 +34,8 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("no", "bf16"),
-    "distillation.weighting": ("sds", "uniform", "fantasia3d"),
+    "distillation.prior": ("text_to_image", "multi_view"),
+    "distillation.weighting": ("sds", "uniform", "fantasia3d", "x0"),
     "distillation.mask": ("input", "gradient", "none"),
 }
 OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null

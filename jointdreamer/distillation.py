@@ -10,6 +10,7 @@ All latents are (B, V, C, h, w); B rigs never influence each other. Random numbe
 """
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Literal, Protocol
 
 import torch
@@ -28,6 +29,7 @@ WEIGHTINGS = {
     "sds": lambda alpha_t, sigma_t: sigma_t**2,  # DreamFusion's, the release's default
     "uniform": lambda alpha_t, sigma_t: torch.ones_like(sigma_t),
     "fantasia3d": lambda alpha_t, sigma_t: alpha_t * sigma_t**2,
+    "x0": lambda alpha_t, sigma_t: sigma_t / alpha_t,  # makes Eq. 2 z - x0: MVDream's reconstruction loss
 }
 
 
@@ -75,10 +77,20 @@ def add_noise(
         raise UserError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
     n = len(guidance.alphas_cumprod)
     lowest, highest = (min(int(n * t), n - 1) for t in (t_min, t_max))
-    latents = latents.detach()
     device = generator.device if generator is not None else latents.device
     timesteps = torch.randint(lowest, highest + 1, latents.shape[:1], generator=generator, device=device)
-    timesteps = timesteps.to(latents.device)
+    return noise_at(guidance, latents, timesteps, generator, weighting)
+
+
+def noise_at(
+    guidance: Guidance,
+    latents: Tensor,  # (B, V, C, h, w)
+    timesteps: Tensor,  # (B,)
+    generator: torch.Generator | None,
+    weighting: str = "sds",
+) -> Noised:
+    """`add_noise` at timesteps that were drawn already."""
+    latents, timesteps = latents.detach(), timesteps.to(latents.device)
     alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, timesteps)
     noise = noise_like(latents, generator)
     latents_noisy = alpha_t * latents + sigma_t * noise
@@ -202,3 +214,26 @@ def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
     rows = latents.shape[0] * latents.shape[1]
     grad = grad.detach()
     return ((latents - latents.detach()) * grad + 0.5 * grad.square()).sum() / rows
+
+
+def mvdream_loss(
+    prior: Guidance | None,
+    rgb: Tensor,  # (B, V, 3, R, R)
+    noised: Noised,
+    text: Conditioning,
+    weights: SimpleNamespace,
+    generator: torch.Generator | None,
+    chunk: int | None = None,
+) -> dict[str, Tensor]:
+    """{"mvdream": 1/2 |z - x0|^2 / B V}, what Fig. 10 adds to SDS, not multiplied by its weight.
+
+    z are the renders in the latents of `prior`, the multi-view model, and x0, a constant, is what it sees in them at
+    the timesteps of `noised`, under noise of its own. Where there is no prior, or `weights.mvdream` (as in `now.loss`)
+    is 0 or not there: {}, nothing is computed, no random number is drawn.
+    """
+    if prior is None or getattr(weights, "mvdream", 0) == 0:
+        return {}
+    latents = prior.encode(rgb, generator, chunk=chunk)
+    seen = noise_at(prior, latents, noised.timesteps, generator, "x0")
+    pred = prior.predict_noise(seen, text, 0.0)
+    return {"mvdream": surrogate_loss(latents, sds_gradient(pred.noise, seen.noise, seen.weight))}

@@ -299,11 +299,13 @@ def plan_memory(
     budget_gb: float | None = None,
     rays_per_chunk: int | Literal["auto"] | None = "auto",
     images_per_chunk: int | Literal["auto"] | None = "auto",
+    baseline: Any = None,
 ) -> Memory:
     """What this run will need where it is now, and how it is cut to fit into the budget and the device.
 
     budget_gb: what it may take, GB (1e9 bytes); null is all that the device has free.
     rays_per_chunk, images_per_chunk: a number, null for all at once, or auto for the largest that fits.
+    baseline: a second prior into whose latents every render is encoded as well, or None.
 
     Raises UserError, one line, for numbers below 1 and where a stage of the schedule cannot fit.
     """
@@ -323,6 +325,7 @@ def plan_memory(
             decoder = getattr(energy, "decoder", None) or guidance.vae
             images = rig.n_rigs * min(energy.views_decoded, rig.n_views)
             decoding = images * decoder_cost(decoder, guidance.image_size // scale_factor(guidance.vae)).peak
+        encoders = [encoder_cost(prior.vae, prior.image_size) for prior in (guidance, baseline) if prior is not None]
         demand = Demand(
             held=held_bytes(device),
             trained=3 * weights,
@@ -335,8 +338,8 @@ def plan_memory(
                 rays=renderer.backend,
                 hidden=len(field.density_mlp.first) if cuda else 0,
             ),
-            image=encoder_cost(guidance.vae, guidance.image_size),
-            networks=max(networks_peak((guidance, energy), n_views), decoding),
+            image=Cost(sum(cost.kept for cost in encoders), sum(cost.peak for cost in encoders)),
+            networks=max(networks_peak((guidance, energy, baseline), n_views), decoding),
             fixed=(CUDA_GB if cuda else CPU_GB) * GB,
             factor=CUDA_FRAGMENTS if cuda else 1.0,
         )

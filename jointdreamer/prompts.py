@@ -24,10 +24,11 @@ DIRECTIONS = ("side", "front", "back", "overhead")
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The text of every view of a step."""
+    """What a prior is told of every view of a step: the text and, for priors that look at cameras, where it stands."""
 
     cond: Tensor  # (B, V, L, D)
     uncond: Tensor  # (B, V, L, D)
+    c2w: Tensor | None = None  # (B, V, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TextEmbeddings:
         """What each camera is told, (B, V, L, D); `use_negative` puts the negative prompt for the empty one."""
         which = directions(cameras.azimuth, cameras.elevation, self.front, self.back, self.overhead)
         cond = self.cond[which.to(self.cond.device)]
-        return Conditioning(cond, self.uncond[int(use_negative)].expand_as(cond))
+        return Conditioning(cond, self.uncond[int(use_negative)].expand_as(cond), cameras.c2w)
 
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""

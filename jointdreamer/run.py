@@ -134,7 +134,7 @@ class RunFolder:
         try:
             known = (path / "config.yaml").exists()
             if known and _has_begun(path):
-                _check_same_config(path, plain)
+                check_same_config(path, plain)
             elif not known and any(entry.name != ".lock" and not is_leftover(entry) for entry in path.iterdir()):
                 raise UserError(
                     f"{path} holds files but no config.yaml, so it is not a run folder: move it away, or choose "
@@ -332,7 +332,8 @@ def _has_begun(path: Path) -> bool:
     return rows or any((path / "checkpoints").glob("step_*")) or (path / "result.json").exists()
 
 
-def _check_same_config(path: Path, config: dict[str, Any]) -> None:
+def check_same_config(path: Path, config: dict[str, Any]) -> None:
+    """Raise UserError unless the run folder's config.yaml says what `config` does; keys in MAY_DIFFER do not count."""
     try:
         existing = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         if not isinstance(existing, dict):

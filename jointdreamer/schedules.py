@@ -134,9 +134,17 @@ class Plan:
                 raise UserError(f"schedule.loss.{losses[0]} is missing: it is the weight of the distillation itself")
         return self
 
-    def max(self, name: str) -> Any:
-        """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan."""
-        return self._find(name).max()
+    def max(self, name: str, missing: Any = None) -> Any:
+        """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan.
+
+        missing: what a name that is not there counts as. Raises KeyError for it if that is None.
+        """
+        try:
+            return self._find(name).max()
+        except KeyError:
+            if missing is None:
+                raise
+            return missing
 
     def stages(self, name: str) -> list[tuple[int, Any]]:
         """(first step, value) of every value that e.g. "resolution" takes before the plan ends."""

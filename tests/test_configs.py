@@ -11,6 +11,7 @@ from jointdreamer.cameras import Rig
 from jointdreamer.cli import CONF
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.fields.background import SphericalBackground
+from jointdreamer.regularizers import REGULARIZERS
 from jointdreamer.renderers.volume import VolumeRenderer
 from jointdreamer.schedules import Plan
 
@@ -44,9 +45,49 @@ def test_the_memory_presets_are_their_budgets():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("models", names("models"))
 @pytest.mark.parametrize("experiment", names("experiment"))
-def test_every_experiment_composes(experiment):
-    Plan(config(f"experiment={experiment}", "models=toybox")["schedule"]).check()
+def test_every_experiment_composes(experiment, models):
+    cfg = config(f"experiment={experiment}", f"models={models}")
+    Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS])
+    second = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
+    assert second.startswith("# python ") and f"experiment={experiment}" in second
+
+
+def test_an_experiment_s_name_is_its_own_unless_it_is_another_s_run():
+    """Two experiments share a folder only where the one is the other."""
+    for experiment in names("experiment"):
+        text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+        assert ("\n  - /experiment/" in text) != (f"\nname: {experiment}" in text), experiment
+
+
+def test_the_tables_protocol():
+    """Tables 1 and 3: 5K iterations of 64x64, four views; Table 2: the full schedule, less what a row leaves out."""
+    for name in ("table1/dreamfusion", "table1/mvdream", "table3/cls", "fig10/sum"):
+        cfg = config(f"experiment={name}", "models=sd21")
+        plan = Plan(cfg["schedule"])
+        assert (plan.steps, plan.max("resolution"), plan.at(4999).guidance_scale) == (5000, 64, 30)
+        assert plan.at(4999).lr.density == 1e-2 and cfg["cameras"]["n_views"] * cfg["cameras"]["n_rigs"] == 4
+    rows = {name: Plan(config(f"experiment={name}", "models=sd21")["schedule"]) for name in names("experiment")
+            if name.startswith(("table2/", "fig7/"))}  # fmt: skip
+    last = {name: (plan.at(5500).guidance_scale, plan.at(5500).lr.density, plan.at(5500).loss.orient)
+            for name, plan in rows.items()}  # fmt: skip
+    plain, switched, faded = (30, 1e-2, 1000), (50, 1e-2, 1000), (30, 1e-6, 0)
+    assert last["table2/sds"] == last["table2/jsd"] == last["fig7/neither"] == plain
+    assert last["table2/jsd_cfg"] == last["fig7/cfg_switching"] == switched
+    assert last["fig7/fading"] == faded and last["table2/jointdreamer"] == last["fig7/both"] == (50, 1e-6, 0)
+    for plan in rows.values():  # and nothing else is left out
+        assert (plan.steps, plan.max("resolution"), plan.at(5500).loss.opaque) == (6000, 512, 1)
+
+
+def test_the_baselines_take_no_energy():
+    mvdream, weighted = (config(f"distillation={name}", "models=sd21") for name in ("mvdream", "sum"))
+    assert mvdream["energy"] == weighted["energy"] == {"name": "none"}
+    assert (mvdream["distillation"]["prior"], mvdream["distillation"]["weighting"]) == ("multi_view", "x0")
+    assert (weighted["distillation"]["prior"], weighted["distillation"]["weighting"]) == ("text_to_image", "sds")
+    assert weighted["schedule"]["loss"]["mvdream"] == 1.0
+    models = mvdream["models"]["multi_view"]
+    assert (models["guidance_scale"], models["rescale"]) == (50.0, 0.5)  # MVDream's own distillation
 
 
 def test_the_energies_of_the_registry_and_of_conf_are_the_same():
@@ -84,7 +125,14 @@ def test_the_toybox_rig_is_the_world_s():
 
 def test_the_released_opacity_mask_and_no_clamps_are_the_default():
     cfg = config("models=sd21")
-    released = {"weighting": "sds", "mask": "input", "mask_floor": 0.0, "energy_limit": None, "x0_limit": None}
+    released = {
+        "prior": "text_to_image",
+        "weighting": "sds",
+        "mask": "input",
+        "mask_floor": 0.0,
+        "energy_limit": None,
+        "x0_limit": None,
+    }
     assert cfg["distillation"] == released
     assert cfg["models"]["text_to_image"]["x0_limit"] is None and cfg["models"]["multi_view"]["x0_limit"] is None
 

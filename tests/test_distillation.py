@@ -16,6 +16,8 @@ from jointdreamer.distillation import (
     jsd_gradient,
     jsd_noise,
     limit_x0,
+    mvdream_loss,
+    noise_at,
     sds_gradient,
     surrogate_loss,
 )
@@ -111,7 +113,12 @@ def test_timesteps_fill_the_range_both_ends_included():
 
 @pytest.mark.parametrize(
     ("weighting", "formula"),
-    [("sds", lambda abar: 1 - abar), ("uniform", lambda abar: 1.0), ("fantasia3d", lambda a: a**0.5 * (1 - a))],
+    [
+        ("sds", lambda abar: 1 - abar),
+        ("uniform", lambda abar: 1.0),
+        ("fantasia3d", lambda a: a**0.5 * (1 - a)),
+        ("x0", lambda abar: (1 / abar - 1) ** 0.5),
+    ],
 )
 def test_weightings(weighting, formula):
     guidance = KnownGuidance()
@@ -316,3 +323,71 @@ def test_noise_like_is_what_add_noise_draws():
     noised = add_noise(KnownGuidance(), latents, 0.1, 0.5, generator(9))
     assert torch.equal(noised.timesteps, torch.randint(100, 501, (2,), generator=g))
     assert torch.equal(noised.noise, noise_like(latents, g))
+
+
+# The baselines
+
+
+def test_the_weighting_x0_makes_sds_mvdream_s_reconstruction():
+    """1/2 |z - x0|^2 / rows: its value, and its gradient (z - x0) / rows, x0 being the prior's own clean estimate."""
+    guidance = KnownGuidance()
+    latents = tensors(B, V, C, H, H).requires_grad_()
+    noised = add_noise(guidance, latents, 0.02, 0.98, generator(), "x0")
+    pred = guidance.predict_noise(noised, NOTHING, 1.0)
+    x0 = (noised.latents_noisy - noised.sigma_t * pred.noise) / noised.alpha_t
+    loss = surrogate_loss(latents, sds_gradient(pred.noise, noised.noise, noised.weight))
+    (grad,) = torch.autograd.grad(loss, latents)
+    torch.testing.assert_close(grad, (latents.detach() - x0) / (B * V))
+    assert loss.item() == pytest.approx(0.5 * (latents.detach() - x0).square().sum().item() / (B * V))
+
+
+class OtherLatents(KnownGuidance):
+    """A prior with latents of its own, half as large as the image, whose x0 is 0.25 everywhere."""
+
+    def encode(self, rgb, generator, grad=True, chunk=None):
+        return 0.5 * rgb
+
+    def predict_noise(self, noised, text, guidance_scale):
+        noise = (noised.latents_noisy - 0.25 * noised.alpha_t) / noised.sigma_t
+        return NoisePrediction(noise, noise, noise)
+
+
+def test_the_sum_s_second_term_is_the_other_prior_s_reconstruction_in_its_own_latents():
+    _, _, noised, _ = scene()
+    rgb = torch.rand(B, V, 3, 6, 6, generator=generator(3), dtype=torch.float64, requires_grad=True)
+    loss = mvdream_loss(OtherLatents(), rgb, noised, NOTHING, SimpleNamespace(jsd=1, mvdream=0.3), generator())
+    assert loss.keys() == {"mvdream"}
+    (grad,) = torch.autograd.grad(loss["mvdream"], rgb)
+    torch.testing.assert_close(grad, 0.5 * (0.5 * rgb.detach() - 0.25) / (B * V))
+    assert loss["mvdream"].item() == pytest.approx(0.5 * (0.5 * rgb - 0.25).square().sum().item() / (B * V))
+
+
+def test_the_second_prior_sees_the_timesteps_of_the_first_and_noise_of_its_own():
+    guidance, _, noised, _ = scene()
+    again = noise_at(guidance, noised.latents, noised.timesteps, generator(9), "x0")
+    assert torch.equal(again.timesteps, noised.timesteps) and not torch.equal(again.noise, noised.noise)
+    torch.testing.assert_close(again.latents_noisy, noised.alpha_t * noised.latents + noised.sigma_t * again.noise)
+
+
+class NeverAsked(Guidance):
+    def encode(self, rgb, generator, grad=True, chunk=None):
+        raise AssertionError("was asked although it has no weight")
+
+    def decode(self, latents):
+        raise AssertionError("was asked although it has no weight")
+
+    def predict_noise(self, noised, text, guidance_scale):
+        raise AssertionError("was asked although it has no weight")
+
+
+@pytest.mark.parametrize(
+    ("prior", "weights"),
+    [(NeverAsked(), {"mvdream": 0}), (NeverAsked(), {"mvdream": 0.0}), (NeverAsked(), {}), (None, {"mvdream": 1})],
+)
+def test_the_sum_without_weight_is_sds(prior, weights):
+    """No term, no network, no random number: what is left of the step is SDS, bit for bit."""
+    _, render, noised, _ = scene()
+    g = generator(5)
+    before = g.get_state()
+    assert mvdream_loss(prior, render.rgb, noised, NOTHING, SimpleNamespace(jsd=1, **weights), g) == {}
+    assert torch.equal(g.get_state(), before)

@@ -20,7 +20,7 @@ LAYERS = {
     3: {"distillation", "regularizers", "outputs", "memory", "kernels"},
     4: {"toybox"},  # a whole world that uses the rest, its own table of runs included; only scripts look into it
     5: {"cli", "evaluation"},  # what the scripts beside the package share; runs that are finished, looked at
-    6: {"doctor", "weights"},  # scripts of their own, `python -m jointdreamer.doctor`
+    6: {"doctor", "weights", "tables", "sample2d"},  # scripts of their own, `python -m jointdreamer.doctor`
 }
 LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
 SCRIPTS_ONLY = {"hydra", "omegaconf"}

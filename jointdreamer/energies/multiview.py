@@ -7,16 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from jointdreamer.diffusion import alpha_sigma, noise_like, to_x0
+from jointdreamer.diffusion import alpha_sigma, noise_like
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import encode_images, scale_factor
-from jointdreamer.models.multiview_unet import load_multiview, predict
-from jointdreamer.models.placement import place, place_unet
-from jointdreamer.models.precision import network_dtype
-from jointdreamer.models.weights import find_weights, load_part
-
-SHARED = "shared"  # the autoencoder that is the text-to-image model's
+from jointdreamer.models.multiview_unet import find_multiview, guided_x0
 
 
 class MultiViewEnergy(Energy):
@@ -57,29 +52,9 @@ class MultiViewEnergy(Energy):
         compile: bool = False,
     ):
         super().__init__()
-        device = torch.device(device)
-        dtype = network_dtype(dtype, device)
-        download = device.type == "cuda"
-        hint = "name the checkpoint's file, models.multi_view.source=FILE (or a diffusers folder, with "
-        hint += "models.multi_view.file=null); models=toybox needs no download"
-        path = find_weights(source, "multi_view", file=file, hint=hint, download=download)
-        model = load_multiview(path, dtype)
-        if vae == SHARED:
-            autoencoder = None
-        elif vae is not None:
-            from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-            role = "autoencoder of the multi-view model"
-            folder = find_weights(vae, role, needs=("vae/config.json",), download=download)
-            autoencoder = load_part(AutoencoderKL, folder, "vae", dtype)
-        elif model.vae is not None:
-            autoencoder = model.vae
-        else:
-            raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
-        self.folder = path  # or the checkpoint's file
-        self.unet = place_unet(model.unet, device, compile)
-        self.vae = autoencoder if autoencoder is None else place(autoencoder, device)
-        self.register_buffer("alphas_cumprod", model.alphas_cumprod.to(device), persistent=False)
+        model, self.folder = find_multiview(source, file, vae, dtype, device, compile)  # or the checkpoint's file
+        self.unet, self.vae = model.unet, model.vae
+        self.register_buffer("alphas_cumprod", model.alphas_cumprod, persistent=False)
         self.prediction_type = model.prediction_type
         self.image_size = image_size
         if self.vae is not None and image_size is None:
@@ -111,22 +86,11 @@ class MultiViewEnergy(Energy):
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, views.timesteps)
         x_t = alpha_t * latents + sigma_t * noise_like(latents, views.generator)
 
-        with torch.inference_mode():
-            prediction = predict(
-                self.unet,
-                torch.cat([x_t, x_t]),
-                views.timesteps.repeat(2),
-                torch.cat([views.text.cond, views.text.uncond]),
-                views.cameras.c2w.to(x_t.device).repeat(2, 1, 1, 1),
-            )
-        prediction = prediction.clone()  # autograd refuses what inference mode has made
-        # x0 is linear in the prediction, so guiding x0 is guiding the noise
-        cond, uncond = (to_x0(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction.chunk(2))
-        x0 = uncond + self.guidance_scale * (cond - uncond)
-        if self.rescale:
-            rig = (1, 2, 3, 4)
-            factor = (cond.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
-            x0 = self.rescale * factor * x0 + (1 - self.rescale) * x0
+        text = views.text
+        x0, _, _ = guided_x0(
+            self.unet, x_t, views.timesteps, text.cond, text.uncond, views.cameras.c2w,
+            self.alphas_cumprod, self.prediction_type, self.guidance_scale, self.rescale,
+        )  # fmt: skip
         return x0 if self.x0_limit is None else x0.clamp(-self.x0_limit, self.x0_limit)
 
     def _encode(self, views: Views) -> Tensor:

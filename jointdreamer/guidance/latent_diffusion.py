@@ -113,28 +113,32 @@ class LatentDiffusion(Guidance):
         return NoisePrediction(noise, cond, uncond)
 
     def text_parts(self) -> tuple[Any, Any]:
-        """The folder's (tokenizer, text_encoder), for prompts.encode_prompt; nothing here keeps them.
+        """`load_text_parts` of this folder, on the UNet's device in its dtype."""
+        return load_text_parts(self.folder, self.unet.dtype, self.unet.device)
 
-        The encoder is on the UNet's device in its dtype. Raises UserError, one line, if either is missing, damaged, or
-        if they do not belong together.
-        """
-        from transformers import CLIPTextModel, CLIPTokenizer
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()  # a bar per loaded file, on the stderr where our own messages go
-        encoder = load_part(CLIPTextModel, self.folder, "text_encoder", self.unet.dtype).to(self.unet.device)
-        where = self.folder / "tokenizer"
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=True)
-        except Exception as error:  # whatever a damaged file provokes
-            raise UserError(f"cannot load the tokenizer in {where}: {error}".splitlines()[0]) from error
-        # transformers 5 answers missing vocabulary files with a tokenizer of two tokens
-        if len(tokenizer) != encoder.config.vocab_size:
-            raise UserError(
-                f"the tokenizer in {where} has {len(tokenizer)} tokens, its text encoder "
-                f"{encoder.config.vocab_size}: its files are incomplete, download it again"
-            )
-        return tokenizer, encoder
+def load_text_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[Any, Any]:
+    """A diffusers folder's (tokenizer, text_encoder), for prompts.encode_prompt; nothing here keeps them.
+
+    Raises UserError, one line, if either is missing, damaged, or if they do not belong together.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar per loaded file, on the stderr where our own messages go
+    encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype).to(device)
+    where = folder / "tokenizer"
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=True)
+    except Exception as error:  # whatever a damaged file provokes
+        raise UserError(f"cannot load the tokenizer in {where}: {error}".splitlines()[0]) from error
+    # transformers 5 answers missing vocabulary files with a tokenizer of two tokens
+    if len(tokenizer) != encoder.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {where} has {len(tokenizer)} tokens, its text encoder "
+            f"{encoder.config.vocab_size}: its files are incomplete, download it again"
+        )
+    return tokenizer, encoder
 
 
 def _blend_spread(guided: Tensor, cond: Tensor, share: float) -> Tensor:

@@ -6,7 +6,7 @@ of all V views of a rig at once. The mapping of names and the conventions are CO
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from jointdreamer.cameras import mvdream_camera
-from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_x0
 from jointdreamer.errors import UserError
 from jointdreamer.models.checkpoint import differences, read_checkpoint
-from jointdreamer.models.weights import load_noise_schedule, load_part
+from jointdreamer.models.placement import place, place_unet
+from jointdreamer.models.precision import network_dtype
+from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 
+SHARED = "shared"  # the autoencoder that is the text-to-image model's
 HEAD_CHANNELS = 64  # channels per attention head in Stable Diffusion 2 and MVDream
 SCALING_FACTOR = 0.18215
 
@@ -83,12 +86,48 @@ def predict(
     return prediction.float().unflatten(0, (b, v))
 
 
+def guided_x0(
+    unet: Any,
+    x_t: Tensor,  # (B, V, C, h, w)
+    timesteps: Tensor,  # (B,)
+    cond: Tensor,  # (B, V, L, D)
+    uncond: Tensor,  # (B, V, L, D)
+    c2w: Tensor,  # (B, V, 4, 4)
+    alphas_cumprod: Tensor,  # (1000,)
+    prediction_type: str,
+    guidance_scale: float,  # the usual uncond + s (cond - uncond)
+    rescale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The clean latents that the network sees in x_t: guided, given the text, given none; without a graph.
+
+    rescale: share of the guided estimate that is brought to the spread of the text's, taken over a whole rig (MVDream)
+    """
+    alpha_t, sigma_t = alpha_sigma(alphas_cumprod, timesteps)
+    with torch.inference_mode():
+        prediction = predict(
+            unet,
+            torch.cat([x_t, x_t]),
+            timesteps.repeat(2),
+            torch.cat([cond, uncond]),
+            c2w.to(x_t.device).repeat(2, 1, 1, 1),
+        )
+    prediction = prediction.clone()  # autograd refuses what inference mode has made
+    # x0 is linear in the prediction, so guiding x0 is guiding the noise
+    of_text, of_none = (to_x0(half, x_t, alpha_t, sigma_t, prediction_type) for half in prediction.chunk(2))
+    x0 = of_none + guidance_scale * (of_text - of_none)
+    if rescale:
+        rig = (1, 2, 3, 4)
+        factor = (of_text.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
+        x0 = rescale * factor * x0 + (1 - rescale) * x0
+    return x0, of_text, of_none
+
+
 @dataclass(frozen=True)
 class MultiViewModel:
-    """A multi-view diffusion model, frozen, on the CPU."""
+    """A multi-view diffusion model, frozen."""
 
     unet: Any  # UNet2DConditionModel whose class labels are cameras
-    vae: Any  # AutoencoderKL, or None if the folder or checkpoint has none
+    vae: Any  # AutoencoderKL; None if the folder or checkpoint has none, or another model's latents are taken
     alphas_cumprod: Tensor  # (1000,)
     prediction_type: str
 
@@ -113,6 +152,46 @@ def load_multiview(path: str | Path, dtype: torch.dtype = torch.float32) -> Mult
         raise UserError(f"{path} is no complete MVDream checkpoint: {type(error).__name__}: {first}") from error
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
     return MultiViewModel(unet, vae, alphas_cumprod, "epsilon")
+
+
+def find_multiview(
+    source: str | Path | Sequence[str],
+    file: str | None = None,
+    vae: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    compile: bool = False,
+) -> tuple[MultiViewModel, Path]:
+    """A multi-view model on its device, and the folder or checkpoint that it came from.
+
+    source: diffusers folder, MVDream checkpoint, or a hub id of either; or a list, tried in order
+    file: the checkpoint's name inside a folder or repository
+    vae: folder or hub id whose vae/ takes the place of its own; SHARED for none
+
+    Raises UserError, one line, if the weights are missing, damaged or do not fit.
+    """
+    device = torch.device(device)
+    dtype = network_dtype(dtype, device)
+    download = device.type == "cuda"
+    hint = "name the checkpoint's file, models.multi_view.source=FILE (or a diffusers folder, with "
+    hint += "models.multi_view.file=null); models=toybox needs no download"
+    path = find_weights(source, "multi_view", file=file, hint=hint, download=download)
+    model = load_multiview(path, dtype)
+    if vae == SHARED:
+        autoencoder = None
+    elif vae is not None:
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+        role = "autoencoder of the multi-view model"
+        folder = find_weights(vae, role, needs=("vae/config.json",), download=download)
+        autoencoder = load_part(AutoencoderKL, folder, "vae", dtype)
+    elif model.vae is not None:
+        autoencoder = model.vae
+    else:
+        raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
+    unet = place_unet(model.unet, device, compile)
+    autoencoder = autoencoder if autoencoder is None else place(autoencoder, device)
+    return MultiViewModel(unet, autoencoder, model.alphas_cumprod.to(device), model.prediction_type), path
 
 
 def load_multiview_unet(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:

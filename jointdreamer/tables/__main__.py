@@ -1,0 +1,173 @@
+"""The paper's tables and figures: python -m jointdreamer.tables table1|table2|table3|fig8|fig10 [KEY=VALUE ...]
+
+Makes the runs that are missing, each one of train.py in a process of its own, scores them with evaluate.py, and prints
+the table with the paper's numbers beside ours. The same command again goes on where it was and skips what is finished.
+
+    models=toybox        toybox | sd21
+    prompts=FILE         one prompt a line; the toybox has its own sixteen
+    seeds=0,1
+    weights=0.1,0.3,1,3  of MVDream in Fig. 10's sums
+    jobs=2               runs at a time, with one thread each for the toybox
+    out_dir=runs         for the runs; the tables go to out_dir/tables/MODELS/
+    report=false         whether evaluate.py also writes its report, in out_dir/tables/MODELS/TABLE/all/report/
+
+Any other KEY=VALUE is for train.py, e.g. output.views=8 for a short turntable.
+"""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jointdreamer import cli
+from jointdreamer.errors import UserError
+from jointdreamer.tables.definitions import Row, tables
+
+TOYBOX_PROMPTS = Path(__file__).resolve().parents[2] / "prompts" / "toybox16.txt"
+OURS = ("prompt", "prompt_file", "prompt_id", "seed", "experiment", "energy", "distillation", "name")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line says."""
+
+    table: str
+    models: str = "toybox"
+    prompts: Path = TOYBOX_PROMPTS
+    seeds: tuple[int, ...] = (0, 1)
+    weights: tuple[str, ...] = ("0.1", "0.3", "1", "3")
+    jobs: int = 2
+    out_dir: Path = Path("runs")
+    report: bool = False
+    words: tuple[str, ...] = ()  # for train.py
+
+
+def read_words(words: Sequence[str]) -> Settings:
+    """The settings that a command line means. Raises UserError, one line, for what it cannot mean."""
+    if not words or words[0] not in tables():
+        raise UserError(f"wanted one of {', '.join(tables())}, got {words[0] if words else 'nothing'}; see --help")
+    given: dict[str, Any] = {}
+    further: list[str] = []
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r}: wanted KEY=VALUE after the table's name; see --help")
+        if key in OURS:
+            raise UserError(f"{word}: the table says which {key} to run; it takes prompts=FILE and seeds=0,1")
+        if key in READERS:
+            given[key] = READERS[key](key, value)
+        else:
+            further.append(word)
+    if given.get("models", "toybox") != "toybox" and "prompts" not in given:
+        raise UserError(f"models={given['models']}: name the captions, prompts=FILE (the paper's are not bundled)")
+    return Settings(words[0], **given, words=tuple(further))
+
+
+def _whole(key: str, text: str, low: int = 0) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < low:
+        raise UserError(f"{key}: wanted a whole number from {low} up, got {text!r}")
+    return int(text)
+
+
+def _weight(key: str, text: str) -> str:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise UserError(f"{key}: wanted numbers above 0, separated by commas, got {text!r}")
+    return f"{value:g}"  # as the run's name will have it
+
+
+def _truth(key: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UserError(f"{key}={text}: choose true or false")
+    return text == "true"
+
+
+READERS = {
+    "models": lambda key, text: text,
+    "prompts": lambda key, text: Path(text),
+    "out_dir": lambda key, text: Path(text),
+    "seeds": lambda key, text: tuple(dict.fromkeys(_whole(key, one) for one in text.split(","))),
+    "weights": lambda key, text: tuple(dict.fromkeys(_weight(key, one) for one in text.split(","))),
+    "jobs": lambda key, text: _whole(key, text, 1),
+    "report": _truth,
+}
+
+
+def resolve(row: Row, settings: Settings) -> dict[str, Any]:
+    """The config of a row's runs, as train.py gets it. Raises UserError for a word that train.py does not take."""
+    words = [f"models={settings.models}", f"experiment={row.on(settings.models)}", *row.words]
+    return cli.composed("config", [*words, *settings.words], settings.models)
+
+
+def make_table(settings: Settings, run: Any = None) -> int:
+    """Make what is missing, print the table and keep it as Markdown; the exit status, 1 where a run failed.
+
+    run: makes one run, a `tables.runs.Runner`; by default train.py in a process of its own.
+    """
+    from jointdreamer.files import write_text
+    from jointdreamer.prompts import read_prompts
+    from jointdreamer.tables.figures import figure8, figure10
+    from jointdreamer.tables.runs import Children, is_finished, make, plan_jobs
+    from jointdreamer.tables.scores import markdown, score
+
+    began, models = time.monotonic(), settings.models
+    table = tables(settings.weights)[settings.table]
+    prompts = read_prompts(settings.prompts)
+    configs = {row.label: resolve(row, settings) for row in table.rows if row.experiment}
+    jobs = plan_jobs(table, models, prompts, settings.prompts, settings.seeds, settings.out_dir, settings.words)
+    missing, failed = [], []
+    for job in jobs:
+        try:
+            if not is_finished(job, configs[job.row.label]):
+                missing.append(job)
+        except UserError as error:
+            cli.complain(error)
+            failed.append(job)
+    print(f"{len(jobs)} runs, {len(jobs) - len(missing) - len(failed)} of them finished", flush=True)
+    failed += make(missing, run or Children(1 if models == "toybox" else None), settings.jobs)
+    made = [job for job in jobs if job not in failed]
+
+    folder = settings.out_dir / "tables" / models
+    if table.columns:
+        found = score(made, table, models, settings.prompts, folder / settings.table, settings.report)
+        text = markdown(table, models, found)
+        if settings.table == "fig10":
+            text += f" {figure10(table, models, found['all'], folder / 'fig10.png')}"
+    else:
+        text = figure8(table, models, made, folder / "fig8.png")
+    minutes = (time.monotonic() - began) / 60
+    text += f"\n\n{len(set(prompts))} prompts, seeds {', '.join(map(str, settings.seeds))}. {minutes:.1f} minutes for "
+    text += f"{len(missing)} runs and the scores, {settings.jobs} runs at a time; {len(failed)} failed.\n"
+    write_text(folder / f"{settings.table}.md", text)
+    print(f"\n{text}")
+    return 1 if failed else 0
+
+
+def main(words: Sequence[str]) -> int:
+    """The exit status: 0 for a whole table, 1 where a run failed, 2 for a mistake, 130 when stopped."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        return make_table(read_words(words))
+    except UserError as error:
+        return cli.complain(error)
+    except KeyboardInterrupt:
+        print("interrupted: what was under way is saved, the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,52 @@
+"""The tables' rows are experiments of conf/, and those that share runs are the same experiment."""
+
+import pytest
+
+from jointdreamer import cli
+from jointdreamer.energies.registry import ENERGIES
+from jointdreamer.tables.definitions import MEASURES, TABLE3_SDS, tables
+
+TABLES = tables(("0.1", "3"))
+ROWS = {(name, row.label): row for name, table in TABLES.items() for row in table.rows if row.experiment}
+
+
+def composed(experiment, models="toybox", *words):
+    cfg = cli.composed("config", [f"models={models}", f"experiment={experiment}", *words], models)
+    return {key: value for key, value in cfg.items() if key != "name"}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS.values() if row.words or row.toybox], ids=lambda row: row.label)
+def test_a_row_s_name_is_its_run_s_name(row):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("config", ["models=toybox", f"experiment={row.on('toybox')}", *row.words])
+    assert cfg.name == row.name("toybox")
+
+
+def test_what_is_shared_on_the_toybox_is_the_same():
+    row = ROWS["table2", "+ geometry fading"]
+    assert (row.on("toybox"), row.on("sd21")) == ("table3/mvs", "table2/jointdreamer")
+    assert composed("table2/jointdreamer") == composed("table3/mvs")
+    assert composed("table2/jointdreamer", "sd21") != composed("table3/mvs", "sd21")
+
+
+def test_table_3_has_the_energies_of_the_paper():
+    found = [composed(row.experiment)["energy"]["name"] for row in TABLES["table3"].rows]
+    assert found == ["none", "cls", "i2i", "mvs"] and set(found) <= set(ENERGIES)
+
+
+def test_fig_10_s_sums_differ_in_their_weight_alone():
+    one, two = (composed(row.experiment, "toybox", *row.words) for row in TABLES["fig10"].rows[1:3])
+    assert (one["schedule"]["loss"].pop("mvdream"), two["schedule"]["loss"].pop("mvdream")) == (0.1, 3)
+    assert one == two and one["energy"]["name"] == "none"
+
+
+def test_the_paper_s_numbers_stand_in_columns_that_are_there():
+    for table in TABLES.values():
+        assert set(table.columns) <= MEASURES.keys()
+        for row in table.rows:
+            assert row.paper.keys() <= set(table.columns), row.label
+    relative = TABLES["table3"].rows[1].paper  # 80 minutes and 22.1 GB, by the paper
+    assert TABLE3_SDS == (50, 16.1)
+    assert (relative["s a step, relative"], relative["memory, relative"]) == ("1.60", "1.37")
