@@ -100,8 +100,11 @@ class LocalLauncher(Launcher):
             commands[number] = [sys.executable, sys.argv[0], *own]
         gpus = [] if on_cpu else sweeps.visible_gpus()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = self.threads
+        if threads == "auto" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            threads = int(os.environ["OMP_NUM_THREADS"])  # as a single run would take it
         places = sweeps.slots(
-            self.n_jobs, self.threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9
+            self.n_jobs, threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9
         )
         if sweeps.run_commands(commands, places, sweep, folders) is not None:
             raise KeyboardInterrupt

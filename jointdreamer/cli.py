@@ -92,7 +92,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
         if job.sweep is None or not any(job.sweep.outcome(number) for number in range(len(job.sweep.jobs))):
             if "srun" not in str(error):
                 raise
-            return complain(f"{error}: start the sweep where SLURM is, or take hydra/launcher=local")
+            return complain("no SLURM here (no srun): start the sweep on a login node, or take hydra/launcher=local")
         traceback.print_exc()
     return job.finish()
 
@@ -251,7 +251,7 @@ def own_words(overrides: list[str], prompt: str | None) -> list[str]:
         key = word.partition("=")[0].lstrip("+~")
         if key == "prompt" and prompt is not None:
             own.append(f"prompt={as_typed(prompt)}")
-        elif not key.startswith(gone) and not (key == "models" and _models_word(settings) is None):
+        elif not key.startswith(gone) and not (key == "models" and _word_of(settings, "models") is None):
             own.append(word)
     return own
 
@@ -297,7 +297,7 @@ def complete(words: list[str], has_cuda: Callable[[], bool], multirun: bool) -> 
             word = "prompt=" + ",".join(map(quoted, prompts))
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
-    if _models_word(done) is None and not asks & set(done):
+    if _word_of(done, "models") is None and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
     # its parser breaks where options stand between settings
     options, settings = split_words(done)
@@ -351,7 +351,7 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    words = words if _models_word(words) else [*words, f"models={models}"]
+    words = words if _word_of(words, "models") else [*words, f"models={models}"]
     _typed[:] = ["", *words]
     try:
         settings = complete(words, lambda: False, multirun=False)
@@ -366,8 +366,8 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     return plain
 
 
-def _models_word(words: list[str]) -> str | None:
-    return next((word.partition("=")[2] for word in words if word.startswith("models=")), None)
+def _word_of(words: list[str], key: str) -> str | None:
+    return next((word.partition("=")[2] for word in words if word.startswith(f"{key}=")), None)
 
 
 def cuda_is_available() -> bool:
@@ -382,12 +382,14 @@ def explain(message: str, config_name: str) -> str:
     if "Config group override must be" in message:
         groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
         return f"{', '.join(groups)} want the name of a choice, not null: leave the word out"
+    launcher = re.search(r"Could not (?:find|load) 'hydra/launcher/(\w+)'", message)
+    if launcher and launcher[1] in LAUNCHER_EXTRAS:
+        chosen = _word_of(_typed, "hydra/launcher") or launcher[1]
+        extra = f"pip install -e '.[{LAUNCHER_EXTRAS[launcher[1]]}]'"
+        return f"hydra/launcher={chosen} is not installed: {extra}; hydra/launcher=local needs nothing"
     missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
-        if group == "hydra/launcher" and name in LAUNCHER_EXTRAS:
-            extra = LAUNCHER_EXTRAS[name]
-            return f"{group}={name} is not installed: pip install -e '.[{extra}]'; hydra/launcher=local needs nothing"
         own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
         return f"unknown {group} {name!r}: choose one of {', '.join(there.split())}{own}"
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)
@@ -512,7 +514,7 @@ def is_complete(plain: dict[str, Any], folder: str | None) -> bool:
 def models_line(cfg: Mapping[str, Any], device: Any) -> str:
     """Which pretrained models a run takes, and why; `device` is where they run."""
     name = cfg["models"]["name"]
-    given = _models_word(_typed[1:]) is not None
+    given = _word_of(_typed[1:], "models") is not None
     if name == "sd21" and str(device) == "cpu":
         return "models=sd21 on a CPU, where an object takes days (models=toybox: minutes)"
     if given:
