@@ -103,9 +103,7 @@ class LocalLauncher(Launcher):
         threads = self.threads
         if threads == "auto" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = int(os.environ["OMP_NUM_THREADS"])  # as a single run would take it
-        places = sweeps.slots(
-            self.n_jobs, threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9
-        )
+        places = sweeps.slots(self.n_jobs, threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9)
         if sweeps.run_commands(commands, places, sweep, folders) is not None:
             raise KeyboardInterrupt
         return [

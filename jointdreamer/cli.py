@@ -220,13 +220,16 @@ def _leave_terminal(cwd: str) -> None:
 @contextlib.contextmanager
 def _stopped_by(file: Path) -> Iterator[None]:
     """Send SIGTERM to this process, once, when `file` is there and the run listens: it saves and stops."""
+    from jointdreamer.run import Stop
+
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(1):
-            # before its loop, the launcher's own handler would swallow the signal, or end the process without a word
-            listens = getattr(signal.getsignal(signal.SIGTERM), "__module__", None) == "jointdreamer.run"
-            if listens and file.exists():
+            # before its loop, the launcher's own handler would swallow the signal, or end the process without a word;
+            # a second signal would abort a run that is about to save
+            listener = signal.getsignal(signal.SIGTERM)
+            if isinstance(listener, Stop) and listener.requested is None and file.exists():
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
