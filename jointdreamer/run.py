@@ -571,7 +571,7 @@ def peak_memory_gb() -> float:
 
 
 class Stop:
-    """Whether someone asked the run to stop: `requested` is the signal's number, or None. It is the signals' handler."""
+    """Whether someone asked the run to stop: `requested` is the signal's number, or None. Handles the signals."""
 
     requested: int | None = None
 
