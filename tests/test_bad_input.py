@@ -333,9 +333,9 @@ def test_a_sweep_s_mistakes_cost_one_line_before_any_job_starts(refused, tiny_ru
 
 
 def test_a_name_made_of_the_swept_setting_gives_each_job_its_folder(launcher, tiny_run, tmp_path):
-    words = tiny_run("-m", PROMPT, "schedule.t_max=0.8,0.9", "name=none_${schedule.t_max}", *QUICK)
+    words = tiny_run("-m", PROMPT, "schedule.guidance_scale=1,2", "name=none_${schedule.guidance_scale}", *QUICK)
     assert launcher.run(tmp_path, words) == 0, (tmp_path / "stderr").read_text()
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".sweeps", "none_0.8", "none_0.9"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".sweeps", "none_1", "none_2"]
 
 
 def test_a_launcher_without_a_sweep(refused, tiny_run):

@@ -232,6 +232,7 @@ def test_a_sweep_sums_itself_up(one_after_another):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_local_processes_give_the_same_and_a_repeated_sweep_starts_nothing(
     one_after_another, launcher, tiny_run, tmp_path
 ):
@@ -245,6 +246,7 @@ def test_local_processes_give_the_same_and_a_repeated_sweep_starts_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs the extra slurm")
 def test_the_slurm_launcher_s_local_mode_gives_the_same(one_after_another, launcher, tiny_run, tmp_path):
     words = tiny_run("-m", *SWEEP, "hydra/launcher=submitit_local")
@@ -254,6 +256,7 @@ def test_the_slurm_launcher_s_local_mode_gives_the_same(one_after_another, launc
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra ray")
 def test_a_local_ray_gives_the_same(one_after_another, launcher, tiny_run, tmp_path):
     words = tiny_run("-m", *SWEEP, "hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
