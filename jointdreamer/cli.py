@@ -1,10 +1,14 @@
 """What the scripts share: Hydra composes the config, and a mistake in it costs one line and exit status 2."""
 
+import contextlib
+import importlib.util
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,7 @@ from jointdreamer.arguments import check_arguments
 from jointdreamer.errors import UserError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-PROMPT_VARIABLE = "JOINTDREAMER_PROMPT"
-GLOB_VARIABLES = {"runs": "JOINTDREAMER_RUNS", "study": "JOINTDREAMER_STUDY"}
+GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
 
 # Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
 NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -47,39 +50,34 @@ OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolv
 OPTIONS |= {"-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "--experimental-rerun"}
 OPTIONS |= {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
 
-_failures: list[int] = []
+# Launchers that Hydra has as packages of their own: the extra of ours that installs each
+LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+# Hydra's functions of a sweep: prompt="choice(a, b)" is no text
+SWEEP_FUNCTION = re.compile(r"(choice|shuffle|sort|tag|glob|range)\(.*\)", re.DOTALL)
+
 _typed: list[str] = []  # the command as it came
+_job: "Job | None" = None  # what this process gave Hydra
 
 
 def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     """Run `task` on the config that the command line composes, or on each config of a multirun; the exit status.
 
     A UserError, or a word that Hydra does not take, is one line on stderr and status 2. Anything else keeps its
-    traceback (status 1). In a multirun a failed job does not stop the others; the status is the worst of all.
+    traceback (status 1). In a multirun a failed job does not stop the others; at its end a line for each job says what
+    became of it, and the status is the worst of all.
     """
+    global _job
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _failures.clear()
     _typed[:] = sys.argv
-    multirun = any(word in ("-m", "--multirun") for word in sys.argv[1:])
+    multirun = is_multirun(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them at length
-
-    def job(cfg: Any) -> None:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        try:
-            status = task(with_prompt(plain))
-        except UserError as error:
-            status = complain(error)
-        except Exception:  # a fault of ours
-            traceback.print_exc()
-            status = 1
-        _failures.append(status)
-        if multirun and status > 128:  # stopped by a signal: so is the sweep
-            raise KeyboardInterrupt
-
+    _job = job = Job(task, multirun)
+    if multirun:  # the processes that a launcher starts import us too
+        path = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path)
     try:
         has_models = re.search(
             r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE
@@ -88,12 +86,194 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
+    except ConnectionError as error:
+        return complain(f"the launcher found nobody to give the jobs to: {error}")
     except OSError as error:
         return complain(f"{error}: choose another place with out_dir=...")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return max(_failures, default=0) if max(_failures, default=0) > 128 else 130
-    return max(_failures, default=0)
+        return job.finish(interrupted=True)
+    except Exception as error:  # the launcher's, after a job that died without a word; or at once, without its cluster
+        if job.sweep is None or not any(job.sweep.outcome(number) for number in range(len(job.sweep.jobs))):
+            if "srun" not in str(error):
+                raise
+            return complain("no SLURM here (no srun): start the sweep on a login node, or take hydra/launcher=local")
+        traceback.print_exc()
+    return job.finish()
+
+
+class Job:
+    """What Hydra calls with each config. A launcher may pickle it and call it on another machine.
+
+    task: takes the resolved config, returns the exit status. In a sweep (multirun) the outcome goes to its folder, and
+    a signal stops the sweep.
+    """
+
+    def __init__(self, task: Callable[[dict[str, Any]], int], multirun: bool):
+        self.task, self.multirun = task, multirun
+        self.typed, self.cwd = list(_typed), os.getcwd()
+        self.sweep: Any = None
+        self.status = 0  # the worst so far, of the jobs in this process
+        self.away = False  # in a process that a launcher started
+
+    def __call__(self, cfg: Any) -> int:
+        global _job
+        from omegaconf import OmegaConf
+
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        if not self.multirun:
+            status, _ = self._run(plain)
+            return status
+        from hydra.core.hydra_config import HydraConfig
+
+        from jointdreamer.sweeps import Outcome
+
+        _job = self  # on the other side of a pickle too
+        hydra = HydraConfig.get()
+        sweep = self.sweep = self.sweep or begin_sweep(Path(hydra.sweep.dir))
+        number = hydra.job.num
+        if self.away:
+            _leave_terminal(self.cwd)
+            if sweep.stop_file.exists():
+                sweep.write(number, Outcome(130))
+                return 130
+            sweep.mark_started(number)
+        _typed[:] = self.typed
+        _typed[1:] = own_words([*hydra.overrides.hydra, *hydra.overrides.task], plain.get("prompt"))
+        try:
+            with _stopped_by(sweep.stop_file) if self.away else contextlib.nullcontext():
+                status, error = self._run(plain)
+        except KeyboardInterrupt:
+            sweep.write(number, Outcome(130, folder_of(plain)))
+            if not self.away:
+                raise
+            return 130
+        sweep.write(number, Outcome(status, folder_of(plain), error))
+        if status > 128 and not self.away:  # stopped by a signal: so is the sweep
+            raise KeyboardInterrupt
+        return status
+
+    def _run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
+        """The task's exit status, and what went wrong as one line."""
+        said = None
+        try:
+            status = self.task(with_prompt(plain))
+        except UserError as error:
+            said = " ".join(str(error).split())
+            status = complain(error)
+        except Exception as error:  # a fault of ours
+            traceback.print_exc()
+            said, status = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], 1
+        self.status = max(self.status, status)
+        return status, said
+
+    def finish(self, interrupted: bool = False) -> int:
+        """Sum the sweep up on stdout, if there was one; the exit status of the command."""
+        status = self.status
+        if self.sweep is not None and self.sweep.jobs:
+            if interrupted:
+                self.sweep.stop_file.touch()
+                if self.sweep.unfinished():
+                    print("waiting for the running jobs to save; once more leaves them alone", file=sys.stderr)
+                try:
+                    self.sweep.wait_for_started(seconds=300)
+                except KeyboardInterrupt:
+                    print("not waiting for the jobs that are left", file=sys.stderr)
+            print(*self.sweep.summary(), sep="\n")
+            status = max(status, self.sweep.status)
+        return max(status, 130) if interrupted and status <= 128 else status
+
+    # Functions of a script are pickled by the script's file: on the other side it is not __main__
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "away": True, "sweep": self.sweep}
+        code = getattr(self.task, "__code__", None)
+        if code is not None and "<" not in self.task.__qualname__:
+            state["task"] = (str(Path(code.co_filename).absolute()), self.task.__qualname__)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.task, tuple):
+            file, name = self.task
+            spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            self.task = getattr(module, name)
+
+
+def begin_sweep(folder: Path) -> Any:
+    """The Sweep in `folder` that this process's job belongs to."""
+    from jointdreamer.sweeps import Sweep
+
+    if _job is None:
+        return Sweep(folder.absolute())
+    if _job.sweep is None:
+        _job.sweep = Sweep(folder.absolute())
+    return _job.sweep
+
+
+def _leave_terminal(cwd: str) -> None:
+    """In a launcher's process: no Ctrl-C of the terminal, it comes by the stop file; the folder of the command."""
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)
+    with contextlib.suppress(OSError):
+        os.chdir(cwd)
+
+
+@contextlib.contextmanager
+def _stopped_by(file: Path) -> Iterator[None]:
+    """Send SIGTERM to this process, once, when `file` is there and the run listens: it saves and stops."""
+    from jointdreamer.run import Stop
+
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            # before its loop, the launcher's own handler would swallow the signal, or end the process without a word;
+            # a second signal would abort a run that is about to save
+            listener = signal.getsignal(signal.SIGTERM)
+            if isinstance(listener, Stop) and listener.requested is None and file.exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def is_multirun(words: list[str]) -> bool:
+    """Whether the command line asks for a sweep."""
+    return any(word in ("-m", "--multirun") or word.lower() == "hydra.mode=multirun" for word in words)
+
+
+def own_words(overrides: list[str], prompt: str | None) -> list[str]:
+    """The words that, after `python train.py`, give the run of one job of this process's sweep alone."""
+    gone = ("hydra.launcher", "hydra.sweep", "hydra.sweeper", "hydra.mode", "hydra/launcher", "hydra/sweeper")
+    options, settings = split_words(_job.typed[1:] if _job is not None else [])
+    own = [word for word in options if word not in ("-m", "--multirun")]
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+~")
+        if key == "prompt" and prompt is not None:
+            own.append(f"prompt={as_typed(prompt)}")
+        elif not key.startswith(gone) and not (key == "models" and _word_of(settings, "models") is None):
+            own.append(word)
+    return own
+
+
+def folder_of(plain: Mapping[str, Any]) -> str | None:
+    """The run folder of a config; None if it has none."""
+    if not {"out_dir", "name", "prompt", "seed"} <= plain.keys():
+        return None
+    from jointdreamer.run import run_path
+
+    try:
+        return str(run_path(plain["out_dir"], str(plain["name"]), plain["prompt"], plain["seed"]))
+    except (UserError, TypeError, AttributeError):  # the task says what is wrong with them
+        return None
 
 
 def complain(error: Any) -> int:
@@ -105,38 +285,74 @@ def complain(error: Any) -> int:
 def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bool) -> list[str]:
     """The command line as Hydra wants it: `models=` filled in, and a prompt and globs taken as typed.
 
-    Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. A single run's prompt
-    therefore travels beside the grammar, in the environment. A multirun's stays Hydra's, where a comma separates runs.
-    So do the globs of `runs=` and `study=`, one a line: of a word with braces a shell makes several, and all count.
+    Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. It is therefore quoted for
+    Hydra. In a multirun commas separate prompts; one that has commas is given in quotes: prompt='"a corgi, 8K", a cat'.
+    So are the globs of `runs=` and `study=`, one a line: of a word with braces a shell makes several, and all count.
     has_cuda: None where the config has no `models`.
     """
     for word in words:
         if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
             raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
+        if word.startswith("hydra/launcher=") and not multirun:
+            raise UserError(f"{word} without -m: a launcher starts the jobs of a sweep; python train.py -m ...")
     done = []
-    for key, variable in GLOB_VARIABLES.items():
+    for key in GLOBS:
         if globs := [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]:
             words = [word for word in words if not word.startswith(f"{key}=")]
-            os.environ[variable] = "\n".join(globs)
-            done.append(f"{key}=${{oc.env:{variable}}}")
+            done.append(f"{key}={quoted(chr(10).join(globs))}")
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and key == "prompt" and not multirun:
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]  # quoted for Hydra, as its own documentation says
+        if equals and key == "prompt" and not (multirun and SWEEP_FUNCTION.fullmatch(value.strip())):
             try:
                 value.encode()
             except UnicodeEncodeError as error:
                 raise UserError("the prompt is no UTF-8 text: is the terminal's encoding another one?") from error
-            os.environ[PROMPT_VARIABLE] = value
-            word = f"prompt=${{oc.env:{PROMPT_VARIABLE}}}"
+            prompts = split_prompts(value) if multirun else [without_quotes(value)]
+            word = "prompt=" + ",".join(map(quoted, prompts))
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
-    if has_cuda is not None and _models_word(done) is None and not asks & set(done):
+    if has_cuda is not None and _word_of(done, "models") is None and not asks & set(done):
         done.append(f"models={'sd21' if has_cuda() else 'toybox'}")
     # its parser breaks where options stand between settings
-    settings = [word for word in done if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
-    return [*(word for word in done if word not in settings), *settings]
+    options, settings = split_words(done)
+    return [*options, *settings]
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """The options among `words`, values in words of their own included, and the settings."""
+    settings = [word for word in words if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
+    return [word for word in words if word not in settings], settings
+
+
+def split_prompts(text: str) -> list[str]:
+    """The prompts of a sweep: separated by commas, but for those between quotes."""
+    piece = r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^,]*?))\s*(?:,|$)"""
+    prompts, start = [], 0
+    while match := re.compile(piece, re.DOTALL).match(text, start):
+        inner = match[1] if match[1] is not None else match[2]
+        prompts.append(match[3] if inner is None else re.sub(r"\\(['\"\\])", r"\1", inner))
+        if match.end() == len(text) and not match[0].endswith(","):
+            break
+        start = match.end()
+    return prompts
+
+
+def without_quotes(text: str) -> str:
+    """`text`, or what stands between the quotes around it: Hydra's own documentation says to give them."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def as_typed(text: str) -> str:
+    """A prompt as a single run takes it for `text`."""
+    return text if without_quotes(text) == text else f'"{text}"'
+
+
+def quoted(text: str) -> str:
+    """Any text as a value of Hydra's grammar: backslashes count only before a quote, `${` or the end."""
+    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
+    text = re.sub(r"(\\*)'", lambda match: 2 * match[1] + "\\'", text)
+    text = re.sub(r"\\+$", lambda match: 2 * match[0], text)
+    return f"'{text}'"
 
 
 def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
@@ -149,7 +365,7 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    words = words if _models_word(words) else [*words, f"models={models}"]
+    words = words if _word_of(words, "models") else [*words, f"models={models}"]
     _typed[:] = ["", *words]
     try:
         settings = complete(words, lambda: False, multirun=False)
@@ -164,8 +380,8 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     return plain
 
 
-def _models_word(words: list[str]) -> str | None:
-    return next((word.partition("=")[2] for word in words if word.startswith("models=")), None)
+def _word_of(words: list[str], key: str) -> str | None:
+    return next((word.partition("=")[2] for word in words if word.startswith(f"{key}=")), None)
 
 
 def cuda_is_available() -> bool:
@@ -180,6 +396,11 @@ def explain(message: str, config_name: str) -> str:
     if "Config group override must be" in message:
         groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
         return f"{', '.join(groups)} want the name of a choice, not null: leave the word out"
+    launcher = re.search(r"Could not (?:find|load) 'hydra/launcher/(\w+)'", message)
+    if launcher and launcher[1] in LAUNCHER_EXTRAS:
+        chosen = _word_of(_typed, "hydra/launcher") or launcher[1]
+        extra = f"pip install -e '.[{LAUNCHER_EXTRAS[launcher[1]]}]'"
+        return f"hydra/launcher={chosen} is not installed: {extra}; hydra/launcher=local needs nothing"
     missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
@@ -290,10 +511,24 @@ def check(
         raise UserError("device=cuda: torch sees no CUDA device; leave device out, or install a CUDA build of torch")
 
 
+def is_complete(plain: dict[str, Any], folder: str | None) -> bool:
+    """Whether `train` would find nothing to do, without starting it; False where it would complain."""
+    if folder is None or not Path(folder, "result.json").exists():
+        return False
+    from jointdreamer.run import RunFolder
+    from jointdreamer.schedules import Plan
+
+    try:
+        with RunFolder.open(folder, plain) as run:
+            return run.result(Plan(plain["schedule"]).steps) is not None
+    except UserError:
+        return False
+
+
 def models_line(cfg: Mapping[str, Any], device: Any) -> str:
     """Which pretrained models a run takes, and why; `device` is where they run."""
     name = cfg["models"]["name"]
-    given = _models_word(_typed[1:]) is not None
+    given = _word_of(_typed[1:], "models") is not None
     if name == "sd21" and str(device) == "cpu":
         return "models=sd21 on a CPU, where an object takes days (models=toybox: minutes)"
     if given:
@@ -303,7 +538,7 @@ def models_line(cfg: Mapping[str, Any], device: Any) -> str:
 
 
 def typed_command() -> list[str]:
-    """The command that came, as it came: `main` changes `sys.argv` for Hydra."""
+    """The command that came, as it came (`main` changes `sys.argv` for Hydra); in a sweep, that of the one job."""
     return ["python", *_typed]
 
 

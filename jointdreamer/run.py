@@ -573,9 +573,17 @@ def peak_memory_gb() -> float:
 
 
 class Stop:
-    """Whether someone asked the run to stop: `requested` is the signal's number, or None."""
+    """Whether someone asked the run to stop: `requested` is the signal's number, or None. Handles the signals."""
 
     requested: int | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.requested is not None:
+            raise KeyboardInterrupt
+        self.requested = number
+        # not print: the signal may have come in the middle of one
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: stopping after this step and saving; once more aborts at once\n".encode())
 
     @property
     def exit_status(self) -> int:
@@ -595,15 +603,7 @@ def stop_on_signals() -> Iterator[Stop]:
         yield stop
         return
 
-    def handle(number: int, frame: Any) -> None:
-        if stop.requested is not None:
-            raise KeyboardInterrupt
-        stop.requested = number
-        # not print: the signal may have come in the middle of one
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: stopping after this step and saving; once more aborts at once\n".encode())
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:

@@ -3,6 +3,7 @@
 And what looks wrong but is not: any text is a prompt, a word that the model never saw is a warning.
 """
 
+import importlib.util
 import json
 import os
 import resource
@@ -312,6 +313,45 @@ def test_a_failed_job_does_not_stop_the_others_and_the_status_says_so(launcher, 
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [
         "error: prompt_id=7: prompts.txt has the lines 0 to 0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["schedule.t_max=0.8,0.9"], ["jobs 0 and 1", "schedule.t_max", "'name=${energy.name}_${schedule.t_max}'"]),
+        (["memory=8gb,16gb"], ["memory", "'name=${energy.name}_${hydra:runtime.choices.memory}'"]),
+        (["seed=0,0"], ["jobs 0 and 1 of the sweep are the same"]),
+        (["energy=none,mvd"], ["unknown energy 'mvd'"]),
+        (["hydra/launcher=local", "hydra.launcher.n_jobs=0"], ["hydra.launcher.n_jobs=0", "from 1 up"]),
+        (["hydra/launcher=locl"], ["unknown hydra/launcher 'locl'", "local"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_sweep_s_mistakes_cost_one_line_before_any_job_starts(refused, tiny_run, words, says, tmp_path):
+    refused(tiny_run("-m", PROMPT, *words), *says)
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_a_name_made_of_the_swept_setting_gives_each_job_its_folder(launcher, tiny_run, tmp_path):
+    words = tiny_run("-m", PROMPT, "schedule.guidance_scale=1,2", "name=none_${schedule.guidance_scale}", *QUICK)
+    assert launcher.run(tmp_path, words) == 0, (tmp_path / "stderr").read_text()
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [".sweeps", "none_1", "none_2"]
+
+
+def test_a_launcher_without_a_sweep(refused, tiny_run):
+    refused(tiny_run(PROMPT, "hydra/launcher=local"), "hydra/launcher=local without -m")
+
+
+@pytest.mark.parametrize(
+    ("launcher_name", "package", "extra"),
+    [("submitit_local", "submitit", "slurm"), ("slurm", "submitit", "slurm"), ("ray", "ray", "ray"),
+     ("ray_cluster", "ray", "ray")],
+)  # fmt: skip
+def test_a_launcher_that_is_not_installed(refused, tiny_run, launcher_name, package, extra):
+    if importlib.util.find_spec(package):
+        pytest.skip("it is installed")
+    says = (f"hydra/launcher={launcher_name} is not installed", f"pip install -e '.[{extra}]'")
+    refused(tiny_run("-m", PROMPT, f"hydra/launcher={launcher_name}"), *says)
 
 
 def test_a_sweep_where_nothing_can_be_written(refused, tiny_run):

@@ -1,8 +1,9 @@
-import os
 import sys
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
@@ -19,35 +20,87 @@ NASTY = [
 ]
 
 
-@pytest.mark.parametrize("prompt", NASTY)
-def test_a_prompt_reaches_the_config_as_typed(prompt, monkeypatch):
+def through_hydra(*words: str) -> Any:
+    """The prompt in the config that Hydra makes of the words."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
-    words = cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
         cfg: Any = OmegaConf.to_container(compose("config", [*words, "name=test"]), resolve=True)
-    assert cfg["prompt"] == prompt
+    return cfg["prompt"]
 
 
-def test_quotes_meant_for_hydra_are_taken_off(monkeypatch):
-    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
-    cli.complete(['prompt="a corgi, 8K"'], lambda: False, multirun=False)
-    assert os.environ[cli.PROMPT_VARIABLE] == "a corgi, 8K"
+def swept(word: str) -> list[str]:
+    """The values that Hydra's sweeper makes of a word."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(word)
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else [word.partition("=")[2]]
 
 
-def test_globs_reach_the_config_as_typed_and_all_of_them_count(monkeypatch):
-    for variable in cli.GLOB_VARIABLES.values():
-        monkeypatch.setenv(variable, "")
+def test_globs_reach_the_config_as_typed_and_all_of_them_count():
+    from hydra import compose, initialize_config_dir
+
     words = cli.complete(["runs=a/[01]*,x/**", "seed=1", "runs=b c", "study=[x]"], None, multirun=False)
-    assert words == ["runs=${oc.env:JOINTDREAMER_RUNS}", "study=${oc.env:JOINTDREAMER_STUDY}", "seed=1"]
-    assert os.environ["JOINTDREAMER_STUDY"] == "[x]"
-    assert os.environ["JOINTDREAMER_RUNS"] == "a/[01]*,x/**\nb c"
+    assert words[2] == "seed=1"
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("evaluate", words[:2])
+    assert cfg.runs == "a/[01]*,x/**\nb c" and cfg.study == "[x]"
 
 
-def test_a_multirun_s_prompt_stays_hydra_s():
-    assert cli.complete(["-m", "prompt=a,b"], lambda: False, multirun=True)[1] == "prompt=a,b"
+@pytest.mark.parametrize("prompt", NASTY)
+def test_a_prompt_reaches_the_config_as_typed(prompt):
+    assert through_hydra(*cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)) == prompt
+
+
+@given(st.text(alphabet="\\'\"${}a,:\n ", max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_any_text_survives_hydra_s_grammar_twice(text):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    parser = OverridesParser.create()
+    assert OmegaConf.create({"a": parser.parse_override(f"a={cli.quoted(text)}").value()}).a == text
+    first, second = swept(f"a={cli.quoted(text)},{cli.quoted('b')}")
+    assert OmegaConf.create({"a": parser.parse_override(f"a={first}").value()}).a == text and second == "'b'"
+    assert cli.without_quotes(cli.as_typed(text)) == text
+
+
+def test_quotes_meant_for_hydra_are_taken_off():
+    assert through_hydra(*cli.complete(['prompt="a corgi, 8K"'], lambda: False, multirun=False)) == "a corgi, 8K"
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompts"),
+    [
+        ("a,b", ["a", "b"]),
+        ("a red robot, a hat", ["a red robot", "a hat"]),
+        ('"a corgi, 8K", a cat', ["a corgi, 8K", "a cat"]),
+        ("'a corgi, 8K',\"it's\"", ["a corgi, 8K", "it's"]),
+        ('"a, \\"big\\" cat"', ['a, "big" cat']),
+        ("it's a cat", ["it's a cat"]),
+        ("it's a cat, 'tis a dog", ["it's a cat", "'tis a dog"]),
+        ('a "red" (small) {cat}: 1=1, b', ['a "red" (small) {cat}: 1=1', "b"]),
+        ("a,", ["a", ""]),
+        ("", [""]),
+    ],
+)
+def test_commas_separate_a_sweep_s_prompts_but_for_those_in_quotes(typed, prompts):
+    assert cli.split_prompts(typed) == prompts
+    _, word, _ = cli.complete(["-m", f"prompt={typed}"], lambda: False, multirun=True)
+    assert [through_hydra(f"prompt={value}") for value in swept(word)] == prompts
+
+
+def test_hydra_s_own_choices_of_prompts_stay():
+    assert cli.complete(["-m", "prompt=choice(a,b)"], lambda: False, multirun=True)[1] == "prompt=choice(a,b)"
+
+
+def test_the_words_of_one_job_are_its_command_alone(monkeypatch):
+    typed = ["train.py", "-m", "--config-dir", "mine", "prompt=a,'b, c'", "hydra/launcher=local", "seed=0,1"]
+    monkeypatch.setattr(cli, "_typed", typed)
+    monkeypatch.setattr(cli, "_job", cli.Job(lambda cfg: 0, multirun=True))
+    overrides = ["hydra/launcher=local", "hydra.launcher.n_jobs=2", "prompt='b, c'", "seed=1", "models=toybox"]
+    assert cli.own_words(overrides, "b, c") == ["--config-dir", "mine", "prompt=b, c", "seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +153,7 @@ def test_an_unknown_key_names_the_known_ones(key, there):
 def test_a_signal_stops_the_whole_sweep(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "models=toybox", "prompt=a,b,c", f"out_dir={tmp_path}"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("PYTHONPATH", "")
     called = []
 
     def task(cfg):
@@ -108,12 +162,12 @@ def test_a_signal_stops_the_whole_sweep(monkeypatch, tmp_path, capsys):
 
     assert cli.main("config", task) == 130
     assert called == ["a", "b"]
+    assert capsys.readouterr().out.splitlines()[0] == "sweep: 1 of 3 jobs done, 2 stopped (the same command goes on)"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py", "models=toybox", "prompt=a"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setenv(cli.PROMPT_VARIABLE, "")
     assert cli.main("config", lambda cfg: {}["no such key"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said and "KeyError: 'no such key'" in said

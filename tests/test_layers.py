@@ -17,7 +17,7 @@ LAYERS = {
     0: {"compiled", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
     1: {"fields", "models", "prompts", "data", "metrics"},
     2: {"renderers", "guidance", "energies", "export"},
-    3: {"distillation", "regularizers", "outputs", "memory", "kernels"},
+    3: {"distillation", "regularizers", "outputs", "memory", "kernels", "sweeps"},
     4: {"toybox"},  # a whole world that uses the rest, its own table of runs included; only scripts look into it
     5: {"cli", "evaluation"},  # what the scripts beside the package share; runs that are finished, looked at
     6: {"doctor", "weights", "tables", "sample2d"},  # scripts of their own, `python -m jointdreamer.doctor`
