@@ -253,7 +253,18 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     toybox = report["models"].get("toybox", {})
     if "judge" in toybox:
         wrong = [one["problem"] for one in toybox.values() if one["problem"]]
-        say("python -m jointdreamer.toybox.table", not wrong, wrong[0] if wrong else "")
+        for command in ("python -m jointdreamer.toybox.table", "python evaluate.py runs=... of models=toybox"):
+            say(command, not wrong, wrong[0] if wrong else "")
+        say("python train_classifier.py models=toybox", True, "from scratch, an hour on a CPU")
+    sd21 = report["models"].get("sd21", {})
+    for role, command in {
+        "clip": "python evaluate.py runs=... of models=sd21",
+        "classifier_backbone": "python train_classifier.py models=sd21 data.folder=...",
+    }.items():
+        if role in sd21:
+            there = sd21[role]["path"] and not sd21[role]["problem"]
+            note = sd21[role]["problem"] or f"first: python -m jointdreamer.weights prefetch {role}"
+            say(command, bool(there), "" if there else note)
     login = report["optional"]["wandb login"]
     note = f"logged in by {login}" if login else "offline, in the run's folder; `wandb login` sends it"
     say("python train.py logger=wandb ...", True, note)

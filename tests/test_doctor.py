@@ -33,10 +33,12 @@ def test_a_fresh_machine_can_do_the_toybox_and_is_told_what_the_rest_needs():
     assert {"torch", "diffusers", "hydra-core"} <= set(report["packages"])
     assert not [one for one in report["packages"].values() if one["problem"]]
     assert all(works(report, "models=toybox", f"energy={energy} ") for energy in ENERGIES)
-    assert not works(report, "models=sd21", "energy=none ") and works(report, "toybox.table")
+    assert not works(report, "models=sd21", "energy=none ") and works(report, "evaluate.py", "toybox")
+    assert works(report, "toybox.table") and works(report, "train_classifier.py models=toybox")
+    assert not works(report, "train_classifier.py models=sd21") and not works(report, "evaluate.py", "sd21")
     assert not [one for one in report["models"]["toybox"].values() if one["problem"] or not one["path"]]
     said = "\n".join(doctor.lines(report))
-    assert "weights prefetch text_to_image multi_view" in said and "nothing reads it yet" in said
+    assert "weights prefetch text_to_image multi_view" in said and "train_classifier.py models=toybox" in said
     assert "python train_classifier.py" in said and "novel_view=wonder3d" in said
 
 

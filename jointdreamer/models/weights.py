@@ -40,13 +40,12 @@ class Role:
     gigabytes: float | None  # to download, 1e9 bytes; None where we do not know
     needs: tuple[str, ...]  # files that a folder or repository must contain
     hint: str = ""  # what to do when it is nowhere; by default to name a folder or file
-    option_of: str = ""  # what reads it where no energy needs it; none: it can be fetched and checked, nothing reads it
+    option_of: str = ""  # what reads it where no energy needs it
 
     @property
     def use(self) -> str:
         """Who reads it, in words."""
-        energies = f"energy={'|'.join(self.needed_by)}" if self.needed_by else ""
-        return energies or self.option_of or "registered; nothing reads it yet"
+        return f"energy={'|'.join(self.needed_by)}" if self.needed_by else self.option_of
 
 
 ROLES = {
@@ -108,6 +107,7 @@ ROLES = {
         "MIT (of the code)",
         0.61,
         ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+        option_of="evaluate.py",
     ),
     "small_decoder": Role(
         "small decoder (TAESD)", (), "MIT", 0.01, ("config.json",), option_of="models.classifier.decoder=..."
