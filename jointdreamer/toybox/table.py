@@ -1,20 +1,16 @@
-"""The toybox's Janus table, the paper's Table 3 in small.
-
-    python -m jointdreamer.toybox.table --energies none cls i2i mvs
+"""The toybox's Janus table: `python -m jointdreamer.toybox.table`
 
 Makes every object that is missing (16 prompts x 2 seeds x energies, each a run of train.py), lets the judge see all of
-them from 16 azimuths, and prints the table, and what a run costs beside the first energy's. The same command again goes
-on where it was.
+them from 16 azimuths, says what it saw of each, and prints the table. The same command again goes on where it was.
+Costs and further measures: `python -m jointdreamer.tables table3`.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -55,21 +51,6 @@ def train_one(job: tuple[int, int, str], prompt_file: Path, out_dir: Path, threa
     return done.returncode
 
 
-def costs(results: dict[str, list[dict]]) -> str:
-    """A Markdown table of what runs cost, by their result.json: medians, and how they compare with the first group's.
-
-    Runs that shared the machine with others are slower than alone, all of them alike.
-    """
-    lines = ["| | runs | seconds per step | relative | peak memory, GB | relative |", "|---|---|---|---|---|---|"]
-    first: list[float] = []
-    for name, group in results.items():
-        found = [median(one[key] for one in group) for key in ("seconds_per_step", "peak_memory_gb")]
-        first = first or found
-        seconds, memory = (f"{x:.3g} | {x / base:.2f}" for x, base in zip(found, first, strict=True))
-        lines.append(f"| {name} | {len(group)} | {seconds} | {memory} |")
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
@@ -91,7 +72,6 @@ def main() -> int:
         )
 
     rows: dict[str, list[Verdict]] = {energy: [] for energy in args.energies}
-    results: dict[str, list[dict]] = {energy: [] for energy in args.energies}
     judge, cameras = load_judge(), judging_cameras()
     name = next((word.removeprefix("name=") for word in args.overrides if word.startswith("name=")), None)
     for number, seed, energy in jobs:
@@ -105,13 +85,10 @@ def main() -> int:
         toy: Toy | None = parse_caption(prompts[number])
         rows[energy].append(verdict(judge, rgb, toy))
         last = rows[energy][-1]
-        if (folder / "result.json").exists():
-            results[energy].append(json.loads((folder / "result.json").read_text()))
         print(f"{energy:>6}  seed {seed}  janus {last.janus!s:5}  R {last.turning:.2f}  words {last.attributes:.2f}  "
               f"{prompts[number]}")  # fmt: skip
         write_png(args.out / "judged" / f"{energy}_{number:02d}_{seed}.png", grid(rgb[::2], 8))
     print(table({energy: verdicts for energy, verdicts in rows.items() if verdicts}))
-    print(costs({energy: group for energy, group in results.items() if group}))
     return 1 if failed else 0
 
 
