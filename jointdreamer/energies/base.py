@@ -22,9 +22,9 @@ class Views:
     timesteps: Tensor  # (B,)
     text: Conditioning  # cond, uncond (B, V, L, D): what the text-to-image prior was told
     decode: Callable[[Tensor], Tensor]  # latents -> images, for energies that look at pixels
-    x0_guided: Tensor | None = None  # (B, V, C, h, w) what the text-to-image prior, guided by the text, makes of x_t
     latents: Tensor | None = None  # (B, V, C, h, w) clean, of the text-to-image prior's autoencoder, detached
     generator: torch.Generator | None = None  # every random draw goes through it, so that a resume is exact
+    x0_guided: Tensor | None = None  # (B, V, C, h, w) what the text-to-image prior, guided by the text, makes of x_t
 
 
 class Energy(nn.Module, ABC):

@@ -179,7 +179,7 @@ class ImageToImageEnergy(Energy):
         b, v = cameras.azimuth.shape
         if self.reference == FRONT:
             return cameras.azimuth.cos().argmax(1, keepdim=True)
-        if self.reference is not None:
+        if isinstance(self.reference, int):
             return torch.full((b, 1), self.reference)
         device = generator.device if generator is not None else None
         return torch.randint(v, (b, 1), generator=generator, device=device)

@@ -65,7 +65,7 @@ def test_an_autoencoder_turned_is_as_exact_forward_and_backward(tiny_sd_folder):
     answers = []
     for vae in (exact, plain, ours):
         x = images.clone().requires_grad_()
-        moments = vae.encode(x.to(vae.dtype)).latent_dist.parameters.float()
+        moments = vae.encode(x.to(vae.dtype)).latent_dist.parameters.float()  # pyright: ignore[reportAttributeAccessIssue]
         (moments * weights).sum().backward()
         answers.append((moments.detach(), x.grad))
     for wanted, half, found in zip(*answers, strict=True):
