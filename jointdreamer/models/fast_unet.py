@@ -53,8 +53,10 @@ def knows(unet: Any) -> bool:
         "attention_type": "default", "timestep_post_act": None, "time_cond_proj_dim": None, "upcast_attention": False,
         "downsample_padding": 1, "dropout": 0.0,
     }  # fmt: skip
+    transformers = [block for m in unet.modules() for block in getattr(m, "transformer_blocks", ())]
     return (
         type(unet).__name__ == "UNet2DConditionModel"
+        and {type(block).__name__ for block in transformers} == {"BasicTransformerBlock"}  # Wonder3D has its own
         and all(config.get(key, value) in (value, None) for key, value in plain.items())
         and {config.mid_block_type, *config.down_block_types, *config.up_block_types} <= blocks
         and config.class_embed_type in (None, "projection")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jointdreamer.models.fast_unet import FastUNet, knows, speed_up
 from jointdreamer.models.multiview_unet import set_views
+from jointdreamer.models.wonder3d import build_unet
 from tests.conftest import _unet
 
 pytestmark = pytest.mark.skipif(not knows(_unet()), reason="oneDNN has no bfloat16 on this CPU")
@@ -99,3 +100,9 @@ def test_other_networks_are_left_alone():
     other = _unet(only_cross_attention=True).bfloat16()
     for unet in (_unet(), other, _unet(resnet_time_scale_shift="scale_shift").bfloat16()):
         assert not speed_up(unet) and not isinstance(unet.forward, FastUNet)
+
+
+def test_transformer_blocks_of_another_kind_are_left_alone():
+    """Wonder3D's attention between domains is none that `FastUNet` knows."""
+    made = build_unet({**dict(_unet().config), "class_embed_type": None})
+    assert knows(_unet()) and not knows(made) and not speed_up(made.bfloat16())
