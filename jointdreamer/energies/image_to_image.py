@@ -154,8 +154,10 @@ class ImageToImageEnergy(Energy):
             asked, compared = everyone, slice(0, v)
         else:
             chosen = self._choose(cameras, views.generator).to(rgb.device)
-            seen = views.decode(views.x0_guided).clamp(0, 1) if self.ahead and views.x0_guided is not None else rgb
-            reference, images = cameras.select(chosen), seen[torch.arange(b, device=rgb.device), chosen[:, 0]]
+            mine = torch.arange(b, device=rgb.device)[:, None], chosen
+            x0 = views.x0_guided if self.ahead else None
+            images = rgb[mine] if x0 is None else views.decode(x0[mine]).clamp(0, 1)  # (B, 1, 3, H, W)
+            reference, images = cameras.select(chosen), images[:, 0]
             around = (chosen + everyone) % v  # from the reference on
             asked, compared = (around, slice(1, v)) if self.model.together else (around[:, 1:], slice(0, v - 1))
         rows = torch.arange(b, device=rgb.device)[:, None]
