@@ -351,7 +351,7 @@ def quoted(text: str) -> str:
     """Any text as a value of Hydra's grammar: backslashes count only before a quote, `${` or the end."""
     text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
     text = re.sub(r"(\\*)'", lambda match: 2 * match[1] + "\\'", text)
-    text = re.sub(r"\\+$", lambda match: 2 * match[0], text)
+    text = re.sub(r"\\+\Z", lambda match: 2 * match[0], text)
     return f"'{text}'"
 
 

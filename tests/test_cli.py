@@ -2,7 +2,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jointdreamer import cli
@@ -54,6 +54,7 @@ def test_a_prompt_reaches_the_config_as_typed(prompt):
 
 
 @given(st.text(alphabet="\\'\"${}a,:\n ", max_size=12))
+@example("\\\n")  # a backslash before a newline at the end, which `$` takes for the end
 @settings(max_examples=60, deadline=None)
 def test_any_text_survives_hydra_s_grammar_twice(text):
     from hydra.core.override_parser.overrides_parser import OverridesParser
