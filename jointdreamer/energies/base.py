@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.errors import UserError
 from jointdreamer.prompts import Conditioning
 
 
@@ -41,3 +43,19 @@ class Energy(nn.Module, ABC):
     @abstractmethod
     def forward(self, views: Views) -> Tensor:
         """Return (B,), one number per rig: a sum over its views, never a mean over the batch."""
+
+
+def fit_latents(target: Tensor, x0: Tensor, model: str) -> Tensor:
+    """What another model sees, (B, K, C, h', w'), at the size (h, w) of the text-to-image prior's x0 (B, V, C, h, w).
+
+    Raises UserError, one line, if their latents have different numbers of channels; model: what the error calls it.
+    """
+    if target.shape[2] != x0.shape[2]:
+        raise UserError(
+            f"the {model}'s latents have {target.shape[2]} channels, the text-to-image model's {x0.shape[2]}: they "
+            "must share one kind of autoencoder"
+        )
+    if target.shape[-2:] == x0.shape[-2:]:
+        return target
+    resized = interpolate(target.flatten(0, 1), x0.shape[-2:], mode="bilinear", align_corners=False)
+    return resized.unflatten(0, target.shape[:2])

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from jointdreamer.cameras import Cameras, Rig, look_at
 from jointdreamer.diffusion import alpha_sigma, noise_like
-from jointdreamer.energies.base import Energy, Views
+from jointdreamer.energies.base import Energy, Views, fit_latents
 from jointdreamer.errors import UserError
 from jointdreamer.models.novel_view import load_novel_view
 from jointdreamer.models.placement import place, place_unet
@@ -73,6 +72,10 @@ class ImageToImageEnergy(Energy):
         super().__init__()
         if steps < 1:
             raise UserError(f"energy.steps must be at least 1, got {steps}")
+        if isinstance(reference, str) and reference != FRONT:
+            raise UserError(f"energy.reference={reference}: wanted null (random), front, or the number of a view")
+        if reference_image not in ("render", "estimate"):
+            raise UserError(f"energy.reference_image={reference_image}: choose render or estimate")
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
         download = device.type == "cuda"
@@ -84,10 +87,6 @@ class ImageToImageEnergy(Energy):
         self.model = load_novel_view(kind, path, vae, image_size, x0_limit, dtype, download).to(device)
         self.model.vae = place(self.model.vae, device)
         self.model.unet = place_unet(self.model.unet, device, compile)
-        if isinstance(reference, str) and reference != FRONT:
-            raise UserError(f"energy.reference={reference}: wanted null (random), front, or the number of a view")
-        if reference_image not in ("render", "estimate"):
-            raise UserError(f"energy.reference_image={reference_image}: choose render or estimate")
         if self.model.together and reference not in (None, 0):
             raise UserError(f"energy.reference={reference}: of a {kind} rig the first view, 0, is the reference")
         self.guidance_scale, self.steps, self.white = guidance_scale, steps, white
@@ -126,15 +125,7 @@ class ImageToImageEnergy(Energy):
 
     def forward(self, views: Views) -> Tensor:
         target, others = self.estimate(views)  # (B, K, C, h', w'), (B, K)
-        if target.shape[2] != views.x0.shape[2]:
-            raise UserError(
-                f"the novel-view model's latents have {target.shape[2]} channels, the text-to-image model's "
-                f"{views.x0.shape[2]}: they must share one kind of autoencoder"
-            )
-        if target.shape[-2:] != views.x0.shape[-2:]:
-            size = views.x0.shape[-2:]
-            resized = interpolate(target.flatten(0, 1), size, mode="bilinear", align_corners=False)
-            target = resized.unflatten(0, target.shape[:2])
+        target = fit_latents(target, views.x0, "novel-view model")
         rows = torch.arange(len(others), device=others.device)[:, None]
         return -0.5 * (views.x0[rows, others] - target).square().sum((1, 2, 3, 4))
 

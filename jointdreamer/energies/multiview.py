@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from jointdreamer.diffusion import alpha_sigma, noise_like
-from jointdreamer.energies.base import Energy, Views
+from jointdreamer.energies.base import Energy, Views, fit_latents
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import encode_images, scale_factor
 from jointdreamer.models.multiview_unet import find_multiview, guided_x0
@@ -65,15 +64,7 @@ class MultiViewEnergy(Energy):
 
     def forward(self, views: Views) -> Tensor:
         target = self.estimate(views)  # (B, V, C, h', w')
-        if target.shape[2] != views.x0.shape[2]:
-            raise UserError(
-                f"the multi-view model's latents have {target.shape[2]} channels, the text-to-image model's "
-                f"{views.x0.shape[2]}: they must share one kind of autoencoder"
-            )
-        if target.shape[-2:] != views.x0.shape[-2:]:
-            size = views.x0.shape[-2:]
-            resized = interpolate(target.flatten(0, 1), size, mode="bilinear", align_corners=False)
-            target = resized.unflatten(0, target.shape[:2])
+        target = fit_latents(target, views.x0, "multi-view model")
         return -0.5 * (views.x0 - target).square().sum((1, 2, 3, 4))
 
     @torch.no_grad()

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.models.autoencoder import decode_latents, encode_images
 from jointdreamer.prompts import Conditioning
 
 
@@ -56,3 +57,19 @@ class Guidance(nn.Module, ABC):
 
         s = 30 here is 31 in the usual convention e(0) + s' (e(y) - e(0)). No gradient flows through the network.
         """
+
+
+class AutoencodedGuidance(Guidance):
+    """A prior whose latents are those of a diffusers autoencoder `vae`, which sees images of `image_size` pixels."""
+
+    vae: Any
+    image_size: int
+
+    def encode(
+        self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None
+    ) -> Tensor:
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            return encode_images(self.vae, rgb, self.image_size, generator, chunk)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode_latents(self.vae, latents)

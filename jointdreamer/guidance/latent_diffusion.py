@@ -9,15 +9,15 @@ from torch import Tensor
 
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
 from jointdreamer.errors import UserError
-from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
-from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
+from jointdreamer.guidance.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
+from jointdreamer.models.autoencoder import scale_factor
 from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
 from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
 from jointdreamer.prompts import Conditioning
 
 
-class LatentDiffusion(Guidance):
+class LatentDiffusion(AutoencodedGuidance):
     """A frozen latent diffusion model, read from a diffusers folder or hub id.
 
     source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/; or a list, tried in order
@@ -66,15 +66,6 @@ class LatentDiffusion(Guidance):
         self.x0_limit = x0_limit
         self.cfg_rescale = cfg_rescale
         self.x0_rescale = x0_rescale
-
-    def encode(
-        self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None
-    ) -> Tensor:
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            return encode_images(self.vae, rgb, self.image_size, generator, chunk)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_latents(self.vae, latents)
 
     @torch.no_grad()
     def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:

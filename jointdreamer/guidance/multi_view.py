@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0
 from jointdreamer.errors import UserError
-from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
+from jointdreamer.guidance.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
 from jointdreamer.guidance.latent_diffusion import load_text_parts
-from jointdreamer.models.autoencoder import decode_latents, encode_images, scale_factor
+from jointdreamer.models.autoencoder import scale_factor
 from jointdreamer.models.multiview_unet import SHARED, find_multiview, guided_x0
 from jointdreamer.models.weights import find_weights
 from jointdreamer.prompts import Conditioning
 
 
-class MultiViewGuidance(Guidance):
+class MultiViewGuidance(AutoencodedGuidance):
     """The multi-view model of Eq. 8 as a prior over its own latents, in which the views of a rig are drawn together.
 
     Followed with the weighting "x0" it is MVDream-style distillation: the gradient of 1/2 |z - x0_mv|^2 / rows.
@@ -59,15 +58,6 @@ class MultiViewGuidance(Guidance):
         self.guidance_scale = guidance_scale
         self.rescale = rescale
         self.x0_limit = x0_limit
-
-    def encode(
-        self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None
-    ) -> Tensor:
-        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            return encode_images(self.vae, rgb, self.image_size, generator, chunk)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return decode_latents(self.vae, latents)
 
     @torch.no_grad()
     def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:
