@@ -18,8 +18,8 @@ from jointdreamer.errors import UserError
 if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
     from torch import Tensor
 
-KEYS = ("seed", "name", "out_dir", "device", "precision", "export", "data", "augmentation", "classifier", "training")
-KEYS += ("validation_groups", "every", "models", "logger")
+KEYS = ("seed", "name", "out_dir", "device", "precision", "start_from", "export", "data", "augmentation", "estimates")
+KEYS += ("classifier", "training", "validation_groups", "every", "models", "logger")
 NUMBERS: dict[str, tuple[type, float, float]] = {
     "seed": (int, 0, 2**32 - 1),
     "data.toys": (int, 0, 10**7),
@@ -37,6 +37,9 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.weight_decay": (float, 0, 10),
     "training.clip": (float, 1e-6, inf),
     "training.direction_weight": (float, 0, inf),
+    "training.adversary_radius": (float, 0, inf),
+    "training.adversary_steps": (int, 1, 100),
+    "estimates.share": (float, 0, 1),
     "validation_groups": (int, 1, 10**6),
     "every.log": (int, 1, inf),
     "every.validate": (int, 0, inf),
@@ -92,10 +95,12 @@ def train(cfg: dict[str, Any]) -> int:
 
     cfg = {key: cfg[key] for key in KEYS}  # `models` also brings what train.py needs
     cfg["every"] = {key: cfg["every"][key] for key in ("log", "validate", "checkpoint")}
-    readers = {"classifier": ClassifierSettings, "augmentation": Augmentation}
-    cli.check(cfg, readers, NUMBERS, CHOICES, (), ("name", "out_dir"), ("data", "training", "models", "logger"))
+    readers: dict[str, Any] = {"classifier": ClassifierSettings, "augmentation": Augmentation}
+    cli.check(
+        cfg, readers, NUMBERS, CHOICES, (), ("name", "out_dir"), ("data", "estimates", "training", "models", "logger")
+    )
     data, training, every = cfg["data"], cfg["training"], cfg["every"]
-    background = _background(data["background"])
+    background = _range("data.background", data["background"], "greys")
     seed_everything(cfg["seed"])
     on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins processes there too
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=cfg["precision"])
@@ -119,10 +124,18 @@ def train(cfg: dict[str, Any]) -> int:
     validator = PairSampler(source, sets[True], **sizes, **wrong, seed=cfg["seed"])
     augmentation = Augmentation(**cfg["augmentation"])
 
+    # The prior whose estimates the energy will show it
+    look_through = build_estimator(cfg["models"], cfg["estimates"], device)
+
     # The network
-    classifier = PairClassifier(ClassifierSettings(**cfg["classifier"]))
-    weights = []
-    if dino := cfg["models"].get("classifier_backbone"):  # a toybox has none, and learns from scratch
+    settings, weights = ClassifierSettings(**cfg["classifier"]), []
+    classifier = PairClassifier(settings)
+    if cfg["start_from"] is not None:
+        classifier = PairClassifier.load(Path(cfg["start_from"]))
+        if other := differences(classifier.settings, settings):
+            raise UserError(f"start_from={cfg['start_from']} is a classifier of another shape ({other}): give the same")
+        weights = [Path(cfg["start_from"])]
+    elif dino := cfg["models"].get("classifier_backbone"):  # a toybox has none, and learns from scratch
         state, file = read_dino(dino["source"], download=device.type == "cuda")
         classifier.load_backbone(state, str(file))
         weights = [file]
@@ -163,7 +176,8 @@ def train(cfg: dict[str, Any]) -> int:
 
         def load(key: tuple[int, int]) -> Batch:
             group, rng = sampler.group(*key)
-            return to_batch(group, rng, background, augmentation)
+            batch = to_batch(group, rng, background, augmentation)
+            return batch if look_through is None else batch._replace(rgb=look_through(batch.rgb, rng))
 
         mine = range(rank, training["groups"], processes)
         keys = ((step, number) for step in range(start, steps) for number in mine)
@@ -182,6 +196,9 @@ def train(cfg: dict[str, Any]) -> int:
             seen = torch.zeros(4, device=device)  # what the processes add up: two losses, accuracy, signals
             for position in range(len(mine)):
                 batch = next(batches).to(device)
+                if training["adversary_radius"]:
+                    radius, tries = training["adversary_radius"], training["adversary_steps"]
+                    batch = batch._replace(rgb=adversarial(classifier, batch, radius, tries))
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
                     logits, direction = model(batch.rgb, batch.first, batch.second, batch.camera)
@@ -253,10 +270,10 @@ def train(cfg: dict[str, Any]) -> int:
     return 0
 
 
-def _background(given: Any) -> tuple[float, float]:
+def _range(name: str, given: Any, what: str) -> tuple[float, float]:
     right = isinstance(given, list) and len(given) == 2 and all(isinstance(x, int | float) for x in given)
     if not right or not 0 <= given[0] <= given[1] <= 1:
-        raise UserError(f"data.background={given!r}: wanted [low, high], greys from 0 to 1")
+        raise UserError(f"{name}={given!r}: wanted [low, high], {what} from 0 to 1")
     return float(given[0]), float(given[1])
 
 
@@ -275,6 +292,58 @@ def render_toys(data: dict[str, Any], size: int) -> None:
 
 def _unfinished(folder: Path) -> bool:
     return all(entry.name.startswith(".tmp-") or entry.name in ("rgba.npy", "c2w.npy") for entry in folder.iterdir())
+
+
+def differences(given: Any, wanted: Any) -> str:
+    """What two settings do not share, in words."""
+    return ", ".join(f"{k} {v}, wanted {vars(wanted)[k]}" for k, v in vars(given).items() if v != vars(wanted)[k])
+
+
+def build_estimator(models: dict[str, Any], estimates: dict[str, Any], device: Any) -> Any:
+    """None, or a function of images (N, 3, R, R) and a generator that replaces some groups by one-step estimates.
+
+    The energy asks the classifier about the prior's one-step estimates, blurred and full of guesses at a large t, so
+    it learns from those of noised renders: all images of a group at one t, as the views of a rig are.
+    """
+    t_min, t_max = _range("estimates.t", estimates["t"], "fractions of the timesteps")
+    if not estimates["share"]:
+        return None
+    import torch
+
+    from jointdreamer.distillation import one_step_images
+    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+    from jointdreamer.prompts import embed_texts
+
+    prior = LatentDiffusion(**models["text_to_image"], device=device)
+    words = embed_texts([""], *prior.text_parts())
+
+    def look_through(rgb: Any, rng: Any) -> Any:
+        if rng.random() >= estimates["share"]:
+            return rgb
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return one_step_images(prior, rgb.to(device), t_min, t_max, words, generator).clamp(0, 1)
+
+    return look_through
+
+
+def adversarial(classifier: Any, batch: Batch, radius: float, tries: int) -> Any:
+    """The batch's images, each moved by at most `radius` (L2, of values in [0, 1]) to where its labels fit worst.
+
+    Adversarial training (Madry et al. 2018). The derivative of an ordinary classifier with respect to its images is
+    noise to the eye, and following it, as the energy does, changes the logit and nothing one can see; of one that such
+    noise does not fool, it shows what is wrong with the views (Tsipras et al. 2019).
+    """
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    moved = torch.zeros_like(batch.rgb)
+    for _ in range(tries):
+        images = (batch.rgb + moved).requires_grad_(True)
+        logits = classifier(images, batch.first, batch.second, batch.camera)
+        (up,) = torch.autograd.grad(binary_cross_entropy_with_logits(logits, batch.label), images)
+        moved = moved + 1.5 * radius / tries * up / up.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
+        moved = moved * (radius / moved.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None, None, None]
+    return batch.rgb + moved
 
 
 def build_learner(classifier: Any, tells_direction: bool) -> Any:

@@ -97,6 +97,25 @@ def noise_at(
     return Noised(latents_noisy, noise, timesteps, alpha_t, sigma_t, WEIGHTINGS[weighting](alpha_t, sigma_t), latents)
 
 
+@torch.no_grad()
+def one_step_images(
+    guidance: Guidance,
+    rgb: Tensor,  # (N, 3, R, R) in [0, 1]
+    t_min: float,
+    t_max: float,
+    words: Tensor,  # (1, L, D) the empty prompt's embedding
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The images (N, 3, H, W) as an energy sees renders: noised, all to one t, and estimated in one step without text.
+
+    About [0, 1], not clamped, as `guidance.decode` gives them.
+    """
+    noised = add_noise(guidance, guidance.encode(rgb[None], generator, grad=False), t_min, t_max, generator)
+    words = words[None].expand(1, len(rgb), -1, -1)
+    noise = guidance.predict_noise(noised, Conditioning(words, words), 0.0).noise_uncond
+    return guidance.decode(x0_from_noise(noised.latents_noisy, noise, noised.alpha_t, noised.sigma_t))[0]
+
+
 def energy_gradient(
     energy: Energy,
     guidance: Guidance,

@@ -113,11 +113,16 @@ def encode_prompt(
     longest = max(len(tokenizer(text).input_ids) for text in prompts)
     if longest > length:
         log.warning("the prompt has %d tokens; only the first %d are read", longest, length)
-    tokens = tokenizer(
-        [*prompts, "", negative_prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    embeddings = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+    embeddings = embed_texts([*prompts, "", negative_prompt], tokenizer, text_encoder)
     return TextEmbeddings(embeddings[:4], embeddings[4:], radians(front_deg), radians(back_deg), radians(overhead_deg))
+
+
+def embed_texts(texts: list[str], tokenizer: Any, text_encoder: Any) -> Tensor:
+    """(N, L, D): the encoder's last hidden state, without a graph; texts are padded or cut to the length it reads."""
+    length = text_encoder.config.max_position_embeddings
+    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
 
 
 def unknown_words(prompt: str, tokenizer: Any) -> list[str]:

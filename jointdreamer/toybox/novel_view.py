@@ -44,7 +44,7 @@ class NovelView(Recipe):
         super().__init__(folder, batch)
         torch.manual_seed(6)
         unet = networks.build_unet(in_channels=2 * networks.LATENT_CHANNELS)
-        start = averaged_weights(folder, "text-to-image")["unet"]
+        start = averaged_weights(folder, "text-to-image", "unet")
         start["conv_in.weight"] = widened(start["conv_in.weight"])
         unet.load_state_dict(start)
         projection = nn.Linear(networks.TEXT_WIDTH + POSE, networks.TEXT_WIDTH)

@@ -53,11 +53,11 @@ def plot_curve(curve: list[tuple[int, float]], path: Path) -> None:
     plt.close(figure)
 
 
-def make_data(folder: Path, n: int) -> None:
-    """Render the flat pictures (n), the rigs (n / 6) and the views of fitted NeRFs (of n / 200 toys) into `folder`."""
+def make_data(folder: Path, n: int, n_rigs: int) -> None:
+    """Render the flat pictures (n), the rigs and the views of fitted NeRFs (of n / 200 toys) into `folder`."""
     for name, make, count, seed in (
         ("flat", data.flat_pictures, n, FLAT_SEED),
-        ("rigs", data.rigs, max(1, n // 6), RIG_SEED),
+        ("rigs", data.rigs, n_rigs, RIG_SEED),
         ("nerf", nerf_views, max(1, n // 200), NERF_SEED),
     ):
         began = time.time()
@@ -70,17 +70,40 @@ def make_data(folder: Path, n: int) -> None:
 
 
 def missing_input(model: str, folder: Path) -> str | None:
-    """The model (or `data`) that must come before `model`, if it has not."""
+    """`data`, if it has to be made before `model` can be trained."""
     pictures = ["flat", "rigs", *(["nerf"] if model == "judge" else [])]
-    if not all((folder / name / "toys.json").exists() for name in pictures):
-        return "data"
-    needs = {"text-to-image": ["vae"], "multi-view": ["vae", "text-to-image"], "novel-view": ["vae", "text-to-image"]}
-    return next((name for name in needs.get(model, []) if not (folder / name / "checkpoint.pt").exists()), None)
+    return None if all((folder / name / "toys.json").exists() for name in pictures) else "data"
 
 
-def averaged_weights(folder: Path, model: str) -> dict[str, dict[str, Tensor]]:
-    """The averaged weights, by network, of an earlier model's newest checkpoint."""
-    return torch.load(folder / model / "checkpoint.pt", weights_only=True)["average"]
+def averaged_weights(folder: Path, model: str, network: str) -> dict[str, Tensor]:
+    """What an earlier model gives to a later one: its checkpoint's averaged weights, or those of the package."""
+    checkpoint = folder / model / "checkpoint.pt"
+    if checkpoint.exists():
+        return torch.load(checkpoint, weights_only=True)["average"][network]
+    return shipped_weights(model, network)
+
+
+# Where the package keeps each trained network, and what its names begin with there
+SHIPPED = {
+    ("vae", "vae"): ("text_to_image/vae", ""),
+    ("text-to-image", "unet"): ("text_to_image/unet", ""),
+    ("text-to-image", "text"): ("text_to_image/text_encoder", ""),
+    ("multi-view", "unet"): ("multi_view/unet", ""),
+    ("novel-view", "unet"): ("novel_view/unet", ""),
+    ("novel-view", "tower"): ("novel_view/image_encoder", ""),
+    ("novel-view", "projection"): ("novel_view/clip_camera_projection", "proj."),
+    ("clip", "clip"): ("clip", ""),
+    ("judge", "judge"): ("judge", ""),
+}
+
+
+def shipped_weights(model: str, network: str) -> dict[str, Tensor]:
+    """The package's weights of a network, in float32, by the names that the network has."""
+    from safetensors.torch import load_file
+
+    folder, prefix = SHIPPED[model, network]
+    file = next((WEIGHTS / folder).glob("*.safetensors"))
+    return {key.removeprefix(prefix): value.float() for key, value in load_file(file).items()}
 
 
 class Recipe(ABC):
@@ -246,12 +269,13 @@ class MultiView(Recipe):
         super().__init__(folder, batch)
         torch.manual_seed(2)
         unet = networks.build_unet(multiview=True)
-        start = averaged_weights(folder, "text-to-image")
-        unet.load_state_dict(start["unet"], strict=False)  # all but the camera's embedding
+        unet.load_state_dict(
+            averaged_weights(folder, "text-to-image", "unet"), strict=False
+        )  # all but the camera's embedding
         self.networks = {"unet": unet}
         self.tokenizer = networks.build_tokenizer()
         self.text = networks.build_text_encoder(self.tokenizer).eval().requires_grad_(False)
-        self.text.load_state_dict(start["text"])
+        self.text.load_state_dict(averaged_weights(folder, "text-to-image", "text"))
         self.vae = _load_vae(folder)
         self.flat_latents = _latents(folder, "flat", self.flat, self.vae)
         self.rig_latents = _latents(folder, "rigs", self.rigs, self.vae)
@@ -504,7 +528,8 @@ def _save_part(module: Any, where: Path) -> Path:
 def _load_vae(folder: Path) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae" / "model")
+    trained = folder / "vae" / "model"
+    vae: Any = AutoencoderKL.from_pretrained(trained if trained.exists() else FAMILY / "vae")
     vae.register_to_config(_name_or_path="")  # else the path of the training folder ships with the weights
     return vae.eval().float().requires_grad_(False)
 

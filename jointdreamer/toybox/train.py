@@ -3,7 +3,8 @@
 MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text
 encoder), `multi-view` and `novel-view` (both start from text-to-image), `clip`, `judge`. Work lies in
 `toybox_training/`; `--install` puts the newest weights into the package. A killed run goes on where it was when the
-same command is given again.
+same command is given again. An earlier model that was not trained here is taken from the package; `--from-shipped`
+starts the model itself from there too.
 """
 
 import argparse
@@ -128,17 +129,20 @@ def main(argv: list[str] | None = None) -> int:
         "--folder", type=Path, default=Path("toybox_training"), help="where pictures and checkpoints go"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--pictures", type=int, default=60_000, help="flat pictures of `data`; a sixth as many rigs")
+    parser.add_argument("--pictures", type=int, default=60_000, help="flat pictures of `data`")
+    parser.add_argument("--rigs", type=int, help="rigs of `data`; by default a sixth as many as pictures")
+    parser.add_argument(
+        "--from-shipped", action="store_true", help="start from the package's weights, not from scratch"
+    )
     parser.add_argument("--install", action="store_true", help="put the newest weights into the package and stop")
     args = parser.parse_args(argv)
-    for name in ("batch", "threads", "pictures"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps must be at least 1, got {args.steps}")
+    for name in ("batch", "threads", "pictures", "rigs", "steps"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
     torch.set_num_threads(args.threads)
     if args.model == "data":
-        recipes.make_data(args.folder, args.pictures)
+        recipes.make_data(args.folder, args.pictures, args.rigs or max(1, args.pictures // 6))
         return 0
     missing = recipes.missing_input(args.model, args.folder)
     if missing:
@@ -146,6 +150,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
     recipe: Any = RECIPES[args.model](args.folder, args.batch)
+    if args.from_shipped:
+        for name, net in recipe.networks.items():
+            net.load_state_dict(recipes.shipped_weights(args.model, name))
     trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
     if not args.install:
         trainer.folder.mkdir(parents=True, exist_ok=True)
