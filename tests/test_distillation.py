@@ -18,6 +18,7 @@ from jointdreamer.distillation import (
     limit_x0,
     mvdream_loss,
     noise_at,
+    one_step_images,
     sds_gradient,
     surrogate_loss,
 )
@@ -239,6 +240,15 @@ def test_unknown_mask_is_refused():
 
 
 # Eq. 2, Eq. 5 and the hand-over
+
+
+def test_one_step_images_are_unguided_estimates_at_one_t():
+    guidance, rgb = KnownGuidance(), tensors(6, C, H, H)
+    found = one_step_images(guidance, rgb, 0.3, 0.9, torch.zeros(1, 2, 8), generator(4))
+    noised = add_noise(guidance, rgb[None], 0.3, 0.9, generator(4))
+    assert noised.timesteps.shape == (1,)  # all images share it
+    expected = (noised.latents_noisy - noised.sigma_t * 0.3 * noised.latents_noisy) / noised.alpha_t
+    torch.testing.assert_close(found, expected[0])
 
 
 def test_jsd_is_eq_5():

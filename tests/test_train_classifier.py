@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
+from train_classifier import Batch, adversarial
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -143,6 +144,42 @@ def test_it_learns(go, words, tmp_path):
     assert sum(losses[-20:]) / 20 < 0.6
 
 
+def test_the_adversary_moves_every_image_against_its_labels_as_far_as_it_may():
+    """A logit that is a plane's height: the worst image lies straight up or down from it."""
+    plane = torch.randn(3 * 4 * 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def classifier(rgb, first, second, camera):
+        return rgb.flatten(1)[first] @ plane
+
+    rgb = torch.rand(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows, nothing = torch.arange(2), torch.zeros(2)
+    label = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    batch = Batch(rgb, nothing, rows, rows, nothing, label, nothing, nothing)
+    for tries in (1, 3):
+        moved = (adversarial(classifier, batch, 0.5, tries) - rgb).flatten(1)
+        expected = 0.5 * plane / plane.norm() * torch.tensor([[-1.0], [1.0]])
+        torch.testing.assert_close(moved, expected.to(moved))
+
+
+def test_it_goes_on_from_a_classifier_with_estimates_and_an_adversary(go, words, whole, tiny_sd_folder, tmp_path):
+    more = ["training.adversary_radius=0.5", "training.adversary_steps=1", "estimates.share=1", "training.steps=2"]
+    more += [f"models.text_to_image.source={tiny_sd_folder('epsilon')}", "models.text_to_image.image_size=16"]
+    more += [f"start_from={whole / 'best'}", "training.lr=1e-12", "every.validate=1"]
+    assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
+    here, there = (
+        load_file(folder / "model.safetensors") for folder in (run_folder(tmp_path) / "last", whole / "best")
+    )
+    for key, value in there.items():  # at no rate to speak of it stays what it was
+        torch.testing.assert_close(here[key], value, rtol=2e-3, atol=1e-3)
+    judged = next(row for row in rows(run_folder(tmp_path)) if "val/auc" in row)
+    assert judged["val/auc"] == pytest.approx(json.loads((whole / "result.json").read_text())["val/auc"], abs=0.01)
+    assert str(whole / "best") in (run_folder(tmp_path) / "environment.json").read_text()
+
+    assert go(words(*more, "classifier.head_width=24", "name=other")) == 2
+    said = (tmp_path / "stderr").read_text()
+    assert "start_from=" in said and "wanted 24" in said and said.count("\n") == 1
+
+
 # Kills and resumes
 
 
@@ -243,6 +280,8 @@ def test_a_dino_backbone_is_taken_and_its_frozen_part_stays(go, words, tmp_path)
         (["data.folder=/nowhere"], ["data.folder=/nowhere", "no such folder"]),
         (["data.folder=null"], ["data.folder is empty"]),
         (["data.background=[1,0]"], ["data.background=[1, 0]", "greys from 0 to 1"]),
+        (["estimates.t=[0,2]"], ["estimates.t=[0, 2]", "timesteps from 0 to 1"]),
+        (["start_from=/nowhere"], ["/nowhere is no pair classifier"]),
         (["training.steps=0"], ["training.steps=0", "wanted a whole number from 1"]),
         (["training.lr=fast"], ["training.lr='fast'"]),
         (["classifier.width=3"], ["unknown key 'classifier.width'"]),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.energies.base import Energy, Views
@@ -30,17 +31,21 @@ class ScaleGradient(torch.autograd.Function):
 
 
 class ClassifierEnergy(Energy):
-    """C = scale times the sum over neighbouring views (v, v + 1) of a rig, the last one's neighbour being the first, of
-    M_CLS(view v, view v + 1, relative pose), with unbounded logits.
+    """C = scale times the sum over pairs of views of a rig of M_CLS(view i, view j, relative pose), unbounded logits.
+
+    The pairs are neighbours (v, v + 1), the last one's neighbour being the first, or all.
 
     The views are decoded one-step estimates, so the gradient reaches x_t through the decoder and the classifier. (Eq. 6
-    sums over all i != j and the text speaks of neighbours; the released code has no such energy. With V = 4 there are
-    four pairs.)
+    sums over all i != j and the text speaks of neighbours; the released code has no such energy.)
 
     source: folder of a classifier that train_classifier.py made
     image_size: pixels that it must have been trained on; None takes any
     decoder: folder or hub id of a small decoder (diffusers' AutoencoderTiny) in place of the prior's own
     scale: a factor of the energy: logits are of another size than Eq. 8's squared distances
+    pairs: "neighbours" sums over (v, v + 1), as the paper's text has it; "all" over all i != j, as Eq. 6 is printed
+    anchor: "front" takes the view that looks most from the front (azimuth nearest 0, where view-dependent prompts say so
+        too) as given: the text-to-image prior's guided estimate of it, without a gradient, so that the others follow it.
+        null treats all alike: then four equal views of a rig get equal gradients, and a face on each of them stays
     low_memory: recompute each view's decoder and backbone on the way back: memory of one view instead of V
 
     Raises UserError, one line, for weights that are missing, damaged or trained for something else.
@@ -52,10 +57,16 @@ class ClassifierEnergy(Energy):
         image_size: int | None = None,
         decoder: str | Path | None = None,
         scale: float = 1.0,
+        pairs: str = "neighbours",
+        anchor: str | None = None,
         low_memory: bool = True,
         device: str | torch.device = "cpu",
     ):
         super().__init__()
+        if anchor not in (None, "front"):
+            raise UserError(f"energy.anchor={anchor}: choose front or null")
+        if pairs not in ("neighbours", "all"):
+            raise UserError(f"energy.pairs={pairs}: choose neighbours or all")
         device = torch.device(device)
         classifier, self.folder = load_classifier(source, image_size)
         self.classifier = classifier.to(device)
@@ -68,6 +79,8 @@ class ClassifierEnergy(Energy):
             dtype = torch.float16 if device.type == "cuda" else torch.float32
             self.decoder = load_part(AutoencoderTiny, folder, "", dtype).to(device)
         self.scale = scale
+        self.anchored = anchor is not None
+        self.all_pairs = pairs == "all"
         self.low_memory = low_memory
         self.views_decoded = 1 if low_memory else inf
 
@@ -80,16 +93,26 @@ class ClassifierEnergy(Energy):
             images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
             return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
 
+        looked_at = views.x0
+        if self.anchored:
+            nearest = views.cameras.azimuth.cos().argmax(1).to(looked_at.device)
+            given = one_hot(nearest, n_views).bool()[:, :, None, None, None]
+            ahead = views.x0 if views.x0_guided is None else views.x0_guided
+            looked_at = torch.where(given, ahead.detach(), looked_at)
         seen = []
-        for x0 in views.x0.unbind(1):
+        for x0 in looked_at.unbind(1):
             seen.append(checkpoint(see, x0, use_reentrant=False) if self.low_memory else see(x0))
         c2w = views.cameras.c2w.to(views.x0.device)
         coherence = views.x0.new_zeros(len(views.x0))
-        for v in range(n_views):
-            after = (v + 1) % n_views
-            camera = camera_numbers(c2w[:, v], c2w[:, after])
-            coherence = coherence + self.classifier.compare(seen[v], seen[after], camera)
+        for one, other in self._pairs(n_views):
+            camera = camera_numbers(c2w[:, one], c2w[:, other])
+            coherence = coherence + self.classifier.compare(seen[one], seen[other], camera)
         return self.scale * coherence
+
+    def _pairs(self, n_views: int) -> list[tuple[int, int]]:
+        if self.all_pairs:
+            return [(v, w) for v in range(n_views) for w in range(n_views) if v != w]
+        return [(v, (v + 1) % n_views) for v in range(n_views)]
 
     def images(self, x0: Tensor, views: Views) -> Tensor:
         """Latents (B, C, h, w) of one view -> images (B, 3, H, W), about [0, 1]."""

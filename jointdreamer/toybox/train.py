@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
     if not args.install:
         trainer.folder.mkdir(parents=True, exist_ok=True)
-        trainer.run(recipe.loss, recipe.sheet, every=max(1, min(500, trainer.steps // 4)))
+        trainer.run(recipe.loss, recipe.sheet, every=max(1, min(250, trainer.steps // 4)))
     with trainer.averaged():
         where = recipe.install() if args.install else recipe.save(trainer.folder / "model")
     facts = {"model": args.model, "step": trainer.step, "images": trainer.step * recipe.batch, "saved": str(where)}

@@ -50,6 +50,25 @@ def test_energy_is_the_sum_over_neighbours_the_last_one_s_being_the_first(tiny_c
     torch.testing.assert_close(coherence, 2 * expected)
 
 
+def test_the_anchor_is_given_and_the_others_follow(tiny_classifier_folder):
+    """The guided estimate stands for the view nearest to the front, which gets no gradient; the others do."""
+    seen = views()
+    ahead = torch.randn_like(seen.x0)
+    front = seen.cameras.azimuth.cos().argmax(1)
+    rows = torch.arange(2)
+    (grad,) = torch.autograd.grad(
+        ClassifierEnergy(tiny_classifier_folder, anchor="front")(replace(seen, x0_guided=ahead)).sum(), seen.x0
+    )
+    assert (grad[rows, front] == 0).all()
+    with torch.no_grad():
+        seen.x0[rows, front] = ahead[rows, front]
+    (expected,) = torch.autograd.grad(ClassifierEnergy(tiny_classifier_folder)(seen).sum(), seen.x0)
+    expected[rows, front] = 0
+    torch.testing.assert_close(grad, expected)
+    with pytest.raises(UserError, match="energy.anchor=back: choose front or null"):
+        ClassifierEnergy(tiny_classifier_folder, anchor="back")
+
+
 def test_recomputing_saves_memory_and_changes_nothing(tiny_classifier_folder):
     """Low memory: the decoder runs once forward and once again backward for each view, and only then."""
     grads, calls = [], {True: 0, False: 0}
