@@ -3,6 +3,7 @@
 The loop below is the paper's algorithm. Config stops in this file; everything it calls takes plain arguments.
 """
 
+import gc
 import sys
 from typing import Any
 
@@ -95,6 +96,7 @@ def train(cfg: dict[str, Any]) -> int:
                 weights=checksums(weights), encoding=field.encoding.backend, networks=networks, device=str(device)
             )
             eight = orbit_cameras(8, plan.max("resolution"), **orbit)
+            gc.enable()
 
             for step in range(start, plan.steps):
                 now = plan.at(step)  # every number that changes with time
@@ -183,4 +185,5 @@ def train(cfg: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # until the loop: a second of passes over half a million objects that imports make and nobody drops
     sys.exit(cli.main("config", train))

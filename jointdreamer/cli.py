@@ -1,6 +1,8 @@
 """What the scripts share: Hydra composes the config, and a mistake in it costs one line and exit status 2."""
 
+import atexit
 import contextlib
+import gc
 import importlib.util
 import os
 import re
@@ -71,6 +73,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    atexit.register(gc.freeze)  # what is left dies with the process: to look for cycles in it first takes a second
     _typed[:] = sys.argv
     multirun = is_multirun(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them at length
