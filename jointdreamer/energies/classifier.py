@@ -44,7 +44,7 @@ class ClassifierEnergy(Energy):
     scale: a factor of the energy: logits are of another size than Eq. 8's squared distances
     pairs: "neighbours" sums over (v, v + 1), as the paper's text has it; "all" over all i != j, as Eq. 6 is printed
     anchor: "front" takes the view that looks most from the front (azimuth nearest 0, where view-dependent prompts say
-        so too) as given: the text-to-image prior's guided estimate of it, without a gradient, so that the others follow.
+        so too) as given: the text-to-image prior's guided estimate of it, without a gradient; the others follow it.
         null treats all alike: then four equal views of a rig get equal gradients, and a face on each of them stays
     low_memory: recompute each view's decoder and backbone on the way back: memory of one view instead of V
 

@@ -35,18 +35,22 @@ def views(n_rigs=2, n_views=4, size=8, x0=None, cameras=None, decode=None):
 
 
 @pytest.mark.parametrize("n_views", [2, 3, 4])
-def test_energy_is_the_sum_over_neighbours_the_last_one_s_being_the_first(tiny_classifier_folder, n_views):
-    energy = ClassifierEnergy(tiny_classifier_folder, scale=2.0)
+@pytest.mark.parametrize("pairs", ["neighbours", "all"])
+def test_energy_is_the_sum_over_pairs(tiny_classifier_folder, n_views, pairs):
+    """Neighbours, the last one's being the first; or every view with every other, both ways round."""
+    energy = ClassifierEnergy(tiny_classifier_folder, scale=2.0, pairs=pairs)
     seen = views(n_views=n_views)
     coherence = energy(seen)
     images = seen.decode(seen.x0)
     expected = torch.zeros(2)
     for rig in range(2):
         for v in range(n_views):
-            w = v + 1 if v + 1 < n_views else 0
-            camera = camera_numbers(seen.cameras.c2w[rig, v], seen.cameras.c2w[rig, w])
-            pair = torch.stack([images[rig, v], images[rig, w]])
-            expected[rig] += energy.classifier(pair, torch.tensor([0]), torch.tensor([1]), camera[None])[0]
+            for w in range(n_views):
+                if v == w or (pairs == "neighbours" and w != (v + 1 if v + 1 < n_views else 0)):
+                    continue
+                camera = camera_numbers(seen.cameras.c2w[rig, v], seen.cameras.c2w[rig, w])
+                pair = torch.stack([images[rig, v], images[rig, w]])
+                expected[rig] += energy.classifier(pair, torch.tensor([0]), torch.tensor([1]), camera[None])[0]
     torch.testing.assert_close(coherence, 2 * expected)
 
 
@@ -67,6 +71,8 @@ def test_the_anchor_is_given_and_the_others_follow(tiny_classifier_folder):
     torch.testing.assert_close(grad, expected)
     with pytest.raises(UserError, match="energy.anchor=back: choose front or null"):
         ClassifierEnergy(tiny_classifier_folder, anchor="back")
+    with pytest.raises(UserError, match="energy.pairs=some: choose neighbours or all"):
+        ClassifierEnergy(tiny_classifier_folder, pairs="some")
 
 
 def test_recomputing_saves_memory_and_changes_nothing(tiny_classifier_folder):
