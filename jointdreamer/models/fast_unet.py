@@ -4,7 +4,8 @@ A UNet of a few million weights on 16 x 16 latents does not keep the matrix unit
 surrounds them. Here weights are reordered once instead of at every call, everything stays in channels-last layout,
 normalisation and activation are one pass, residuals are added by the products that make them, and what has one input
 is one product: queries, keys and values; all layers' keys and values of the text; all layers' time embeddings. Text is
-padded to a multiple of 32 tokens, masked, because torch's attention is twice as slow between two.
+padded to a multiple of 32 tokens, masked, because torch's attention is twice as slow between two. Guided calls ask the
+same images twice, with a text and with none: what comes before the first attention to text is computed once for both.
 """
 
 from typing import Any
@@ -130,7 +131,12 @@ class FastUNet:
         time = self.time(F.silu(embedding if of_class is None else embedding + of_class))
         text = Text(self.text, words)
 
-        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        # While one half of x stands for both, the second half of `time` is not looked at; it is the same
+        rigs = len(sample) // max(views_of(attention) for attention in self.attentions)
+        guided = rigs % 2 == 0 and halves_are_equal(sample, timestep, class_labels)
+        x = self.conv_in(
+            (sample[: len(sample) // 2] if guided else sample).contiguous(memory_format=torch.channels_last)
+        )
         skips = [x]
         for block in unet.down_blocks:
             for i, resnet in enumerate(block.resnets):
@@ -147,12 +153,29 @@ class FastUNet:
             x = parts[resnet](parts[attention](x, text), time)
         for block in unet.up_blocks:
             for i, resnet in enumerate(block.resnets):
-                x = parts[resnet](torch.cat([x, skips.pop()], dim=1), time)
+                skip = skips.pop()
+                x = parts[resnet](torch.cat([x, twice(skip) if len(skip) < len(x) else skip], dim=1), time)
                 if hasattr(block, "attentions"):
                     x = parts[block.attentions[i]](x, text)
             for up in block.upsamplers or ():
                 x = parts[up](F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv_out(self.norm_out(x, silu=True))
+
+
+def views_of(attention: Any) -> int:
+    """How many rows attend to each other: a MultiViewAttnProcessor joins all views of a rig."""
+    return getattr(attention.processor, "n_views", 1)
+
+
+def halves_are_equal(*inputs: Any) -> bool:
+    """Whether each of the inputs, or what is a tensor of them, has the same rows twice."""
+    rows = [x for x in inputs if isinstance(x, Tensor) and x.ndim]
+    return all(len(x) % 2 == 0 and torch.equal(*x.chunk(2)) for x in rows)
+
+
+def twice(x: Tensor) -> Tensor:
+    """The rows of x twice, in its memory format."""
+    return torch.cat([x, x])
 
 
 class Linear:
@@ -218,10 +241,10 @@ class Text:
     """What every layer's attention to text needs of it: keys and values side by side, and the mask of the padding."""
 
     def __init__(self, project: Linear, words: Tensor):
-        n, length, _ = words.shape
+        self.n, length, _ = words.shape
         self.length = -(-length // TOKENS) * TOKENS
         padded = F.pad(words, (0, 0, 0, self.length - length))
-        self.keys_values = project(padded.flatten(0, 1)).view(n, self.length, -1)
+        self.keys_values = project(padded.flatten(0, 1)).view(self.n, self.length, -1)
         self.mask = None
         if self.length > length:
             self.mask = words.new_zeros(1, 1, 1, self.length)
@@ -229,7 +252,10 @@ class Text:
 
 
 class Transformer:
-    """Transformer2DModel: attention among pixels, attention to text, a gated network; `first` column in the text."""
+    """Transformer2DModel: attention among pixels, attention to text, a gated network; `first` column in the text.
+
+    Half as many images as texts are taken twice: images (N, ...) and texts (2 N, ...) give (2 N, ...).
+    """
 
     def __init__(self, module: Any, first: int):
         self.norm = Norm(module.norm)
@@ -243,9 +269,10 @@ class Transformer:
         n, _, height, width = x.shape
         hidden = self.proj_in(rows(self.norm(x, silu=False)).flatten(0, 1))
         for block in self.blocks:
-            hidden = block(hidden, n, text)
+            hidden = block(hidden, len(hidden) // (height * width), text)
+        x = twice(x) if n < text.n else x
         out = self.proj_out(hidden, plus=rows(x).flatten(0, 1))
-        return out.view(n, height, width, -1).movedim(-1, 1)
+        return out.view(text.n, height, width, -1).movedim(-1, 1)
 
 
 class TransformerBlock:
@@ -262,11 +289,12 @@ class TransformerBlock:
 
     def __call__(self, x: Tensor, n: int, text: Text) -> Tensor:
         heads, width = self.heads, x.shape[1]
-        joint = getattr(self.own.processor, "n_views", 1)  # MultiViewAttnProcessor: the tokens of all views of a rig
+        joint = views_of(self.own)
         seen = self.queries_keys_values(self.norms[0](x)).view(n // joint, -1, 3, heads, width // heads)
         q, k, v = (part.transpose(1, 2) for part in seen.unbind(2))
         x = self.own_out(merged(F.scaled_dot_product_attention(q, k, v)), plus=x)
 
+        x, n = (twice(x) if n < text.n else x), text.n
         q = self.queries(self.norms[1](x)).view(n, -1, heads, width // heads).transpose(1, 2)
         of_text = text.keys_values[..., self.columns].unflatten(-1, (2, heads, width // heads))
         k, v = (part.transpose(1, 2) for part in of_text.unbind(2))

@@ -74,6 +74,34 @@ def test_views_of_a_rig_see_each_other_and_cameras_count():
     assert error(answers[1], answers[4]) > 2 * limit  # it would have been noticed
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [*SHAPES, {"down_block_types": ("DownBlock2D",) * 2}])
+@pytest.mark.parametrize(("n_views", "twice"), [(1, True), (2, True), (4, False)])
+def test_halves_that_differ_in_their_text_alone_begin_as_one(changes, n_views, twice):
+    """With all four rows in one rig nothing is shared: there the equal halves see each other."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    exact, plain, fast = both(_unet(**changes, **camera))
+    x, t = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([5, 400, 5, 400])
+    text, cameras = torch.randn(4, 7, 16), torch.randn(2, 16).repeat(2, 1)
+    for unet in (exact, plain, fast):
+        set_views(unet, n_views)
+    half = x.bfloat16(), t, text.bfloat16(), cameras.bfloat16()
+    wanted = exact(x, t, text, cameras).sample
+    found = fast(*half).sample  # which also makes its parts
+    assert error(found, wanted) < 1.2 * error(plain(*half).sample, wanted) < 0.06
+    for other in ((x, t.flip(0), text, cameras), (x, t, text, torch.randn(4, 16)), (x.flip(0), t, text, cameras)):
+        assert (
+            error(fast(*(o.bfloat16() if o.is_floating_point() else o for o in other)).sample, exact(*other).sample)
+            < 0.06
+        )
+
+    conv_in, seen = fast.forward.conv_in, []
+    fast.forward.conv_in = lambda images: conv_in(seen.append(len(images)) or images)
+    fast(*half)
+    fast(torch.randn(4, 4, 8, 8).bfloat16(), *half[1:])
+    assert seen == [2 if twice else 4, 4]
+
+
 def test_with_a_graph_and_for_other_calls_it_stands_aside():
     _, plain, fast = both(_unet())
     x, text = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 5, 16).bfloat16()
