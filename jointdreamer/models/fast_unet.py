@@ -4,7 +4,9 @@ A UNet of a few million weights on 16 x 16 latents does not keep the matrix unit
 surrounds them. Here weights are reordered once instead of at every call, everything stays in channels-last layout,
 normalisation and activation are one pass, residuals are added by the products that make them, and what has one input
 is one product: queries, keys and values; all layers' keys and values of the text; all layers' time embeddings. Text is
-padded to a multiple of 32 tokens, masked, because torch's attention is twice as slow between two.
+padded to a multiple of 32 tokens, masked, because torch's attention is twice as slow between two. Guided calls ask the
+same images twice, with a text and with none: what comes before the first attention to text is computed once for both.
+Where torch has several threads, each takes some of the images through the whole network.
 """
 
 from typing import Any
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from jointdreamer.models import norm_kernels
 from jointdreamer.models.channels_last import NO_SHIFT, group_norm, parameters, rows
 from jointdreamer.models.norm_kernels import bits
+from jointdreamer.models.shares import in_threads
 
 MAX_PARAMETERS = 100_000_000  # a larger one is limited by its products, and would be in memory twice
 TOKENS = 32  # text is padded to multiples of this
@@ -93,7 +96,7 @@ class FastUNet:
             )
         if not self.ready:
             self.prepare()
-        out = self.run(sample, timestep, encoder_hidden_states, class_labels)
+        out = self.run_apart(sample, timestep, encoder_hidden_states, class_labels)
         if not return_dict:
             return (out,)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -123,14 +126,35 @@ class FastUNet:
         self.norm_out = Norm(unet.conv_norm_out)
         self.ready = True
 
-    def run(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None) -> Tensor:
+    def run_apart(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None) -> Tensor:
+        """`run`, the images shared out to torch's threads: a rig stays together, and where it can be equal halves."""
+        n, joint = len(sample), max(views_of(attention) for attention in self.attentions)
+        threads = min(torch.get_num_threads(), n // joint)
+        inputs = sample, timestep, words, class_labels
+        guided = n // joint % 2 == 0 and halves_are_equal(n, sample, timestep, class_labels)
+        if threads <= 1:
+            return self.run(*inputs, guided)
+        rigs = torch.arange(n).view(-1, joint)
+        guided = guided and len(rigs) >= 2 * threads
+        halves = rigs.view(2, -1, joint) if guided else rigs[None]
+        shares = [share.flatten() for share in halves.tensor_split(threads, dim=1)]
+        picked = [(*(picked_rows(x, n, share) for x in inputs), guided) for share in shares]
+        if self.conv_in.weight is None:  # or the layout of the weights would be that of whichever thread comes first
+            in_threads(self.run, picked[:1])
+        parts = in_threads(self.run, picked)
+        return torch.cat(parts).index_select(0, torch.cat(shares).argsort())
+
+    def run(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None, guided: bool) -> Tensor:
+        """The network; guided: whether all inputs but the words have the same rows twice."""
         unet, parts = self.unet, self.parts
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
         of_class = unet.get_class_embed(sample=sample, class_labels=class_labels)
         time = self.time(F.silu(embedding if of_class is None else embedding + of_class))
         text = Text(self.text, words)
 
-        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        # While one half of x stands for both, the second half of `time` is not looked at; it is the same
+        images = sample[: len(sample) // 2] if guided else sample
+        x = self.conv_in(images.contiguous(memory_format=torch.channels_last))
         skips = [x]
         for block in unet.down_blocks:
             for i, resnet in enumerate(block.resnets):
@@ -147,12 +171,38 @@ class FastUNet:
             x = parts[resnet](parts[attention](x, text), time)
         for block in unet.up_blocks:
             for i, resnet in enumerate(block.resnets):
-                x = parts[resnet](torch.cat([x, skips.pop()], dim=1), time)
+                skip = skips.pop()
+                x = parts[resnet](torch.cat([x, twice(skip) if len(skip) < len(x) else skip], dim=1), time)
                 if hasattr(block, "attentions"):
                     x = parts[block.attentions[i]](x, text)
             for up in block.upsamplers or ():
                 x = parts[up](F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return self.conv_out(self.norm_out(x, silu=True))
+
+
+def views_of(attention: Any) -> int:
+    """How many rows attend to each other: a MultiViewAttnProcessor joins all views of a rig."""
+    return getattr(attention.processor, "n_views", 1)
+
+
+def is_rows(x: Any, n: int) -> bool:
+    """Whether x has one row for each of n images, unlike a timestep that is meant for all."""
+    return isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
+
+
+def picked_rows(x: Any, n: int, rows: Tensor) -> Any:
+    """Some of the n rows, or what is meant for all. Not x[rows], in which torch's own threads wait for each other."""
+    return x.index_select(0, rows) if is_rows(x, n) else x
+
+
+def halves_are_equal(n: int, *inputs: Any) -> bool:
+    """Whether each of the inputs that has n rows has the same ones twice."""
+    return n % 2 == 0 and all(torch.equal(*x.chunk(2)) for x in inputs if is_rows(x, n))
+
+
+def twice(x: Tensor) -> Tensor:
+    """The rows of x twice, in its memory format."""
+    return torch.cat([x, x])
 
 
 class Linear:
@@ -218,10 +268,10 @@ class Text:
     """What every layer's attention to text needs of it: keys and values side by side, and the mask of the padding."""
 
     def __init__(self, project: Linear, words: Tensor):
-        n, length, _ = words.shape
+        self.n, length, _ = words.shape
         self.length = -(-length // TOKENS) * TOKENS
         padded = F.pad(words, (0, 0, 0, self.length - length))
-        self.keys_values = project(padded.flatten(0, 1)).view(n, self.length, -1)
+        self.keys_values = project(padded.flatten(0, 1)).view(self.n, self.length, -1)
         self.mask = None
         if self.length > length:
             self.mask = words.new_zeros(1, 1, 1, self.length)
@@ -229,7 +279,10 @@ class Text:
 
 
 class Transformer:
-    """Transformer2DModel: attention among pixels, attention to text, a gated network; `first` column in the text."""
+    """Transformer2DModel: attention among pixels, attention to text, a gated network; `first` column in the text.
+
+    Half as many images as texts are taken twice: images (N, ...) and texts (2 N, ...) give (2 N, ...).
+    """
 
     def __init__(self, module: Any, first: int):
         self.norm = Norm(module.norm)
@@ -243,9 +296,10 @@ class Transformer:
         n, _, height, width = x.shape
         hidden = self.proj_in(rows(self.norm(x, silu=False)).flatten(0, 1))
         for block in self.blocks:
-            hidden = block(hidden, n, text)
+            hidden = block(hidden, len(hidden) // (height * width), text)
+        x = twice(x) if n < text.n else x
         out = self.proj_out(hidden, plus=rows(x).flatten(0, 1))
-        return out.view(n, height, width, -1).movedim(-1, 1)
+        return out.view(text.n, height, width, -1).movedim(-1, 1)
 
 
 class TransformerBlock:
@@ -262,11 +316,12 @@ class TransformerBlock:
 
     def __call__(self, x: Tensor, n: int, text: Text) -> Tensor:
         heads, width = self.heads, x.shape[1]
-        joint = getattr(self.own.processor, "n_views", 1)  # MultiViewAttnProcessor: the tokens of all views of a rig
+        joint = views_of(self.own)
         seen = self.queries_keys_values(self.norms[0](x)).view(n // joint, -1, 3, heads, width // heads)
         q, k, v = (part.transpose(1, 2) for part in seen.unbind(2))
         x = self.own_out(merged(F.scaled_dot_product_attention(q, k, v)), plus=x)
 
+        x, n = (twice(x) if n < text.n else x), text.n
         q = self.queries(self.norms[1](x)).view(n, -1, heads, width // heads).transpose(1, 2)
         of_text = text.keys_values[..., self.columns].unflatten(-1, (2, heads, width // heads))
         k, v = (part.transpose(1, 2) for part in of_text.unbind(2))

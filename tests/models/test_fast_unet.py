@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from jointdreamer.models import fast_unet
 from jointdreamer.models.fast_unet import FastUNet, knows, speed_up
 from jointdreamer.models.multiview_unet import set_views
+from jointdreamer.models.shares import in_threads
 from jointdreamer.models.wonder3d import build_unet
 from tests.conftest import _unet
 
@@ -72,6 +74,77 @@ def test_views_of_a_rig_see_each_other_and_cameras_count():
         assert error(fast(*half).sample, wanted) < limit < 0.05
         answers[n_views] = wanted
     assert error(answers[1], answers[4]) > 2 * limit  # it would have been noticed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [*SHAPES, {"down_block_types": ("DownBlock2D",) * 2}])
+@pytest.mark.parametrize(("n_views", "twice"), [(1, True), (2, True), (4, False)])
+def test_halves_that_differ_in_their_text_alone_begin_as_one(changes, n_views, twice):
+    """With all four rows in one rig nothing is shared: there the equal halves see each other."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    exact, plain, fast = both(_unet(**changes, **camera))
+    x, t = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([5, 400, 5, 400])
+    text, cameras = torch.randn(4, 7, 16), torch.randn(2, 16).repeat(2, 1)
+    for unet in (exact, plain, fast):
+        set_views(unet, n_views)
+    half = x.bfloat16(), t, text.bfloat16(), cameras.bfloat16()
+    wanted = exact(x, t, text, cameras).sample
+    found = fast(*half).sample  # which also makes its parts
+    assert error(found, wanted) < 1.2 * error(plain(*half).sample, wanted) < 0.06
+    for other in ((x, t.flip(0), text, cameras), (x, t, text, torch.randn(4, 16)), (x.flip(0), t, text, cameras)):
+        assert (
+            error(fast(*(o.bfloat16() if o.is_floating_point() else o for o in other)).sample, exact(*other).sample)
+            < 0.06
+        )
+
+    conv_in, seen = fast.forward.conv_in, []
+    fast.forward.conv_in = lambda images: conv_in(seen.append(len(images)) or images)
+    fast(*half)
+    fast(torch.randn(4, 4, 8, 8).bfloat16(), *half[1:])
+    assert seen == [2 if twice else 4, 4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("threads", "n_views", "rows", "guided"), [
+    (2, 1, [4, 4], True),  # each has both halves of its images
+    (3, 1, [4, 2, 2], True),
+    (6, 1, [2, 2, 1, 1, 1, 1], False),
+    (2, 4, [4, 4], False),  # a rig stays together
+    (6, 2, [2, 2, 2, 2], False),
+    (4, 8, None, False),
+])  # fmt: skip
+def test_threads_share_the_images(monkeypatch, threads, n_views, rows, guided):
+    _, _, fast = both(_unet(class_embed_type="projection", projection_class_embeddings_input_dim=16))
+    set_views(fast, n_views)
+    x, text, cameras = torch.randn(4, 4, 8, 8), torch.randn(8, 7, 16), torch.randn(4, 16)
+    seen = []
+    monkeypatch.setattr(fast_unet, "in_threads", lambda run, shares: seen.extend(shares) or in_threads(run, shares))
+    for t in (torch.tensor([3, 300, 500, 900]).repeat(2), 700):
+        half = x.repeat(2, 1, 1, 1).bfloat16(), t, text.bfloat16(), cameras.repeat(2, 1).bfloat16()
+        wanted = fast(*half).sample
+        assert not seen
+        try:
+            torch.set_num_threads(threads)
+            found = fast(*half).sample
+        finally:
+            torch.set_num_threads(1)
+        assert ([len(share[0]) for share in seen] or None) == rows and all(share[-1] is guided for share in seen)
+        assert error(found, wanted.float()) < 0.01
+        seen.clear()
+
+
+@torch.no_grad()
+def test_weights_are_reordered_before_threads_of_different_sizes_meet(monkeypatch):
+    _, _, fast = both(_unet())
+    calls = []
+    monkeypatch.setattr(fast_unet, "in_threads", lambda run, given: calls.append(len(given)) or in_threads(run, given))
+    try:
+        torch.set_num_threads(3)
+        for _ in range(2):
+            fast(torch.randn(4, 4, 8, 8).bfloat16(), 5, torch.randn(4, 7, 16).bfloat16())
+    finally:
+        torch.set_num_threads(1)
+    assert calls == [1, 3, 3]
 
 
 def test_with_a_graph_and_for_other_calls_it_stands_aside():

@@ -30,7 +30,8 @@ def test_units_are_read_off_the_cpu(monkeypatch):
     monkeypatch.undo()  # conftest's
     for capabilities, has in (
         ({"amx_bf16": True}, True),
-        ({"avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
         ({}, False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
