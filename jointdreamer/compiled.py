@@ -5,7 +5,10 @@ lets go of the interpreter meanwhile; the shares go to a pool of plain threads. 
 three times as long, which a user waits for at the first step, and their threads are not torch's.
 """
 
+import ctypes
 import functools
+import itertools
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread, main_thread
@@ -30,7 +33,7 @@ def cached_njit(**options: Any) -> Callable[[Callable], Any]:
 def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None:
     """kernel(first, last, *arguments) for shares that make up range(n), on as many threads as torch uses.
 
-    per_thread: shares for each thread; more than one where they differ in work.
+    per_thread: shares for each thread; more than one where they differ in work. A thread that is done takes the next.
     """
     threads = torch.get_num_threads()
     shares = min(threads * per_thread, n)
@@ -38,9 +41,42 @@ def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None
         kernel(0, n, *arguments)
         return
     borders = [n * i // shares for i in range(shares + 1)]
-    done = pool(threads).map(lambda first, last: kernel(first, last, *arguments), borders[:-1], borders[1:])
-    for _ in done:  # raises what a kernel raised
-        pass
+    begun, raised = itertools.count(), []
+
+    def work(_: Any = None) -> None:
+        try:
+            while (i := next(begun)) < shares and not raised:
+                kernel(borders[i], borders[i + 1], *arguments)
+        except BaseException as error:  # in a thread of another's nobody would see it
+            raised.append(error)
+
+    on_threads(work, min(threads, shares))
+    if raised:
+        raise raised[0]
+
+
+def on_threads(work: Callable[[Any], None], threads: int) -> None:
+    """Call work(None) on this thread and on others beside it, and wait for them all."""
+    openmp = openmp_parallel()
+    if openmp is not None:
+        openmp(BODY(work), None, threads, 0)
+        return
+    others = [pool(threads).submit(work, None) for _ in range(threads - 1)]
+    work(None)
+    for other in others:
+        other.result()
+
+
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def openmp_parallel() -> Any:
+    """What a compiler calls for `#pragma omp parallel`, in the OpenMP library that torch has loaded; None without."""
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes, found.restype = (BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return found
 
 
 @functools.cache
