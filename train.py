@@ -28,6 +28,7 @@ def train(cfg: dict[str, Any]) -> int:
     )
     from jointdreamer.energies.registry import build_energy
     from jointdreamer.fields.background import SphericalBackground
+    from jointdreamer.fields.encoding import HashEncoding
     from jointdreamer.fields.hash_grid import HashGridField
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
     from jointdreamer.guidance.registry import build_guidance
@@ -45,13 +46,13 @@ def train(cfg: dict[str, Any]) -> int:
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
-    readers |= {"memory": plan_memory}
+    readers |= {"memory": plan_memory, "field.encoding": HashEncoding}
     cli.check(cfg, readers)
     plan, rig = Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS]), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     device = accelerator.device
-    compile_ahead(device, cfg["field"]["n_features"])
+    compile_ahead(device, cfg["field"]["encoding"]["n_features"])
     path = run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
 
     with RunFolder.open(path, cfg) as run:

@@ -20,7 +20,7 @@ from jointdreamer.arguments import check_arguments
 from jointdreamer.errors import UserError
 
 FIELDS: dict[str, dict[str, Any]] = {
-    "toybox": {"n_levels": 6, "log2_table_size": 14, "base_resolution": 8, "growth": 1.41, "hidden": 32},
+    "toybox": {"encoding": {"n_levels": 6, "log2_table_size": 14, "base_resolution": 8, "growth": 1.41}, "hidden": 32},
     "paper": {},  # the defaults
 }
 SAMPLES = {"toybox": 96, "paper": 512}

@@ -52,11 +52,16 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str, list[tuple[float, Cal
     empty = [0.0, 0.5, 0.9] if quick else [0.0, 0.25, 0.5, 0.75, 0.9, 0.98]
     radii = [1, 2] if quick else [1, 2, 3, 4]
     small = {**FIELDS[args.field]}
+    encoding = small.get("encoding", {})
     return [
         ("pixels", "pixels a view", [(r * r, scene(resolution=r)) for r in sides]),
         ("views", "views", [(v, scene(n_views=v)) for v in views]),
         ("samples", "samples along the diagonal", [(n, scene(n_samples=n)) for n in counts]),
-        ("levels", "hash levels", [(n, scene(field={**small, "n_levels": n})) for n in levels]),
+        (
+            "levels",
+            "hash levels",
+            [(n, scene(field={**small, "encoding": {**encoding, "n_levels": n}})) for n in levels],
+        ),
         ("emptied", "empty share of the box", [(e, scene(filled=1 - e, scattered=True)) for e in empty]),
         ("surrounded", "box volume around the same object", [(r**3, scene(radius=r, filled=0.5)) for r in radii]),
     ]

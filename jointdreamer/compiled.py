@@ -1,11 +1,16 @@
 """Numba kernels on the CPU: compiled once and kept on disk, and run on as many threads as torch uses.
 
 A kernel does a share of the work, `kernel(first, last, *arguments)` for the items first to last - 1 of a range, and
-lets go of the interpreter meanwhile; the shares go to a pool of plain threads. Numba's own parallel loops compile for
-three times as long, which a user waits for at the first step, and their threads are not torch's.
+lets go of the interpreter meanwhile. The shares go to torch's own threads, those of the OpenMP library that it brings:
+they stay awake for some milliseconds after each of torch's operations, and a thread of ours that is woken beside them
+gets no core until they sleep. Numba's parallel loops compile for three times as long, which a user waits for at the
+first step, and abort the process where two threads call them at once.
 """
 
+import ctypes
 import functools
+import itertools
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread, main_thread
@@ -30,7 +35,7 @@ def cached_njit(**options: Any) -> Callable[[Callable], Any]:
 def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None:
     """kernel(first, last, *arguments) for shares that make up range(n), on as many threads as torch uses.
 
-    per_thread: shares for each thread; more than one where they differ in work.
+    per_thread: shares for each thread; more than one where they differ in work. A thread that is done takes the next.
     """
     threads = torch.get_num_threads()
     shares = min(threads * per_thread, n)
@@ -38,9 +43,49 @@ def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None
         kernel(0, n, *arguments)
         return
     borders = [n * i // shares for i in range(shares + 1)]
-    done = pool(threads).map(lambda first, last: kernel(first, last, *arguments), borders[:-1], borders[1:])
-    for _ in done:  # raises what a kernel raised
-        pass
+    begun, done, raised = itertools.count(), [], []
+
+    def work(_: Any = None) -> None:
+        try:
+            while not raised and (i := next(begun)) < shares:
+                kernel(borders[i], borders[i + 1], *arguments)
+                done.append(i)
+        except BaseException as error:  # OpenMP would print it and go on
+            raised.append(error)
+
+    on_threads(work, min(threads, shares))
+    if raised:
+        raise raised[0]
+    if len(done) < shares:  # Ctrl-C in the moment before `try`, where nobody can catch it
+        raise KeyboardInterrupt
+
+
+def on_threads(work: Callable[[Any], None], threads: int) -> None:
+    """Call work(None), which goes on until nothing is left to do, on this thread and on others beside it."""
+    openmp = openmp_parallel()
+    if openmp is not None:
+        openmp(BODY(work), None, threads, 0)
+        return
+    others = [pool(threads - 1).submit(work, None) for _ in range(threads - 1)]
+    work(None)
+    for other in others:
+        if not other.cancel():  # cancelled: it has not begun, and nothing is left
+            other.result()
+
+
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@functools.cache
+def openmp_parallel() -> Any:
+    """What a compiler calls for `#pragma omp parallel`, in torch's OpenMP library; None where it has no such function.
+
+    Each thread that calls it has helpers of its own: calls from two at once do not meet.
+    """
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
+    if found is not None:
+        found.argtypes, found.restype = (BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
+    return found
 
 
 @functools.cache

@@ -284,7 +284,8 @@ def fit(
     raise UserError(
         f"memory: step {step} at {size} pixels needs about {need / GB:.1f} GB{cut}, and there are {limit / GB:.1f} GB "
         f"({demand.held / GB:.1f} GB are taken before the first step): take a larger device or memory=... preset, "
-        f"energy=none, fewer cameras.n_views, a lower schedule.resolution or field.log2_table_size, or models=toybox"
+        f"energy=none, fewer cameras.n_views, a lower schedule.resolution or "
+        f"field.encoding.log2_table_size, or models=toybox"
     )
 
 

@@ -1,5 +1,6 @@
 """What a run shows: previews on the way; turntable, contact sheet and mesh at the end."""
 
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.export import extract_mesh, write_mesh
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
+from jointdreamer.fields.encoding import HashEncoding
 from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.images import contact_sheet, normals_to_rgb, write_png, write_video
@@ -119,11 +121,20 @@ def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBa
     return *build_scene(config, checkpoint), config
 
 
+def field_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A config's field; runs from before 2026-11-25 have the encoding's settings among the field's own."""
+    if "encoding" in options:
+        return dict(options)
+    moved = [name for name in inspect.signature(HashEncoding).parameters if name in options]
+    kept = {name: value for name, value in options.items() if name not in moved}
+    return kept | {"encoding": {name: options[name] for name in moved}}
+
+
 def build_scene(
     config: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> tuple[VolumeRenderer, HashGridField, SphericalBackground]:
     """A run's renderer, field and background as a checkpoint left them, on the CPU, for looking at."""
-    field = HashGridField(**config["field"])
+    field = HashGridField(**field_options(config["field"]))
     scene = (
         VolumeRenderer(field_radius=field.radius, **config["renderer"]),
         field,

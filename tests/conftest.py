@@ -557,8 +557,8 @@ def tiny_run(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder) -> Callable[..., li
             "schedule.steps=2",
             "schedule.resolution=8",
             "schedule.energy_weight=1",
-            "field.n_levels=2",
-            "field.backend=torch",
+            "field.encoding.n_levels=2",
+            "field.encoding.backend=torch",
             "renderer.backend=torch",  # loading the compiled kernels takes longer than these two steps
             "renderer.n_samples=16",
             "renderer.grid_resolution=8",

@@ -1,5 +1,6 @@
 """Shares of a range on threads, and kernels compiled beside other work."""
 
+import sys
 import threading
 
 import numba
@@ -7,13 +8,25 @@ import numpy as np
 import pytest
 import torch
 
+from jointdreamer import compiled
 from jointdreamer.compiled import array, cached_njit, compile_in_background, in_shares
 
 
-@pytest.fixture
-def threads():
+@pytest.fixture(params=["torch's threads", "ours"])
+def threads(request, monkeypatch):
+    """torch.set_num_threads, with torch's OpenMP library and as where it has none that we know."""
+    if request.param == "ours":
+        monkeypatch.setattr(compiled, "openmp_parallel", lambda: None)
+    elif compiled.openmp_parallel() is None:
+        pytest.skip("torch's OpenMP library has no GOMP_parallel here")
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch brings another library there")
+@pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="torch without OpenMP")
+def test_torch_brings_the_threads():
+    assert compiled.openmp_parallel() is not None
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
@@ -41,6 +54,58 @@ def test_what_a_share_raises_is_raised(threads):
 
     with pytest.raises(ValueError, match="the last share"):
         in_shares(kernel, 8)
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_an_interrupt_is_raised_where_the_caller_waits(threads, where):
+    threads(2)
+
+    def kernel(first, last):
+        if (first == 0) == (where == "first"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_shares(kernel, 8, per_thread=4)
+
+
+def test_what_no_share_could_report_is_raised_too(threads, monkeypatch):
+    """An interrupt that a library's thread prints and forgets leaves shares undone."""
+    threads(2)
+    monkeypatch.setattr(compiled, "on_threads", lambda work, n: None)
+    with pytest.raises(KeyboardInterrupt):
+        in_shares(lambda first, last: None, 8)
+
+
+def test_the_shares_run_at_the_same_time(threads):
+    threads(2)
+    both = threading.Barrier(2, timeout=30)
+    in_shares(lambda first, last: both.wait(), 2)
+    assert both.n_waiting == 0 and not both.broken
+
+
+def test_two_threads_and_a_kernel_itself_may_ask_for_shares_at_once(threads):
+    threads(2)
+    x, both = np.zeros(40, int), threading.Barrier(2, timeout=30)
+
+    def inner(first, last, part):
+        part[first:last] += 1
+
+    def outer(first, last, part):
+        for i in range(first, last):
+            in_shares(inner, 5, part[5 * i : 5 * i + 5])
+
+    def call(part):
+        torch.set_num_threads(2)  # a new thread starts with OpenMP's own number
+        for _ in range(50):
+            both.wait()
+            in_shares(outer, 4, part, per_thread=2)
+
+    callers = [threading.Thread(target=call, args=(part,)) for part in np.split(x, 2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(60)
+    assert (x == 50).all()
 
 
 def test_a_kernel_compiled_in_the_background_is_not_compiled_again():

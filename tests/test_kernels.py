@@ -25,7 +25,7 @@ def test_a_step_compiles_nothing_more(monkeypatch):
     assert all(compiled.values())
 
     generator = torch.Generator().manual_seed(0)
-    field, renderer = HashGridField(n_levels=2, log2_table_size=8), VolumeRenderer(n_samples=32)
+    field, renderer = HashGridField({"n_levels": 2, "log2_table_size": 8}), VolumeRenderer(n_samples=32)
     renderer.update_occupancy(field, 0, generator)
     render = renderer(field, SphericalBackground(), sample_cameras(Rig(), 8, generator), generator=generator)
     render.rgb.sum().backward()

@@ -86,7 +86,7 @@ def test_bytes_per_sample_are_those_that_are_counted(rays, encoding, normals, n_
 
     def count(n_samples):
         torch.manual_seed(0)
-        field = HashGridField(n_levels, log2_table_size=8, hidden=16, backend=encoding)
+        field = HashGridField({"n_levels": n_levels, "log2_table_size": 8, "backend": encoding}, hidden=16)
         renderer, generator = VolumeRenderer(n_samples=n_samples, backend=rays), torch.Generator().manual_seed(0)
         for step in (0, 16):
             renderer.update_occupancy(field, step, generator)
@@ -107,7 +107,7 @@ def test_bytes_per_sample_are_those_that_are_counted(rays, encoding, normals, n_
 
 def test_samples_of_a_ray_stay_below_what_is_assumed():
     """At the start, where the blob is widest."""
-    field, renderer = HashGridField(n_levels=2, log2_table_size=8), VolumeRenderer(n_samples=256)
+    field, renderer = HashGridField({"n_levels": 2, "log2_table_size": 8}), VolumeRenderer(n_samples=256)
     generator = torch.Generator().manual_seed(0)
     renderer.update_occupancy(field, 0, generator)
     for _ in range(5):
@@ -198,7 +198,7 @@ def parts(guidance):
             "loss": {"jsd": 1, "orient": [[0, 0], [2, 1]]},
         }
     )
-    field, renderer = HashGridField(n_levels=2, log2_table_size=8), VolumeRenderer(n_samples=16)
+    field, renderer = HashGridField({"n_levels": 2, "log2_table_size": 8}), VolumeRenderer(n_samples=16)
     return plan, Rig(), renderer, field, guidance, NoEnergy(), torch.device("cpu")
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from jointdreamer.guidance.base import Guidance, NoisePrediction
-from jointdreamer.outputs import save_energy
+from jointdreamer.outputs import field_options, save_energy
 
 ALPHA, SIGMA = 0.6, 0.8
 
@@ -63,3 +63,10 @@ def test_the_energy_s_picture_shows_its_target_and_where_the_joint_prediction_we
     for shown, value in ((x0, 0.2), (wanted, 0.9), (after, 0.2 + 0.5 * (0.9 - 0.4))):
         assert shown.shape == (4, 8, 8)
         assert shown == pytest.approx(255 * value, abs=0.51)
+
+
+def test_the_field_of_a_run_from_before_its_encoding_was_a_group():
+    inside = {"n_levels": 2, "log2_table_size": 6, "backend": "torch"}
+    assert field_options({**inside, "hidden": 8}) == {"encoding": inside, "hidden": 8}
+    new = {"encoding": inside, "hidden": 8, "magic": 1}
+    assert field_options(new) == new

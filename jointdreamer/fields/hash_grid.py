@@ -1,5 +1,8 @@
 """The Instant-NGP field of the paper: a hash encoding, a density and an albedo network, and a blob to start from."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,24 +23,19 @@ class HashGridField(Field):
     sigma, without the factor softplus'(z) > 0 that underflows far outside. "analytic" differentiates the encoding;
     "finite_difference" takes central differences over 2 * difference, which see no detail finer than that.
 
-    hidden: width of both networks; the encoding's arguments are those of `HashEncoding`.
+    encoding: the arguments of `HashEncoding`; hidden: width of both networks.
     Raises UserError for an unknown kind of normals or encoding backend.
     """
 
     def __init__(
         self,
-        n_levels: int = 16,
-        n_features: int = 2,
-        log2_table_size: int = 19,
-        base_resolution: int = 16,
-        growth: float = 1.447269237440378,
+        encoding: Mapping[str, Any] | None = None,
         hidden: int = 64,
         radius: float = 1.0,
         blob_scale: float = 10.0,
         blob_std: float = 0.5,
         normal: str = "analytic",
         difference: float = 0.01,
-        backend: str = "auto",
     ) -> None:
         super().__init__()
         if normal not in NORMALS:
@@ -47,7 +45,7 @@ class HashGridField(Field):
         self.blob_std = blob_std
         self.normal = normal
         self.difference = difference
-        self.encoding = HashEncoding(n_levels, n_features, log2_table_size, base_resolution, growth, backend)
+        self.encoding = HashEncoding(**(encoding or {}))
         self.density_mlp = MLP(self.encoding.out_features, hidden, 1)
         self.albedo_mlp = MLP(self.encoding.out_features, hidden, 3)
 

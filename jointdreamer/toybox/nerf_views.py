@@ -40,7 +40,7 @@ def _fit_and_look(toy: Toy, generator: torch.Generator) -> tuple[np.ndarray, ...
     """rgba (24, 64, 64, 4) uint8, azimuth (24,), elevation (24,), camera (24, 16) of one toy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # the field's initial weights
-        field = HashGridField(n_levels=6, log2_table_size=14, base_resolution=8, growth=1.41, hidden=32)
+        field = HashGridField({"n_levels": 6, "log2_table_size": 14, "base_resolution": 8, "growth": 1.41}, hidden=32)
     black = SphericalBackground(random_probability=1.0, random_grey_range=(0.0, 0.0), eval_color=(0.0, 0.0, 0.0))
     renderer = VolumeRenderer(n_samples=96)
     optimizer = build_optimizer({**field.parameter_groups(), **black.parameter_groups()})

@@ -65,7 +65,9 @@ def test_a_step_of_train_py(bench, tiny_run, capsys):
 
 
 def test_paper_size_goes_through_the_same_classes(bench):
-    found = bench("--paper-size", "--repeats", "1", "energy=none", "field.n_levels=2", "field.log2_table_size=8")
+    found = bench(
+        "--paper-size", "--repeats", "1", "energy=none", "field.encoding.n_levels=2", "field.encoding.log2_table_size=8"
+    )
     [run] = found["runs"]
     assert run["models"] == "sd21" and run["steps"] == 6000
     [stage] = run["resolutions"].values()

@@ -19,7 +19,7 @@ CONFIG: dict[str, Any] = {
     "prompt": "a red robot",
     "seed": 0,
     "name": "mvs",
-    "field": {"n_levels": 2, "log2_table_size": 6, "base_resolution": 4, "hidden": 8, "backend": "torch"},
+    "field": {"encoding": {"n_levels": 2, "log2_table_size": 6, "base_resolution": 4, "backend": "torch"}, "hidden": 8},
     "renderer": {"grid_resolution": 8, "n_samples": 24, "backend": "torch"},
     "background": {"eval_color": [0.85, 0.85, 0.85]},
     "output": {"elevation_deg": 15, "distance": 2.61, "fovy_deg": 40},

@@ -1,5 +1,7 @@
 """The hash-grid field: its equations in float64, its normals against finite differences, its parameter groups."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,16 @@ import torch
 from jointdreamer.errors import UserError
 from jointdreamer.fields.hash_grid import HashGridField
 
-SMALL = {"n_levels": 3, "log2_table_size": 8, "base_resolution": 4, "growth": 1.7, "hidden": 16}
+SMALL: dict[str, Any] = {
+    "encoding": {"n_levels": 3, "log2_table_size": 8, "base_resolution": 4, "growth": 1.7},
+    "hidden": 16,
+}
 
 
-def small_field(std=0.5, **options):
+def small_field(std=0.5, backend="auto", **options):
     torch.manual_seed(1)
-    field = HashGridField(**{**SMALL, **options})
+    encoding = {**SMALL["encoding"], "backend": backend}
+    field = HashGridField(**{**SMALL, "encoding": encoding, **options})
     torch.nn.init.normal_(field.encoding.params, std=std)
     return field
 

@@ -78,7 +78,9 @@ def test_a_gradient_of_one_output_alone_is_enough():
 
 @pytest.mark.parametrize("prune", [True, False])
 def test_both_backends_render_the_same_and_send_back_the_same(prune):
-    field = HashGridField(n_levels=4, log2_table_size=12, base_resolution=4, growth=1.5, hidden=16, blob_scale=20.0)
+    field = HashGridField(
+        {"n_levels": 4, "log2_table_size": 12, "base_resolution": 4, "growth": 1.5}, hidden=16, blob_scale=20.0
+    )
     background = SphericalBackground(random_probability=0.0)
     cameras = sample_cameras(Rig(), 20, torch.Generator().manual_seed(3))
     found = []
@@ -102,7 +104,7 @@ def test_both_backends_render_the_same_and_send_back_the_same(prune):
 
 def test_results_do_not_depend_on_the_number_of_threads():
     _, compiled = renderers()
-    field, background = HashGridField(n_levels=2, log2_table_size=10), SphericalBackground()
+    field, background = HashGridField({"n_levels": 2, "log2_table_size": 10}), SphericalBackground()
     cameras = sample_cameras(Rig(), 16, torch.Generator().manual_seed(3))
     images = []
     for n_threads in (1, 2):

@@ -99,7 +99,7 @@ def test_the_scan_is_the_same_and_so_is_its_gradient(stand_in):
 def test_a_whole_render_is_the_same(stand_in, monkeypatch):
     cameras, _ = scene(3)
     torch.manual_seed(0)
-    field = HashGridField(n_levels=2, log2_table_size=10, hidden=16, blob_scale=30.0, backend="torch")
+    field = HashGridField({"n_levels": 2, "log2_table_size": 10, "backend": "torch"}, hidden=16, blob_scale=30.0)
     background, found = SphericalBackground(), []
     for backend in ("torch", "nerfacc"):
         if backend == "nerfacc":  # as on a GPU where it is installed
@@ -152,7 +152,7 @@ def test_it_can_run_with_its_kernels_or_a_compiler(monkeypatch, tmp_path, compil
 def test_nerfacc_itself_agrees():
     cameras, (rays_o, rays_d) = scene(64)
     torch.manual_seed(0)
-    field = HashGridField(n_levels=4, log2_table_size=12, blob_scale=30.0).cuda()
+    field = HashGridField({"n_levels": 4, "log2_table_size": 12}, blob_scale=30.0).cuda()
     background, found, marched = SphericalBackground().cuda(), [], []
     for backend in ("torch", "nerfacc"):
         renderer, generator = VolumeRenderer(n_samples=256, backend=backend).cuda(), torch.Generator().manual_seed(0)

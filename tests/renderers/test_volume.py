@@ -53,7 +53,7 @@ def slab(half):
 
 def small_field(blob_scale=10.0, backend="auto"):
     torch.manual_seed(1)
-    field = HashGridField(n_levels=4, log2_table_size=10, hidden=16, blob_scale=blob_scale, backend=backend)
+    field = HashGridField({"n_levels": 4, "log2_table_size": 10, "backend": backend}, hidden=16, blob_scale=blob_scale)
     torch.nn.init.normal_(field.encoding.params, std=0.1)
     return field
 
