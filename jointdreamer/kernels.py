@@ -17,9 +17,11 @@ def compile_ahead(device: torch.device, n_features: int) -> Thread | None:
     """
     if device.type != "cpu":
         return None
-    from jointdreamer.fields import hash_numba
+    from jointdreamer.fields import hash_numba, mlp_numba
     from jointdreamer.models import norm_kernels
     from jointdreamer.renderers import kernels
 
     networks = norm_kernels.signatures() if has_bfloat16_units() else []
-    return compile_in_background([*hash_numba.signatures(n_features), *kernels.signatures(), *networks])
+    return compile_in_background(
+        [*hash_numba.signatures(n_features), *mlp_numba.signatures(), *kernels.signatures(), *networks]
+    )

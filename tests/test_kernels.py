@@ -4,7 +4,7 @@ import torch
 
 from jointdreamer import kernels
 from jointdreamer.cameras import Rig, sample_cameras
-from jointdreamer.fields import hash_numba
+from jointdreamer.fields import hash_numba, mlp_numba
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.models import norm_kernels
@@ -20,7 +20,8 @@ def test_a_step_compiles_nothing_more(monkeypatch):
     thread = kernels.compile_ahead(torch.device("cpu"), 2)
     assert thread is not None
     thread.join()
-    signatures = [*hash_numba.signatures(2), *renderer_kernels.signatures(), *norm_kernels.signatures()]
+    modules = hash_numba.signatures(2), mlp_numba.signatures(), renderer_kernels.signatures(), norm_kernels.signatures()
+    signatures = [signature for module in modules for signature in module]
     compiled = {kernel: list(kernel.signatures) for kernel, _ in signatures}
     assert all(compiled.values())
 

@@ -24,8 +24,15 @@ class Field(nn.Module, ABC):
     def density(self, x: Tensor) -> Tensor:
         """World points (N, 3) -> sigma (N,). The cheap question: occupancy, pruning and meshes ask only this."""
 
+    def survey(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`density`, asked without a graph, and what `forward` would find again at these points: (N, ...), or None.
+
+        Who goes on with some of the points gives `forward` the rows of these as `known`, if it is not None.
+        """
+        return self.density(x), None
+
     @abstractmethod
-    def forward(self, x: Tensor, normals: bool = False) -> FieldOutput:
+    def forward(self, x: Tensor, normals: bool = False, known: Tensor | None = None) -> FieldOutput:
         """World points (N, 3) -> density, albedo and, only if asked for, normals."""
 
     @abstractmethod

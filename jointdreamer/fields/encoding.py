@@ -122,15 +122,18 @@ class HashEncoding(nn.Module):
         known = (name for name in candidates if name in available_backends())
         return next((name for name in known if name == "numba" or agrees(name, self.params.device, dtype)), "torch")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Points (N, 3) -> features (N, L * F), level-major."""
+    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+        """Points (N, 3) -> features (N, L * F), level-major.
+
+        known: these features, found before without a graph: they are put into it, which spares finding them again.
+        """
         backend = self._check(x)
         if backend == "tcnn" and len(x):
             from jointdreamer.fields import hash_tcnn
 
             return hash_tcnn.features(self, x)
         if backend in ("numba", "triton"):
-            return Features.apply(x.contiguous(), self.params, self, kernels(backend))
+            return Features.apply(x.contiguous(), self.params, self, kernels(backend), known)
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         levels = zip(tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
         return torch.cat([recomputed(level_features, x, *level) for level in levels], dim=-1)
@@ -358,10 +361,12 @@ class Features(torch.autograd.Function):
     """y = features(x, params)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, params: Tensor, grid: HashEncoding, kernels: Kernels) -> Tensor:
+    def forward(
+        ctx, x: Tensor, params: Tensor, grid: HashEncoding, kernels: Kernels, known: Tensor | None = None
+    ) -> Tensor:
         ctx.save_for_backward(x, params)
         ctx.grid, ctx.kernels = grid, kernels
-        return kernels.gather(grid, x, params)
+        return kernels.gather(grid, x, params) if known is None else known
 
     @staticmethod
     def backward(ctx, grad):
@@ -369,7 +374,7 @@ class Features(torch.autograd.Function):
         grad, how = grad.contiguous(), (ctx.grid, ctx.kernels)
         grad_x = PositionGradient.apply(x, params, grad, *how) if ctx.needs_input_grad[0] else None
         grad_params = ParamsGradient.apply(x, grad, *how).to(params.dtype) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_params, None, None
+        return grad_x, grad_params, None, None, None
 
 
 class ParamsGradient(torch.autograd.Function):

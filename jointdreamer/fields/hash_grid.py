@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from jointdreamer.errors import UserError
 from jointdreamer.fields.base import Field, FieldOutput
 from jointdreamer.fields.encoding import HashEncoding
-from jointdreamer.fields.mlp import MLP
+from jointdreamer.fields.mlp import MLP, together
 
 NORMALS = ("analytic", "finite_difference")
 
@@ -46,22 +46,29 @@ class HashGridField(Field):
         self.normal = normal
         self.difference = difference
         self.encoding = HashEncoding(**(encoding or {}))
-        self.density_mlp = MLP(self.encoding.out_features, hidden, 1)
-        self.albedo_mlp = MLP(self.encoding.out_features, hidden, 3)
+        backend = self.encoding.requested_backend
+        self.density_mlp = MLP(self.encoding.out_features, hidden, 1, backend)
+        self.albedo_mlp = MLP(self.encoding.out_features, hidden, 3, backend)
 
     def density(self, x: Tensor) -> Tensor:
         return F.softplus(self._z(x))
 
-    def forward(self, x: Tensor, normals: bool = False) -> FieldOutput:
+    @torch.no_grad()
+    def survey(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         features = self.encoding(self._unit(x))
+        sigma = F.softplus(self.density_mlp(features).squeeze(-1) + self._blob(x))
+        return sigma, features if self.encoding.backend == "numba" else None
+
+    def forward(self, x: Tensor, normals: bool = False, known: Tensor | None = None) -> FieldOutput:
+        features = self.encoding(self._unit(x), known)
         if normals and self.normal == "analytic":
             z, slope = self.density_mlp.with_gradient(features)
             normal = self._outward(self._z_gradient(x, slope))
+            color = self.albedo_mlp(features)
         else:
-            z = self.density_mlp(features)
+            z, color = together(features, self.density_mlp, self.albedo_mlp)
             normal = self._outward(self._z_difference(x)) if normals else None
-        sigma = F.softplus(z.squeeze(-1) + self._blob(x))
-        return FieldOutput(sigma, torch.sigmoid(self.albedo_mlp(features)), normal)
+        return FieldOutput(F.softplus(z.squeeze(-1) + self._blob(x)), torch.sigmoid(color), normal)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {

@@ -1,9 +1,10 @@
-"""The small network of a field, block by block.
+"""The small networks of a field, block by block.
 
 A field asks its networks about a hundred thousand points and more at a time, and each has only a few thousand weights.
 Written as plain layers, most of the time goes into moving hidden activations in and out of memory (on a CPU), or they
 fill it (on a GPU). Here a block of points passes through the whole network at once, and backward computes the hidden
-layer again instead of keeping it: half the time on a CPU, and memory for inputs and outputs only.
+layer again instead of keeping it: half the time on a CPU, and memory for inputs and outputs only. Compiled kernels
+(`mlp_numba`, float32 on the CPU) take half of that, as all networks that are asked about a point see it in one pass.
 """
 
 import math
@@ -19,10 +20,14 @@ relu_backward = torch.ops.aten.threshold_backward  # (grad, hidden, 0) -> grad w
 
 
 class MLP(nn.Module):
-    """y = W2 relu(W1 x), without biases. Differentiable once (`with_gradient` covers losses on the gradient)."""
+    """y = W2 relu(W1 x), without biases. Differentiable once (`with_gradient` covers losses on the gradient).
 
-    def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
+    backend: "numba" or "auto": the compiled kernels where they run, for float32 on the CPU; any other word: torch.
+    """
+
+    def __init__(self, n_in: int, hidden: int, n_out: int, backend: str = "auto") -> None:
         super().__init__()
+        self.requested_backend = backend
         self.first = nn.Parameter(torch.empty(hidden, n_in))
         self.last = nn.Parameter(torch.empty(n_out, hidden))
         for weight in self.parameters():
@@ -30,7 +35,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, n_in) -> (N, n_out)."""
-        return self._apply_layers(x, False)[0]
+        return together(x, self)[0]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled kernels take the weights as they are now."""
+        weight = self.first
+        return self.requested_backend in ("auto", "numba") and weight.is_cpu and weight.dtype == torch.float32
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (N, n_out), and the gradient of their sum with respect to x (N, n_in); both differentiable.
@@ -42,6 +53,43 @@ class MLP(nn.Module):
     def _apply_layers(self, x: Tensor, with_slope: bool) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):  # half precision would coarsen the density
             return TwoLayers.apply(x.to(self.first.dtype), self.first, self.last, with_slope)
+
+
+def together(x: Tensor, *networks: MLP) -> tuple[Tensor, ...]:
+    """What each network says of the same points: (N, n_in) -> (N, n_out) of each."""
+    if not all(network.compiled for network in networks):
+        return tuple(network._apply_layers(x, False)[0] for network in networks)
+    with torch.autocast("cpu", enabled=False):
+        weights = (weight for network in networks for weight in (network.first, network.last))
+        return Together.apply(x.to(torch.float32), *weights)
+
+
+class Together(torch.autograd.Function):
+    """Networks by the compiled kernels, as one: their hidden layers side by side, and each reads its own outputs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        from jointdreamer.fields import mlp_numba
+
+        first, last = torch.cat(weights[::2]), torch.block_diag(*weights[1::2])
+        ctx.save_for_backward(x, first, last)
+        ctx.sizes = [tuple(weight.shape) for weight in weights[1::2]]
+        n_outs = [n_out for n_out, _ in ctx.sizes]
+        return tuple(out.t() for out in mlp_numba.forward(x, first, last).split(n_outs))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        from jointdreamer.fields import mlp_numba
+
+        x, first, last = ctx.saved_tensors
+        grad_x, grad_first, grad_last = mlp_numba.backward(x, first, last, torch.cat([grad.t() for grad in grads]))
+        of_weights, row, column = [], 0, 0
+        for n_out, hidden in ctx.sizes:
+            of_last = grad_last[row : row + n_out, column : column + hidden]
+            of_weights += [grad_first[column : column + hidden], of_last]
+            row, column = row + n_out, column + hidden
+        return grad_x, *of_weights
 
 
 class TwoLayers(torch.autograd.Function):

@@ -69,25 +69,21 @@ def points(begin, end, rays_o, rays_d, ray_indices, t, x):
 
 
 @compiled
-def visible(begin, end, tau, ends, least_tau, most_depth, t, found, kept):
-    """Keeps the samples with tau >= least_tau that lie behind an optical depth of at most most_depth; see `pack`."""
+def visible(begin, end, tau, ends, least_tau, most_depth, keep):
+    """Marks in `keep`, all False, samples with tau >= least_tau behind an optical depth of at most most_depth."""
     for ray in range(begin, end):
-        start = ends[ray - 1] if ray else 0
-        here, depth = start, 0.0
-        for i in range(start, ends[ray]):
+        depth = 0.0
+        for i in range(ends[ray - 1] if ray else 0, ends[ray]):
             if depth > most_depth:
                 break
-            if tau[i] >= least_tau:
-                kept[here] = t[i]
-                here += 1
+            keep[i] = tau[i] >= least_tau
             depth += tau[i]
-        found[ray] = here - start
 
 
 @compiled
 def composite(begin, end, tau, t, values, ends, weights, sums, z_variance):
-    """Weights (N,), their sums (R, 2 + C) with 1, t and values (N, C), and sum w (t - depth)^2 (R,)."""
-    channels = values.shape[1]
+    """Weights (N,), their sums (R, 2 + C) with 1, t and values (C, N), and sum w (t - depth)^2 (R,)."""
+    channels = len(values)
     for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         optical, opacity, depth = 0.0, 0.0, 0.0
@@ -103,7 +99,7 @@ def composite(begin, end, tau, t, values, ends, weights, sums, z_variance):
             opacity += weight
             depth += weight * t[i]
             for c in range(channels):
-                sums[ray, 2 + c] += weight * values[i, c]
+                sums[ray, 2 + c] += weight * values[c, i]
         spread = 0.0
         for i in range(start, ends[ray]):
             spread += weights[i] * (t[i] - depth) ** 2
@@ -118,7 +114,7 @@ def composite_backward(
 
     dL/dtau_i = (1 - alpha_i) T_i dL/dw_i - sum_{j > i} w_j dL/dw_j, back to front.
     """
-    channels = values.shape[1]
+    channels = len(values)
     for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         depth, of_spread = np.float64(sums[ray, 1]), np.float64(grad_z_variance[ray])
@@ -132,8 +128,8 @@ def composite_backward(
         for i in range(ends[ray] - 1, start - 1, -1):
             of_weight = grad_weights[i] + grad_sums[ray, 0] + of_depth * t[i] + of_spread * (t[i] - depth) ** 2
             for c in range(channels):
-                of_weight += grad_sums[ray, 2 + c] * values[i, c]
-                grad_values[i, c] = weights[i] * grad_sums[ray, 2 + c]
+                of_weight += grad_sums[ray, 2 + c] * values[c, i]
+                grad_values[c, i] = weights[i] * grad_sums[ray, 2 + c]
             grad_tau[i] = math.exp(-optical) * of_weight - behind
             behind += weights[i] * of_weight
             optical -= tau[i]
@@ -146,7 +142,7 @@ def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
         (occupied_samples, (*share, two, two, array(1, float64), whole, float64, array(3, boolean), whole, one)),
         (pack, (*share, whole, whole, whole, one, whole, one)),
         (points, (*share, two, two, whole, one, two)),
-        (visible, (*share, one, whole, float64, float64, one, whole, one)),
+        (visible, (*share, one, whole, float64, float64, array(1, boolean))),
         (composite, (*share, one, one, two, whole, one, two, one)),
         (composite_backward, (*share, one, one, two, whole, one, two, one, two, one, one, two)),
     ]

@@ -151,8 +151,10 @@ class VolumeRenderer(nn.Module):
         composite = self._composite if chunk == len(rays_o) else partial(recomputed, self._composite)
         parts = []
         for o, d, shift, lamp in zip(*(x.split(chunk) for x in (rays_o, rays_d, offset, light)), strict=True):
-            counts, t = self._samples(field, o, d, shift)
-            parts.append(composite(field, behind, shading, normals, o, d, lamp, counts, t))
+            counts, t, known = self._samples(field, o, d, shift)
+            if chunk < len(rays_o):
+                known = None  # kept for all chunks, it would be their memory
+            parts.append(composite(field, behind, shading, normals, o, d, lamp, counts, t, known))
 
         def image(name: str) -> Tensor:
             pixels = torch.cat([part[name] for part in parts])
@@ -170,13 +172,18 @@ class VolumeRenderer(nn.Module):
         )
 
     @torch.no_grad()
-    def _samples(self, field: Field, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Where rays (R, 3) are sampled: how often each (R,), and the distances t (N,), ray by ray."""
+    def _samples(
+        self, field: Field, rays_o: Tensor, rays_d: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Where rays (R, 3) are sampled: how often each (R,), the distances t (N,), and what `Field.survey` found."""
         ray_indices, t = self.march(rays_o, rays_d, offset)
+        counts, known = count_per_ray(ray_indices, len(rays_o)), None
         if self.prune:
-            x = self._points(rays_o, rays_d, ray_indices, t)
-            ray_indices, t = self._visible(field, x, ray_indices, t, len(rays_o))
-        return count_per_ray(ray_indices, len(rays_o)), t
+            sigma, known = field.survey(self._points(rays_o, rays_d, ray_indices, t))
+            keep = self._visible(sigma * self.step_size, ray_indices, counts)
+            counts, t = count_per_ray(ray_indices.index_select(0, keep), len(rays_o)), t.index_select(0, keep)
+            known = None if known is None else known.index_select(0, keep)
+        return counts, t, known
 
     def _composite(
         self,
@@ -189,11 +196,12 @@ class VolumeRenderer(nn.Module):
         light: Tensor,  # (R, 3)
         counts: Tensor,  # (R,) samples of each ray
         t: Tensor,  # (N,) their distances
+        known: Tensor | None,  # (N, ...) what `Field.survey` found there
     ) -> dict[str, Any]:
         """Pixels (R, C) by the names they have in `Render`."""
         ray_indices = torch.repeat_interleave(counts, output_size=len(t))  # told the size, it waits for no device
         x = self._points(rays_o, rays_d, ray_indices, t)
-        out = field(x, normals=normals)
+        out = field(x, normals=normals) if known is None else field(x, normals=normals, known=known)
         rgb = shade(out.albedo, out.normal, x, light[ray_indices] if shading.needs_normals else light, shading)
 
         values = rgb if out.normal is None else torch.cat([rgb, out.normal], dim=-1)
@@ -294,23 +302,20 @@ class VolumeRenderer(nn.Module):
         x, y, z = cells.clamp(0, self.grid_resolution - 1).unbind(-1)
         return (x * self.grid_resolution + y) * self.grid_resolution + z
 
-    @torch.no_grad()
-    def _visible(self, field: Field, x: Tensor, ray_indices: Tensor, t: Tensor, n_rays: int) -> tuple[Tensor, Tensor]:
-        """`ray_indices` and `t` of the samples that add to the image."""
-        tau = field.density(x) * self.step_size
-        counts = count_per_ray(ray_indices, n_rays)
+    def _visible(self, tau: Tensor, ray_indices: Tensor, counts: Tensor) -> Tensor:
+        """Which samples add to the image, in ascending order (K,); tau (N,) optical depths, counts (R,) of each ray."""
         threshold = self.occupancy.mean().clamp(max=self.alpha_threshold)
         if self.backend == "numba":  # alpha and transmittance are monotonous in these: no exponential is needed
             from jointdreamer.renderers import kernels
 
             least_tau = -math.log1p(-min(float(threshold), 1 - 1e-7))
             most_depth = -math.log(max(self.transmittance_threshold, 1e-300))
-            ends, found, kept = counts.cumsum(0), torch.empty_like(counts), torch.empty_like(t)
-            kernels.run(kernels.visible, len(ends), tau, ends, least_tau, most_depth, t, found, kept)
-            return packed(found, ends, kept)
-        alpha, transmittance = self._scan(tau, ray_indices, counts)
-        keep = ((alpha >= threshold) & (transmittance >= self.transmittance_threshold)).nonzero().squeeze(-1)
-        return ray_indices[keep], t[keep]
+            keep = torch.zeros(len(tau), dtype=torch.bool)
+            kernels.run(kernels.visible, len(counts), tau, counts.cumsum(0), least_tau, most_depth, keep)
+        else:
+            alpha, transmittance = self._scan(tau, ray_indices, counts)
+            keep = (alpha >= threshold) & (transmittance >= self.transmittance_threshold)
+        return keep.nonzero().squeeze(-1)
 
     def _points(self, rays_o: Tensor, rays_d: Tensor, ray_indices: Tensor, t: Tensor) -> Tensor:
         if self.backend != "numba":
@@ -380,7 +385,10 @@ def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) ->
 
 
 def count_per_ray(ray_indices: Tensor, n_rays: int) -> Tensor:
-    """How often each ray stands in the ascending ray_indices (N,): (R,). Unlike `bincount`, it waits for no device."""
+    """How often each ray stands in the ascending ray_indices (N,): (R,)."""
+    if ray_indices.is_cpu:
+        return torch.bincount(ray_indices, minlength=n_rays)
+    # Waits for no device, unlike `bincount`
     borders = torch.arange(n_rays + 1, device=ray_indices.device)
     return torch.searchsorted(ray_indices, borders).diff()
 
@@ -413,11 +421,11 @@ class Composite(torch.autograd.Function):
     def forward(ctx, tau: Tensor, t: Tensor, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from jointdreamer.renderers import kernels
 
-        ends = counts.cumsum(0)
-        weights, z_variance = torch.empty_like(tau), tau.new_empty(len(counts))
-        sums = tau.new_empty(len(counts), 2 + values.shape[1])
-        kernels.run(kernels.composite, len(ends), tau, t, values, ends, weights, sums, z_variance)
-        ctx.save_for_backward(tau, t, values, ends, weights, sums)
+        ends, columns = counts.cumsum(0), values.t().contiguous()  # as the field's kernels leave them
+        weights, z_variance = tau.new_empty(len(tau)), tau.new_empty(len(counts))
+        sums = tau.new_empty(len(counts), 2 + len(columns))
+        kernels.run(kernels.composite, len(ends), tau, t, columns, ends, weights, sums, z_variance)
+        ctx.save_for_backward(tau, t, columns, ends, weights, sums)
         return weights, sums, z_variance
 
     @staticmethod
@@ -425,10 +433,11 @@ class Composite(torch.autograd.Function):
     def backward(ctx, *grads: Tensor):
         from jointdreamer.renderers import kernels
 
-        saved = ctx.saved_tensors  # asked for once: where a chunk is computed again, they are gone after that
-        grad_tau, grad_values = torch.empty_like(saved[0]), torch.empty_like(saved[2])
-        kernels.run(kernels.composite_backward, len(saved[3]), *saved, *grads, grad_tau, grad_values)
-        return grad_tau, None, grad_values, None
+        tau, t, columns, ends, weights, sums = ctx.saved_tensors
+        grad_tau, grad_columns = tau.new_empty(len(tau)), columns.new_empty(columns.shape)
+        arrays = tau, t, columns, ends, weights, sums, *grads, grad_tau, grad_columns
+        kernels.run(kernels.composite_backward, len(ends), *arrays)
+        return grad_tau, None, grad_columns.t(), None
 
 
 def packed(found: Tensor, ends_before: Tensor, t_before: Tensor) -> tuple[Tensor, Tensor]:

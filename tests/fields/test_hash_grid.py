@@ -137,3 +137,21 @@ def test_no_points():
 def test_unknown_normals():
     with pytest.raises(UserError, match="'smooth': choose one of analytic, finite_difference"):
         HashGridField(**SMALL, normal="smooth")
+
+
+def test_what_a_survey_found_is_not_looked_for_again(monkeypatch):
+    field, x = small_field(), torch.rand(40, 3) * 2 - 1
+    sigma, known = field.survey(x)
+    torch.testing.assert_close(sigma, field.density(x).detach())
+    assert known is not None and not known.requires_grad
+
+    results = []
+    for rows in (None, known):
+        if rows is not None:
+            monkeypatch.setattr("jointdreamer.fields.hash_numba.gather", None)
+        field.zero_grad()  # sets the gradients to None: the ones in `results` stay
+        out = field(x, known=rows)
+        (out.sigma.sum() + (out.albedo * torch.linspace(0, 1, 3)).sum()).backward()
+        results.append([out.sigma, out.albedo, *(p.grad for p in field.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert small_field(backend="torch").survey(x)[1] is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jointdreamer.fields import mlp
-from jointdreamer.fields.mlp import MLP
+from jointdreamer.fields.mlp import MLP, together
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +45,52 @@ def test_starts_like_a_linear_layer():
     assert network.first.abs().max() <= 0.25 and network.first.std() > 0.1  # U(-1, 1) / sqrt(16)
     assert network.last.abs().max() <= 0.125 and network.last.std() > 0.05
     assert len(list(network.parameters())) == 2
+
+
+def in_one_pass(x: torch.Tensor, networks: list[MLP], weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Answers, and gradients of sum(weights * answers) with respect to the points and all parameters."""
+    answers = together(x, *networks)
+    loss = torch.stack([(a * w).sum() for a, w in zip(answers, weights, strict=True)]).sum()
+    return [*answers, *torch.autograd.grad(loss, [x, *(p for network in networks for p in network.parameters())])]
+
+
+@pytest.mark.parametrize("n", [0, 1, 127, 128, 5000])
+@pytest.mark.parametrize("n_in", [5, 12])
+def test_compiled_networks_are_the_plain_ones(n, n_in):
+    """Of other sizes than multiples of four, and more points than one block and one sum take."""
+    torch.manual_seed(0)
+    networks = [MLP(n_in, 11, 1), MLP(n_in, 16, 3)]
+    x, weights = torch.randn(n, n_in, requires_grad=True), [torch.randn(n, 1), torch.randn(n, 3)]
+    assert all(network.compiled for network in networks)
+    ours = in_one_pass(x, networks, weights)
+
+    plain = [MLP(n_in, 11, 1, "torch"), MLP(n_in, 16, 3, "torch")]
+    for network, twin in zip(networks, plain, strict=True):
+        twin.double().load_state_dict(network.state_dict())
+        assert not twin.compiled
+    theirs = in_one_pass(x.detach().double().requires_grad_(), plain, [w.double() for w in weights])
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(
+            mine.double(), other, rtol=1e-5, atol=1e-6 * max(1, float(other.detach().abs().max()) if n else 0)
+        )
+
+
+def test_compiled_gradients_do_not_depend_on_the_number_of_threads():
+    network, x, weight = MLP(12, 32, 3), torch.randn(20_000, 12, requires_grad=True), torch.randn(20_000, 3)
+    found = []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        try:
+            found.append(in_one_pass(x, [network], [weight]))
+        finally:
+            torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_point_that_is_no_number_does_not_become_one():
+    x = torch.zeros(3, 5, requires_grad=True)
+    with torch.no_grad():
+        x[1] = float("nan")
+    answers, *grads = in_one_pass(x, [MLP(5, 8, 1)], [torch.ones(3, 1)])
+    assert answers.isnan().flatten().tolist() == [False, True, False]
+    assert all(grad.isnan().any() for grad in grads[1:])  # of the parameters

@@ -68,6 +68,14 @@ def test_compositing_and_its_gradient_are_those_in_float64(scale):
         )
 
 
+def test_compositing_takes_values_however_they_lie_in_memory():
+    tau, columns = torch.rand(46).requires_grad_(), torch.rand(3, 46)
+    by_row, by_column = columns.t().contiguous().requires_grad_(), columns.t().requires_grad_()
+    ours, theirs = (losses_and_gradients(Composite.apply(tau, torch.arange(46.0), values, COUNTS), tau, values) for
+                    values in (by_row, by_column))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_a_gradient_of_one_output_alone_is_enough():
     tau, values = torch.rand(46).requires_grad_(), torch.rand(46, 3)
     weights, sums, _ = Composite.apply(tau, torch.rand(46), values, COUNTS)
