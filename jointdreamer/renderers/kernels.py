@@ -17,6 +17,8 @@ from torch import Tensor
 
 from jointdreamer.compiled import array, cached_njit, in_shares
 
+PIECE = 64  # candidates of a ray at a time
+
 compiled = cached_njit()
 
 
@@ -33,18 +35,25 @@ def occupied_samples(begin, end, cells_o, cells_d, first, ends, step_size, occup
     cells_o, cells_d: rays in units of cells. first (R,) float64; ends: of the candidates. Writes `found` (R,), how many
     there are, and the first `found` of each ray's places in `t` (candidates,).
     """
-    size = occupied.shape[0]
+    size, flat = np.int32(occupied.shape[0]), occupied.reshape(-1)
+    zero, last = np.int32(0), np.int32(size - 1)
+    at, cell = np.empty(PIECE, np.float32), np.empty(PIECE, np.int32)
     for ray in range(begin, end):
         start = ends[ray - 1] if ray else 0
         here = start
-        for k in range(ends[ray] - start):
-            at = np.float32((first[ray] + k) * step_size)
-            x = min(max(int(cells_o[ray, 0] + cells_d[ray, 0] * at), 0), size - 1)
-            y = min(max(int(cells_o[ray, 1] + cells_d[ray, 1] * at), 0), size - 1)
-            z = min(max(int(cells_o[ray, 2] + cells_d[ray, 2] * at), 0), size - 1)
-            if occupied[x, y, z]:
-                t[here] = at
-                here += 1
+        ox, oy, oz = cells_o[ray, 0], cells_o[ray, 1], cells_o[ray, 2]
+        dx, dy, dz = cells_d[ray, 0], cells_d[ray, 1], cells_d[ray, 2]
+        for done in range(0, ends[ray] - start, PIECE):
+            count = min(PIECE, ends[ray] - start - done)
+            for k in range(count):  # apart from what follows, these are vectors
+                distance = np.float32((first[ray] + (done + k)) * step_size)
+                x = min(max(np.int32(ox + dx * distance), zero), last)
+                y = min(max(np.int32(oy + dy * distance), zero), last)
+                z = min(max(np.int32(oz + dz * distance), zero), last)
+                at[k], cell[k] = distance, (x * size + y) * size + z
+            for k in range(count):  # what is not kept is written over
+                t[here] = at[k]
+                here += flat[np.uintp(cell[k])]
         found[ray] = here - start
 
 
