@@ -139,8 +139,6 @@ class FastUNet:
         halves = rigs.view(2, -1, joint) if guided else rigs[None]
         shares = [share.flatten() for share in halves.tensor_split(threads, dim=1)]
         picked = [(*(picked_rows(x, n, share) for x in inputs), guided) for share in shares]
-        if self.conv_in.weight is None:  # or the layout of the weights would be that of whichever thread comes first
-            in_threads(self.run, picked[:1])
         parts = in_threads(self.run, picked)
         return torch.cat(parts).index_select(0, torch.cat(shares).argsort())
 

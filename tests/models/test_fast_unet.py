@@ -133,20 +133,6 @@ def test_threads_share_the_images(monkeypatch, threads, n_views, rows, guided):
         seen.clear()
 
 
-@torch.no_grad()
-def test_weights_are_reordered_before_threads_of_different_sizes_meet(monkeypatch):
-    _, _, fast = both(_unet())
-    calls = []
-    monkeypatch.setattr(fast_unet, "in_threads", lambda run, given: calls.append(len(given)) or in_threads(run, given))
-    try:
-        torch.set_num_threads(3)
-        for _ in range(2):
-            fast(torch.randn(4, 4, 8, 8).bfloat16(), 5, torch.randn(4, 7, 16).bfloat16())
-    finally:
-        torch.set_num_threads(1)
-    assert calls == [1, 3, 3]
-
-
 def test_with_a_graph_and_for_other_calls_it_stands_aside():
     _, plain, fast = both(_unet())
     x, text = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 5, 16).bfloat16()
