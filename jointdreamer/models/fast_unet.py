@@ -138,8 +138,9 @@ class FastUNet:
         guided = guided and len(rigs) >= 2 * threads
         halves = rigs.view(2, -1, joint) if guided else rigs[None]
         shares = [share.flatten() for share in halves.tensor_split(threads, dim=1)]
-        picked = [(*(picked_rows(x, n, share) for x in inputs), guided) for share in shares]
-        parts = in_threads(self.run, picked)
+        # index_select: x[rows] would make torch's own threads wait for each other
+        picked = [[x.index_select(0, s) if is_rows(x, n) else x for x in inputs] for s in shares]
+        parts = in_threads(self.run, [(*share, guided) for share in picked])
         return torch.cat(parts).index_select(0, torch.cat(shares).argsort())
 
     def run(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None, guided: bool) -> Tensor:
@@ -186,11 +187,6 @@ def views_of(attention: Any) -> int:
 def is_rows(x: Any, n: int) -> bool:
     """Whether x has one row for each of n images, unlike a timestep that is meant for all."""
     return isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
-
-
-def picked_rows(x: Any, n: int, rows: Tensor) -> Any:
-    """Some of the n rows, or what is meant for all. Not x[rows], in which torch's own threads wait for each other."""
-    return x.index_select(0, rows) if is_rows(x, n) else x
 
 
 def halves_are_equal(n: int, *inputs: Any) -> bool:

@@ -6,18 +6,14 @@ import torch
 
 from jointdreamer.models.channels_last import channels_last_on_cpu
 from jointdreamer.models.fast_unet import speed_up
-from jointdreamer.models.shares import share_out
 
 
 def place(network: Any, device: str | torch.device) -> Any:
-    """The network on the device, in the layout that is fast there: on CUDA channels last, for the tensor cores.
-
-    On a CPU a small autoencoder's images are shared out to torch's threads.
-    """
+    """The network on the device, in the layout that is fast there: on CUDA channels last, for the tensor cores."""
     network = network.to(device)
     if torch.device(device).type == "cuda":
         return network.to(memory_format=torch.channels_last)
-    return share_out(channels_last_on_cpu(network))
+    return channels_last_on_cpu(network)
 
 
 def place_unet(unet: Any, device: str | torch.device, compile: bool = False) -> Any:

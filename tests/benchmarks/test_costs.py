@@ -73,7 +73,7 @@ def test_torch_has_one_thread_while_it_counts():
     try:
         with Costs():
             with Costs():
-                torch.ones(2).sum()
+                torch.ones(2) + 1
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
