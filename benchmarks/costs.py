@@ -40,8 +40,7 @@ Operations = Counter[tuple[str, int, int]]  # (dtype, FLOPs, bytes) of an operat
 
 class Costs(TorchDispatchMode):
     """Counts the operations of what runs inside it: matmuls, convolutions and attention by their FLOPs (a
-    multiply-add is two), all of them by the bytes of the tensors they read and write. A view moves nothing. Torch has
-    one thread meanwhile: what a network shares out to others would not be seen.
+    multiply-add is two), all of them by the bytes of the tensors they read and write. A view moves nothing.
 
     with Costs() as costs:
         unet(...)
@@ -51,16 +50,6 @@ class Costs(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: Operations = Counter()
-        self.threads: list[int] = []
-
-    def __enter__(self):
-        self.threads.append(torch.get_num_threads())
-        torch.set_num_threads(1)
-        return super().__enter__()
-
-    def __exit__(self, *raised):
-        super().__exit__(*raised)
-        torch.set_num_threads(self.threads.pop())
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

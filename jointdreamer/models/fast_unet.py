@@ -6,7 +6,6 @@ normalisation and activation are one pass, residuals are added by the products t
 is one product: queries, keys and values; all layers' keys and values of the text; all layers' time embeddings. Text is
 padded to a multiple of 32 tokens, masked, because torch's attention is twice as slow between two. Guided calls ask the
 same images twice, with a text and with none: what comes before the first attention to text is computed once for both.
-Where torch has several threads, each takes some of the images through the whole network.
 """
 
 from typing import Any
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from jointdreamer.models import norm_kernels
 from jointdreamer.models.channels_last import NO_SHIFT, group_norm, parameters, rows
 from jointdreamer.models.norm_kernels import bits
-from jointdreamer.models.shares import in_threads
 
 MAX_PARAMETERS = 100_000_000  # a larger one is limited by its products, and would be in memory twice
 TOKENS = 32  # text is padded to multiples of this
@@ -96,7 +94,7 @@ class FastUNet:
             )
         if not self.ready:
             self.prepare()
-        out = self.run_apart(sample, timestep, encoder_hidden_states, class_labels)
+        out = self.run(sample, timestep, encoder_hidden_states, class_labels)
         if not return_dict:
             return (out,)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -126,25 +124,7 @@ class FastUNet:
         self.norm_out = Norm(unet.conv_norm_out)
         self.ready = True
 
-    def run_apart(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None) -> Tensor:
-        """`run`, the images shared out to torch's threads: a rig stays together, and where it can be equal halves."""
-        n, joint = len(sample), max(views_of(attention) for attention in self.attentions)
-        threads = min(torch.get_num_threads(), n // joint)
-        inputs = sample, timestep, words, class_labels
-        guided = n // joint % 2 == 0 and halves_are_equal(n, sample, timestep, class_labels)
-        if threads <= 1:
-            return self.run(*inputs, guided)
-        rigs = torch.arange(n).view(-1, joint)
-        guided = guided and len(rigs) >= 2 * threads
-        halves = rigs.view(2, -1, joint) if guided else rigs[None]
-        shares = [share.flatten() for share in halves.tensor_split(threads, dim=1)]
-        # index_select: x[rows] would make torch's own threads wait for each other
-        picked = [[x.index_select(0, s) if is_rows(x, n) else x for x in inputs] for s in shares]
-        parts = in_threads(self.run, [(*share, guided) for share in picked])
-        return torch.cat(parts).index_select(0, torch.cat(shares).argsort())
-
-    def run(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None, guided: bool) -> Tensor:
-        """The network; guided: whether all inputs but the words have the same rows twice."""
+    def run(self, sample: Tensor, timestep: Any, words: Tensor, class_labels: Tensor | None) -> Tensor:
         unet, parts = self.unet, self.parts
         embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timestep))
         of_class = unet.get_class_embed(sample=sample, class_labels=class_labels)
@@ -152,8 +132,11 @@ class FastUNet:
         text = Text(self.text, words)
 
         # While one half of x stands for both, the second half of `time` is not looked at; it is the same
-        images = sample[: len(sample) // 2] if guided else sample
-        x = self.conv_in(images.contiguous(memory_format=torch.channels_last))
+        rigs = len(sample) // max(views_of(attention) for attention in self.attentions)
+        guided = rigs % 2 == 0 and halves_are_equal(sample, timestep, class_labels)
+        x = self.conv_in(
+            (sample[: len(sample) // 2] if guided else sample).contiguous(memory_format=torch.channels_last)
+        )
         skips = [x]
         for block in unet.down_blocks:
             for i, resnet in enumerate(block.resnets):
@@ -184,14 +167,10 @@ def views_of(attention: Any) -> int:
     return getattr(attention.processor, "n_views", 1)
 
 
-def is_rows(x: Any, n: int) -> bool:
-    """Whether x has one row for each of n images, unlike a timestep that is meant for all."""
-    return isinstance(x, Tensor) and x.ndim > 0 and len(x) == n
-
-
-def halves_are_equal(n: int, *inputs: Any) -> bool:
-    """Whether each of the inputs that has n rows has the same ones twice."""
-    return n % 2 == 0 and all(torch.equal(*x.chunk(2)) for x in inputs if is_rows(x, n))
+def halves_are_equal(*inputs: Any) -> bool:
+    """Whether each of the inputs, or what is a tensor of them, has the same rows twice."""
+    rows = [x for x in inputs if isinstance(x, Tensor) and x.ndim]
+    return all(len(x) % 2 == 0 and torch.equal(*x.chunk(2)) for x in rows)
 
 
 def twice(x: Tensor) -> Tensor:

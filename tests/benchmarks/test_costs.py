@@ -66,15 +66,3 @@ def test_the_roofline_is_the_slower_of_the_two_limits_of_each_operation():
     memory_bound = {"matmul": {"float32": 1e15}, "copy": 1.0}
     assert roofline_seconds(costs.operations, compute_bound) == pytest.approx(flops, rel=1e-3)
     assert roofline_seconds(costs.operations, memory_bound) == pytest.approx(moved, rel=1e-3)
-
-
-def test_torch_has_one_thread_while_it_counts():
-    torch.set_num_threads(2)
-    try:
-        with Costs():
-            with Costs():
-                torch.ones(2) + 1
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)

@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from jointdreamer.models import fast_unet
 from jointdreamer.models.fast_unet import FastUNet, knows, speed_up
 from jointdreamer.models.multiview_unet import set_views
-from jointdreamer.models.shares import in_threads
 from jointdreamer.models.wonder3d import build_unet
 from tests.conftest import _unet
 
@@ -102,35 +100,6 @@ def test_halves_that_differ_in_their_text_alone_begin_as_one(changes, n_views, t
     fast(*half)
     fast(torch.randn(4, 4, 8, 8).bfloat16(), *half[1:])
     assert seen == [2 if twice else 4, 4]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("threads", "n_views", "rows", "guided"), [
-    (2, 1, [4, 4], True),  # each has both halves of its images
-    (3, 1, [4, 2, 2], True),
-    (6, 1, [2, 2, 1, 1, 1, 1], False),
-    (2, 4, [4, 4], False),  # a rig stays together
-    (6, 2, [2, 2, 2, 2], False),
-    (4, 8, None, False),
-])  # fmt: skip
-def test_threads_share_the_images(monkeypatch, threads, n_views, rows, guided):
-    _, _, fast = both(_unet(class_embed_type="projection", projection_class_embeddings_input_dim=16))
-    set_views(fast, n_views)
-    x, text, cameras = torch.randn(4, 4, 8, 8), torch.randn(8, 7, 16), torch.randn(4, 16)
-    seen = []
-    monkeypatch.setattr(fast_unet, "in_threads", lambda run, shares: seen.extend(shares) or in_threads(run, shares))
-    for t in (torch.tensor([3, 300, 500, 900]).repeat(2), 700):
-        half = x.repeat(2, 1, 1, 1).bfloat16(), t, text.bfloat16(), cameras.repeat(2, 1).bfloat16()
-        wanted = fast(*half).sample
-        assert not seen
-        try:
-            torch.set_num_threads(threads)
-            found = fast(*half).sample
-        finally:
-            torch.set_num_threads(1)
-        assert ([len(share[0]) for share in seen] or None) == rows and all(share[-1] is guided for share in seen)
-        assert error(found, wanted.float()) < 0.01
-        seen.clear()
 
 
 def test_with_a_graph_and_for_other_calls_it_stands_aside():
