@@ -191,7 +191,7 @@ def sample_cost(n_features: int, normals: bool, encoding: str, rays: str, hidden
         peak = 376 + 16 * n_features if normals else 345 + 4.3 * n_features
     else:  # at the end of forward, or in the middle of backward
         peak = (
-            max(kept + (40 if rays == "numba" else 64), 84 + 14 * n_features)
+            max(kept + (60 if rays == "numba" else 64), 84 + 14 * n_features)
             if normals
             else max(kept + 24, 16 + 12 * n_features)
         )

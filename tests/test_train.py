@@ -311,7 +311,7 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
     groups = {**field.parameter_groups(), **background.parameter_groups()}
     optimizer = torch.optim.AdamW(
         [{"params": params, "lr": rates[name]} for name, params in groups.items()],
-        betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01,
+        betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01, fused=True,
     )  # fmt: skip
     for step in range(3):
         cameras = sample_cameras(Rig(**cfg["cameras"]), 12, g)
