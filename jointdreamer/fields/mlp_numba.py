@@ -24,6 +24,8 @@ ONE, TWO, THREE = np.uintp(BLOCK), np.uintp(2 * BLOCK), np.uintp(3 * BLOCK)
 STEP, STEP2, STEP3 = np.uintp(1), np.uintp(2), np.uintp(3)
 
 fast = {"contract", "reassoc"}  # fused multiply-add, and sums over the points in any order
+# Inlined by force: a helper that stays a function of its own may be bound to another copy of it, with sums in another
+# order, where it was compiled just now than where it was read from the disk
 compiled = cached_njit(fastmath=fast)
 
 
@@ -57,7 +59,7 @@ def flat(matrix: Tensor) -> np.ndarray:
     return filled.contiguous().view(-1).numpy()
 
 
-@njit(fastmath=fast)
+@njit(fastmath=fast, forceinline=True)
 def load(points, start, count, block):
     """Points (N, channels) as a block; past `count`, zeros."""
     channels = points.shape[1]
@@ -73,7 +75,7 @@ def load(points, start, count, block):
             block[channel * BLOCK + i] = points[start + i, channel] if i < count else ZERO
 
 
-@njit(fastmath=fast)
+@njit(fastmath=fast, forceinline=True)
 def store(block, start, count, points):
     """The other way."""
     channels = points.shape[1]
@@ -89,7 +91,7 @@ def store(block, start, count, points):
             points[start + i, channel] = block[channel * BLOCK + i]
 
 
-@njit(fastmath=fast)
+@njit(fastmath=fast, forceinline=True)
 def multiply(matrix, block, out):
     """out = matrix @ block. Two rows of the one and four of the other at a time: more products than loads."""
     n_in = len(block) // BLOCK
@@ -108,7 +110,7 @@ def multiply(matrix, block, out):
                 out[to + ONE] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
 
 
-@njit(fastmath=fast)
+@njit(fastmath=fast, forceinline=True)
 def add_products(one, other, out):
     """out += one @ other^T: sums over the points of a block."""
     columns = len(other) // BLOCK
@@ -127,7 +129,7 @@ def add_products(one, other, out):
             out[b], out[b + 1], out[b + 2], out[b + 3] = out[b] + b0, out[b + 1] + b1, out[b + 2] + b2, out[b + 3] + b3
 
 
-@njit(fastmath=fast)
+@njit(fastmath=fast, forceinline=True)
 def room(channels):
     """For a block of so many channels, filled up to a multiple of 4."""
     return np.zeros((channels + 3) // 4 * 4 * BLOCK, np.float32)
