@@ -34,14 +34,15 @@ class Table:
     note: str = ""
 
 
-MEASURES = {  # column -> its name in evaluation.json, decimals
+PREFERRED = "preferred"
+MEASURES = {  # column -> its name in evaluation.json (PREFERRED: in study.json), decimals
     "CLIP Score": ("clip_score", 1),
     "R-Precision": ("r_precision", 1),
     "R-Precision, held out": ("r_precision", 1),
     "words right": ("attributes", 2),
     "FID": ("fid", 1),
     "Janus, %": ("janus", 1),
-    "users prefer, %": ("", 1),  # people say that: evaluate.py study=FILES
+    "users prefer, %": (PREFERRED, 1),  # people say that: evaluate.py study=FILES
     "s a step, relative": ("seconds_per_step", 2),
     "memory, relative": ("peak_memory_gb", 2),
 }

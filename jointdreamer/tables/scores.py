@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.errors import UserError
-from jointdreamer.tables.definitions import HELD_OUT, MEASURES, RELATIVE, TOYBOX_ONLY, Table
+from jointdreamer.tables.definitions import HELD_OUT, MEASURES, PREFERRED, RELATIVE, TOYBOX_ONLY, Table
 from jointdreamer.tables.runs import ROOT, Job
 from jointdreamer.toybox.world import is_held_out_combination, parse_caption
 
 ABSENT = "-"
+BOUNDS = ("mean", "low", "high")
 Groups = Mapping[str, Mapping[str, Any]]  # name of the runs -> its group of evaluation.json
 
 
@@ -47,9 +48,27 @@ def evaluate(folders: Sequence[Path], captions: Path, out_dir: Path, report: boo
 
 
 def read_groups(file: Path) -> Groups:
-    """The groups of an evaluation.json by the `name` of their runs."""
-    groups = json.loads(file.read_text(encoding="utf-8"))["groups"]
-    return {group["keys"]["method"]: group for group in groups}
+    """The groups of an evaluation.json by the `name` of their runs, with what people prefer if a study.json says so.
+
+    study.json is what `evaluate.py study=FILES out_dir=FOLDER` leaves beside it. One that is about other runs is named
+    and left out.
+    """
+    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    groups = {group["keys"]["method"]: dict(group) for group in evaluation["groups"]}
+    study = file.with_name("study.json")
+    if study.exists():
+        said = json.loads(study.read_text(encoding="utf-8"))
+        if said["evaluation"] != evaluation["id"]:
+            print(f"{study} is about other runs than {file}, so it is left out", file=sys.stderr)
+            return groups
+        for method in said["methods"]:
+            share = method["preferred"]
+            if share["share"] is not None and method["method"] in groups:
+                percent = {
+                    bound: 100 * share[name] for bound, name in zip(BOUNDS, ("share", "low", "high"), strict=True)
+                }
+                groups[method["method"]][PREFERRED] = percent
+    return groups
 
 
 def is_held_out(prompt: str) -> bool:

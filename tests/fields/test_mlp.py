@@ -1,5 +1,9 @@
 """The blocked network against plain layers under autograd, to second order."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -94,3 +98,31 @@ def test_a_point_that_is_no_number_does_not_become_one():
     answers, *grads = in_one_pass(x, [MLP(5, 8, 1)], [torch.ones(3, 1)])
     assert answers.isnan().flatten().tolist() == [False, True, False]
     assert all(grad.isnan().any() for grad in grads[1:])  # of the parameters
+
+
+BITS = """
+import hashlib
+import torch
+from jointdreamer.fields import mlp_numba
+for kernel, types in mlp_numba.signatures():
+    kernel.compile(types)
+generator = torch.Generator().manual_seed(0)
+x, first, last, grad = (torch.randn(*size, generator=generator) for size in ((5000, 16), (64, 16), (4, 64), (4, 5000)))
+bits = hashlib.sha256()
+for answer in (mlp_numba.forward(x, first, last), *mlp_numba.backward(x, first, last, grad)):
+    bits.update(answer.numpy().tobytes())
+hits = sum(sum(kernel.stats.cache_hits.values()) for kernel, _ in mlp_numba.signatures())
+print(bits.hexdigest(), hits)
+"""
+
+
+def test_kernels_give_the_same_bits_compiled_and_read_from_the_disk(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    cold, warm = (
+        subprocess.run(
+            [sys.executable, "-c", BITS], env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    )
+    assert (cold[1], warm[1]) == ("0", "2")
+    assert cold[0] == warm[0]

@@ -68,7 +68,7 @@ def test_held_out_scores_come_from_their_own_evaluation_and_only_on_the_toybox()
 
 def fake_evaluation(tmp_path, monkeypatch, status=0):
     """An evaluate.py that keeps its words and answers with one group."""
-    answer = json.dumps({"groups": [group("table3/none", fid=1.0)]})
+    answer = json.dumps({"id": "1", "groups": [group("table3/none", fid=1.0)]})
     (tmp_path / "evaluate.py").write_text(
         "import json, pathlib, sys\n"
         "out = pathlib.Path(next(w[8:] for w in sys.argv if w.startswith('out_dir=')))\n"
@@ -109,5 +109,22 @@ def test_a_failed_evaluation_and_no_runs_are_one_line(tmp_path, monkeypatch):
 
 
 def test_groups_are_found_by_the_name_of_their_runs(tmp_path):
-    (tmp_path / "evaluation.json").write_text(json.dumps({"groups": [group("a"), group("b/c")]}))
+    (tmp_path / "evaluation.json").write_text(json.dumps({"id": "1", "groups": [group("a"), group("b/c")]}))
     assert read_groups(tmp_path / "evaluation.json").keys() == {"a", "b/c"}
+
+
+def test_what_people_prefer_is_a_column_of_the_study_about_these_runs_only(tmp_path, capsys):
+    names = ("table3/none", "table3/mvs")
+    (tmp_path / "evaluation.json").write_text(json.dumps({"id": "1", "groups": [group(name) for name in names]}))
+    nobody = {"wins": 0, "n": 0, "share": None, "low": None, "high": None}
+    some = {"wins": 3, "n": 4, "share": 0.75, "low": 0.3, "high": 0.95}
+    methods = [{"method": "table3/none", "preferred": nobody}, {"method": "table3/mvs", "preferred": some}]
+    study = tmp_path / "study.json"
+    study.write_text(json.dumps({"evaluation": "1", "methods": [*methods, {"method": "another", "preferred": some}]}))
+    table = Table("T", (Row("SDS", names[0], {"users prefer, %": "18.2"}), Row("JSD", names[1])), ("users prefer, %",))
+    lines = markdown(table, "toybox", {"all": read_groups(tmp_path / "evaluation.json")}).splitlines()
+    assert lines[4:6] == ["| SDS | 4 | - | 18.2 |", "| JSD | 4 | 75.0 [30.0, 95.0] | - |"]
+    assert not capsys.readouterr().err
+    study.write_text(json.dumps({"evaluation": "2", "methods": methods}))
+    assert "preferred" not in read_groups(tmp_path / "evaluation.json")["table3/mvs"]
+    assert "study.json is about other runs" in capsys.readouterr().err
