@@ -129,6 +129,7 @@ def train(cfg: dict[str, Any]) -> int:
                     generator,
                     mask=distillation["mask"],
                     mask_floor=distillation["mask_floor"],
+                    energy_x0=distillation["energy_x0"],
                 )
                 energy_weight = bounded_weight(now.energy_weight, noised, distillation["energy_limit"])
                 noise_pred = jsd_noise(pred.noise, energy_grad, noised.sigma_t, energy_weight)  # Eq. 5, in brackets
@@ -153,9 +154,9 @@ def train(cfg: dict[str, Any]) -> int:
                     logger.image("views", step, save_views(run.path / "views" / picture, *scene, eight))
                     if energy_grad.any():
                         shown = run.path / "energy" / picture
-                        logger.image(
-                            "energy", step, save_energy(shown, guidance, noised, pred, energy_grad, noise_pred)
-                        )
+                        seen = distillation["energy_x0"]
+                        shown = save_energy(shown, guidance, noised, pred, energy_grad, noise_pred, seen)
+                        logger.image("energy", step, shown)
                 stopping = stop.requested  # looked at once: a signal between the two lines would be left unsaved
                 if due(done, every["checkpoint"]) or stopping or done == plan.steps:
                     run.save(done, **parts, generator=generator)

@@ -42,6 +42,7 @@ CHOICES = {
     "distillation.prior": ("text_to_image", "multi_view"),
     "distillation.weighting": ("sds", "uniform", "fantasia3d", "x0"),
     "distillation.mask": ("input", "gradient", "none"),
+    "distillation.energy_x0": ("uncond", "guided"),
 }
 OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null
 TEXTS = ("name", "out_dir", "negative_prompt")

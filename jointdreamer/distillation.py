@@ -128,11 +128,13 @@ def energy_gradient(
     generator: torch.Generator | None,
     mask: Literal["input", "gradient", "none"] = "input",
     mask_floor: float = 0.0,
+    energy_x0: Literal["uncond", "guided"] = "uncond",
 ) -> tuple[Tensor, Tensor]:
     """dC/dx_t (B, V, C, h, w) and the coherence C (B,), through the one-step x0 alone, never through a UNet.
 
-    x0 = (x_t - sigma_t e) / alpha_t with the UNCONDITIONAL prediction e held constant (release). m is the rendered
-    opacity, resized bilinearly to the latents and raised to at least `mask_floor`, so that new parts can still grow:
+    x0 = (x_t - sigma_t e) / alpha_t with the prediction e of `energy_x0` (`NoisePrediction.for_energy`) held constant.
+    m is the rendered opacity, resized bilinearly to the latents and raised to at least `mask_floor`, so that new parts
+    can still grow:
       "input"     x0 = (m x_t - sigma_t e) / alpha_t   the release: the energy sees, and moves, the object only
       "gradient"  x0 unmasked, dC/dx_t times m         the energy sees everything and moves the object only
       "none"      no mask
@@ -153,7 +155,7 @@ def energy_gradient(
         x_t = noised.latents_noisy.detach().requires_grad_(True)
         seen = m * x_t if mask == "input" else x_t
         views = Views(
-            x0=x0_from_noise(seen, pred.noise_uncond.detach(), noised.alpha_t, noised.sigma_t),
+            x0=x0_from_noise(seen, pred.for_energy(energy_x0).detach(), noised.alpha_t, noised.sigma_t),
             rgb=render.rgb.detach(),
             opacity=opacity,
             cameras=cameras,

@@ -58,11 +58,12 @@ def save_energy(
     pred: NoisePrediction,
     energy_grad: Tensor,  # (B, V, C, h, w) dC/dx_t
     joint_noise_pred: Tensor,  # (B, V, C, h, w) what distillation follows
+    energy_x0: str = "uncond",
 ) -> Path:
     """What the energy did to one step, decoded, a column for each view of the first rig; returns the PNG.
 
-    Rows: the noisy latents; the prior's guided one-step x0; what the energy wanted, the unconditional x0 (which it saw)
-    plus dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the energy.
+    Rows: the noisy latents; the prior's guided one-step x0; what the energy wanted, the x0 that it saw, plus
+    dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the energy.
     Draws no random number.
     """
     x_t = noised.latents_noisy
@@ -71,7 +72,7 @@ def save_energy(
         "noisy": x_t,
         "x0": x0_from_noise(x_t, pred.noise, alpha_t, sigma_t),
         # dC/dx0 = alpha_t dC/dx_t
-        "wanted": x0_from_noise(x_t, pred.noise_uncond, alpha_t, sigma_t) + alpha_t * energy_grad,
+        "wanted": x0_from_noise(x_t, pred.for_energy(energy_x0), alpha_t, sigma_t) + alpha_t * energy_grad,
         "after": x0_from_noise(x_t, joint_noise_pred, alpha_t, sigma_t),
     }
     write_png(path, contact_sheet({name: guidance.decode(latents[:1])[0] for name, latents in rows.items()}))

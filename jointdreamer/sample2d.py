@@ -7,7 +7,7 @@ out_dir/fig2c/PROMPT/seed0/samples.png.
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ def sample_views(
     generator: torch.Generator | None,
     energy_limit: float | None = None,
     x0_limit: float | None = None,
+    energy_x0: Literal["uncond", "guided"] = "uncond",
     steps: int = STEPS,
 ) -> Tensor:
     """Clean latents (B, V, C, h, w) by DDIM without noise on the way (Song et al. 2021, eta 0), joined by the energy.
@@ -64,7 +65,7 @@ def sample_views(
             seen = Noised(x_t, x_t, t, alpha_t, sigma_t, noised.weight, guess)
             grad, _ = energy_gradient(
                 energy, guidance, seen, pred, Seen(rgb, torch.ones_like(rgb[:, :, :1])), cameras, words,
-                energy_weight, generator, mask="none",
+                energy_weight, generator, mask="none", energy_x0=energy_x0,
             )  # fmt: skip
             noise_pred = jsd_noise(pred.noise, grad, sigma_t, bounded_weight(energy_weight, noised, energy_limit))
             noise_pred = limit_x0(noise_pred, noised, x0_limit)
@@ -98,7 +99,7 @@ def sample(cfg: dict[str, Any]) -> int:
     words = text.at(cameras, now.negative_prompt)
     size, channels = guidance.unet.config.sample_size, guidance.unet.config.in_channels
     noise = noise_like(torch.empty(1, rig.n_views, channels, size, size, device=device), generator)
-    limits = {name: cfg["distillation"][name] for name in ("energy_limit", "x0_limit")}
+    limits = {name: cfg["distillation"][name] for name in ("energy_limit", "x0_limit", "energy_x0")}
     rows = {}
     for name, weight in (("each on its own", 0.0), (f"energy={cfg['energy']['name']}", now.energy_weight)):
         latents = sample_views(

@@ -189,7 +189,9 @@ def test_the_choices_checked_at_the_door_are_those_that_there_are():
     from jointdreamer.distillation import WEIGHTINGS, energy_gradient
 
     assert CHOICES["distillation.weighting"] == tuple(WEIGHTINGS)
-    assert CHOICES["distillation.mask"] == get_args(get_type_hints(energy_gradient)["mask"])
+    hints = get_type_hints(energy_gradient)
+    assert CHOICES["distillation.mask"] == get_args(hints["mask"])
+    assert CHOICES["distillation.energy_x0"] == get_args(hints["energy_x0"])
 
 
 # The run folder

@@ -14,6 +14,7 @@ from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.regularizers import REGULARIZERS
 from jointdreamer.renderers.volume import VolumeRenderer
 from jointdreamer.schedules import Plan
+from jointdreamer.toybox.table import PROMPT_SEED, draw_prompts
 
 
 def config(*overrides) -> Any:
@@ -129,6 +130,7 @@ def test_the_released_opacity_mask_and_no_clamps_are_the_default():
         "prior": "text_to_image",
         "weighting": "sds",
         "mask": "input",
+        "energy_x0": "uncond",
         "mask_floor": 0.0,
         "energy_limit": None,
         "x0_limit": None,
@@ -139,6 +141,8 @@ def test_the_released_opacity_mask_and_no_clamps_are_the_default():
 
 def test_prompt_files_have_sixteen_prompts_and_tuning_shares_none():
     root = Path(__file__).parents[1] / "prompts"
-    measured, tuning = ((root / f"toybox{name}.txt").read_text().splitlines() for name in ("16", "_tuning"))
+    files = ((root / f"toybox{name}.txt").read_text().splitlines() for name in ("16", "153", "_tuning"))
+    measured, captions, tuning = files
     assert len(measured) == len(set(measured)) == 16
+    assert captions == draw_prompts(153, PROMPT_SEED) and captions[:16] == measured
     assert not set(measured) & set(tuning)

@@ -151,15 +151,18 @@ def test_all_randomness_is_the_generator_s():
 
 
 @pytest.mark.parametrize("mask", ["input", "gradient", "none"])
-@pytest.mark.parametrize("floor", [0.0, 0.6])
-def test_energy_gradient_is_the_hand_derivative(mask, floor):
+@pytest.mark.parametrize(("floor", "energy_x0"), [(0.0, "uncond"), (0.6, "uncond"), (0.6, "guided")])
+def test_energy_gradient_is_the_hand_derivative(mask, floor, energy_x0):
     guidance, render, noised, pred = scene()
     target = tensors(B, V, C, H, H, seed=2)
-    grad, coherence = gradient(PullEnergy(target), guidance, render, noised, pred, mask=mask, mask_floor=floor)
+    options = {"mask": mask, "mask_floor": floor, "energy_x0": energy_x0}
+    grad, coherence = gradient(PullEnergy(target), guidance, render, noised, pred, **options)
 
     m = interpolate(render.opacity.detach().flatten(0, 1), (H, H), mode="bilinear", align_corners=False)
     m = torch.maximum(m.view(B, V, 1, H, H), torch.tensor(floor, dtype=torch.float64))
     a, s, x_t, e = noised.alpha_t, noised.sigma_t, noised.latents_noisy, pred.noise_uncond
+    if energy_x0 == "guided":
+        e = pred.noise
     x0 = ((m if mask == "input" else 1) * x_t - s * e) / a
     expected = -(1 if mask == "none" else m) / a * (x0 - target)
     torch.testing.assert_close(grad, expected)
@@ -176,6 +179,16 @@ def test_energy_sees_detached_renders_and_an_x0_with_a_graph():
     assert not energy.seen.rgb.requires_grad and not energy.seen.opacity.requires_grad
     assert energy.seen.timesteps is noised.timesteps
     assert energy.seen.decode == guidance.decode
+
+
+def test_a_bounded_step_from_what_is_distilled_lands_on_what_the_energy_wants():
+    """With energy_x0 guided and a limit of 1, x0 after the energy is its target, whatever the text says."""
+    guidance, render, noised, pred = scene()
+    target = tensors(B, V, C, H, H, seed=2)
+    energy_grad, _ = gradient(PullEnergy(target), guidance, render, noised, pred, 1e9, mask="none", energy_x0="guided")
+    joint = jsd_noise(pred.noise, energy_grad, noised.sigma_t, bounded_weight(1e9, noised, 1.0))
+    x0 = (noised.latents_noisy - noised.sigma_t * joint) / noised.alpha_t
+    torch.testing.assert_close(x0, target, rtol=1e-4, atol=1e-4)
 
 
 def test_moving_against_the_gradient_raises_coherence():

@@ -42,25 +42,26 @@ def rows(path, n_rows, size, padding=2):
     )
 
 
-def test_the_energy_s_picture_shows_its_target_and_where_the_joint_prediction_went(tmp_path):
+@pytest.mark.parametrize("seen", ["uncond", "guided"])
+def test_the_energy_s_picture_shows_its_target_and_where_the_joint_prediction_went(tmp_path, seen):
     generator = torch.Generator().manual_seed(0)
     x_t = torch.rand(1, 4, 3, 8, 8, generator=generator)
     colour = {"guided": 0.2, "uncond": 0.4, "target": 0.9}  # of the clean pictures
     noise = {name: (x_t - ALPHA * value) / SIGMA for name, value in colour.items()}
-    # C = -1/2 |x0 - target|^2 of the unconditional x0 = (x_t - sigma e) / alpha
-    energy_grad = torch.full_like(x_t, (colour["target"] - colour["uncond"]) / ALPHA)
-    weight = 0.5 * ALPHA**2 / SIGMA**2  # moves the guided x0 by half of target - uncond
+    # C = -1/2 |x0 - target|^2 of the x0 = (x_t - sigma e) / alpha that it sees
+    energy_grad = torch.full_like(x_t, (colour["target"] - colour[seen]) / ALPHA)
+    weight = 0.5 * ALPHA**2 / SIGMA**2  # moves the guided x0 by half of target - x0
     joint = noise["guided"] - weight * SIGMA * energy_grad
 
     before = torch.get_rng_state()
     noised: Any = SimpleNamespace(latents_noisy=x_t, timesteps=torch.tensor([500]))
     pred = NoisePrediction(noise["guided"], noise["guided"], noise["uncond"])
-    path = save_energy(tmp_path / "energy" / "step_000001.png", Flat(), noised, pred, energy_grad, joint)
+    path = save_energy(tmp_path / "energy" / "step_000001.png", Flat(), noised, pred, energy_grad, joint, seen)
     assert torch.equal(torch.get_rng_state(), before)
 
     noisy, x0, wanted, after = rows(path, n_rows=4, size=8)
     np.testing.assert_allclose(noisy, x_t[0, :, 0] * 255, atol=0.51)
-    for shown, value in ((x0, 0.2), (wanted, 0.9), (after, 0.2 + 0.5 * (0.9 - 0.4))):
+    for shown, value in ((x0, 0.2), (wanted, 0.9), (after, 0.2 + 0.5 * (0.9 - colour[seen]))):
         assert shown.shape == (4, 8, 8)
         assert shown == pytest.approx(255 * value, abs=0.51)
 

@@ -29,6 +29,15 @@ class NoisePrediction:
     noise_cond: Tensor  # given the text
     noise_uncond: Tensor  # given the empty (or negative) prompt
 
+    def for_energy(self, energy_x0: str) -> Tensor:
+        """The noise whose one-step x0 an energy sees.
+
+        "uncond" is the release's, for an energy that reads the text itself, as Eq. 8's does. "guided" is what is
+        distilled, for one that looks at pictures alone: it has to see the second face that the text puts there, and
+        corrects that instead of what would be without a text.
+        """
+        return self.noise if energy_x0 == "guided" else self.noise_uncond
+
 
 class Guidance(nn.Module, ABC):
     """A frozen text-to-image diffusion prior over latents. Views are independent to it."""

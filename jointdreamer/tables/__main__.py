@@ -5,6 +5,7 @@ the table with the paper's numbers beside ours. The same command again goes on w
 
     models=toybox        toybox | sd21
     prompts=FILE         one prompt a line; the toybox has its own sixteen
+    captions=FILE        what R-Precision chooses among; by default the prompts, for the toybox's sixteen 153
     seeds=0,1
     weights=0.1,0.3,1,3  of MVDream in Fig. 10's sums
     jobs=2               runs at a time, with one thread each for the toybox
@@ -27,7 +28,8 @@ from jointdreamer import cli
 from jointdreamer.errors import UserError
 from jointdreamer.tables.definitions import Row, tables
 
-TOYBOX_PROMPTS = Path(__file__).resolve().parents[2] / "prompts" / "toybox16.txt"
+PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
+TOYBOX_PROMPTS, TOYBOX_CAPTIONS = PROMPTS / "toybox16.txt", PROMPTS / "toybox153.txt"
 OURS = ("prompt", "prompt_file", "prompt_id", "seed", "experiment", "energy", "distillation", "name")
 
 
@@ -38,12 +40,18 @@ class Settings:
     table: str
     models: str = "toybox"
     prompts: Path = TOYBOX_PROMPTS
+    captions: Path | None = None
     seeds: tuple[int, ...] = (0, 1)
     weights: tuple[str, ...] = ("0.1", "0.3", "1", "3")
     jobs: int = 2
     out_dir: Path = Path("runs")
     report: bool = False
     words: tuple[str, ...] = ()  # for train.py
+
+    @property
+    def caption_set(self) -> Path:
+        """What R-Precision chooses among: the toybox's own sixteen prompts are the first of its 153 captions."""
+        return self.captions or (TOYBOX_CAPTIONS if self.prompts == TOYBOX_PROMPTS else self.prompts)
 
 
 def read_words(words: Sequence[str]) -> Settings:
@@ -92,6 +100,7 @@ def _truth(key: str, text: str) -> bool:
 READERS = {
     "models": lambda key, text: text,
     "prompts": lambda key, text: Path(text),
+    "captions": lambda key, text: Path(text),
     "out_dir": lambda key, text: Path(text),
     "seeds": lambda key, text: tuple(dict.fromkeys(_whole(key, one) for one in text.split(","))),
     "weights": lambda key, text: tuple(dict.fromkeys(_weight(key, one) for one in text.split(","))),
@@ -136,7 +145,7 @@ def make_table(settings: Settings, run: Any = None) -> int:
 
     folder = settings.out_dir / "tables" / models
     if table.columns:
-        found = score(made, table, models, settings.prompts, folder / settings.table, settings.report)
+        found = score(made, table, models, settings.caption_set, folder / settings.table, settings.report)
         text = markdown(table, models, found)
         if settings.table == "fig10":
             text += f" {figure10(table, models, found['all'], folder / 'fig10.png')}"

@@ -28,9 +28,12 @@ def test_words():
         ]
     )
     assert settings == Settings(
-        "fig10", "toybox", Path("p.txt"), (3, 0), ("0.5", "10"), 1, Path("o"), True, ("output.views=8",)
+        "fig10", "toybox", Path("p.txt"), None, (3, 0), ("0.5", "10"), 1, Path("o"), True, ("output.views=8",)
     )
-    assert read_words(["table1"]).models == "toybox"
+    plain = read_words(["table1"])
+    assert plain.models == "toybox" and plain.caption_set.name == "toybox153.txt"
+    assert read_words(["table1", "prompts=p.txt"]).caption_set == Path("p.txt")
+    assert read_words(["table1", "captions=c.txt"]).caption_set == Path("c.txt")
 
 
 @pytest.mark.parametrize(
