@@ -160,6 +160,8 @@ class Job:
     def _run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
         """The task's exit status, and what went wrong as one line."""
         said = None
+        if self.multirun:
+            gc.collect()  # the networks of the job before this one hang in cycles: nobody else would free them in time
         try:
             status = self.task(with_prompt(plain))
         except UserError as error:
