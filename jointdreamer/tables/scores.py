@@ -51,23 +51,28 @@ def read_groups(file: Path) -> Groups:
     """The groups of an evaluation.json by the `name` of their runs, with what people prefer if a study.json says so.
 
     study.json is what `evaluate.py study=FILES out_dir=FOLDER` leaves beside it. One that is about other runs is named
-    and left out.
+    and left out. Raises UserError for one that is damaged.
     """
     evaluation = json.loads(file.read_text(encoding="utf-8"))
     groups = {group["keys"]["method"]: dict(group) for group in evaluation["groups"]}
     study = file.with_name("study.json")
-    if study.exists():
+    if not study.exists():
+        return groups
+    try:
         said = json.loads(study.read_text(encoding="utf-8"))
-        if said["evaluation"] != evaluation["id"]:
-            print(f"{study} is about other runs than {file}, so it is left out", file=sys.stderr)
-            return groups
-        for method in said["methods"]:
-            share = method["preferred"]
-            if share["share"] is not None and method["method"] in groups:
-                percent = {
-                    bound: 100 * share[name] for bound, name in zip(BOUNDS, ("share", "low", "high"), strict=True)
-                }
-                groups[method["method"]][PREFERRED] = percent
+        about, shares = said["evaluation"], {one["method"]: one["preferred"] for one in said["methods"]}
+        percents = {
+            name: {bound: 100 * share[key] for bound, key in zip(BOUNDS, ("share", "low", "high"), strict=True)}
+            for name, share in shares.items()
+            if share["share"] is not None
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{study} is damaged ({error!r}): add the study up again, or delete it") from error
+    if about != evaluation["id"]:
+        print(f"{study} is about other runs than {file}, so it is left out", file=sys.stderr)
+        return groups
+    for name in percents.keys() & groups.keys():
+        groups[name][PREFERRED] = percents[name]
     return groups
 
 

@@ -128,3 +128,7 @@ def test_what_people_prefer_is_a_column_of_the_study_about_these_runs_only(tmp_p
     study.write_text(json.dumps({"evaluation": "2", "methods": methods}))
     assert "preferred" not in read_groups(tmp_path / "evaluation.json")["table3/mvs"]
     assert "study.json is about other runs" in capsys.readouterr().err
+    for damaged in ("{", "[]", json.dumps({"evaluation": "1", "methods": [{"method": "a"}]})):
+        study.write_text(damaged)
+        with pytest.raises(UserError, match="study.json is damaged"):
+            read_groups(tmp_path / "evaluation.json")
