@@ -99,11 +99,11 @@ def sample(cfg: dict[str, Any]) -> int:
     words = text.at(cameras, now.negative_prompt)
     size, channels = guidance.unet.config.sample_size, guidance.unet.config.in_channels
     noise = noise_like(torch.empty(1, rig.n_views, channels, size, size, device=device), generator)
-    limits = {name: cfg["distillation"][name] for name in ("energy_limit", "x0_limit", "energy_x0")}
+    options = {name: cfg["distillation"][name] for name in ("energy_limit", "x0_limit", "energy_x0")}
     rows = {}
     for name, weight in (("each on its own", 0.0), (f"energy={cfg['energy']['name']}", now.energy_weight)):
         latents = sample_views(
-            guidance, energy, noise, words, cameras, now.guidance_scale, weight, generator, **limits
+            guidance, energy, noise, words, cameras, now.guidance_scale, weight, generator, **options
         )  # fmt: skip
         rows[name] = guidance.decode(latents)[0].clamp(0, 1)
     write_png(path, contact_sheet(rows, torch.rad2deg(cameras.azimuth[0]).tolist()))

@@ -24,9 +24,10 @@ ONE, TWO, THREE = np.uintp(BLOCK), np.uintp(2 * BLOCK), np.uintp(3 * BLOCK)
 STEP, STEP2, STEP3 = np.uintp(1), np.uintp(2), np.uintp(3)
 
 fast = {"contract", "reassoc"}  # fused multiply-add, and sums over the points in any order
+compiled = cached_njit(fastmath=fast)
 # Inlined by force: a helper that stays a function of its own may be bound to another copy of it, with sums in another
 # order, where it was compiled just now than where it was read from the disk
-compiled = cached_njit(fastmath=fast)
+inlined = njit(fastmath=fast, forceinline=True)
 
 
 def forward(x: Tensor, first: Tensor, last: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def flat(matrix: Tensor) -> np.ndarray:
     return filled.contiguous().view(-1).numpy()
 
 
-@njit(fastmath=fast, forceinline=True)
+@inlined
 def load(points, start, count, block):
     """Points (N, channels) as a block; past `count`, zeros."""
     channels = points.shape[1]
@@ -75,7 +76,7 @@ def load(points, start, count, block):
             block[channel * BLOCK + i] = points[start + i, channel] if i < count else ZERO
 
 
-@njit(fastmath=fast, forceinline=True)
+@inlined
 def store(block, start, count, points):
     """The other way."""
     channels = points.shape[1]
@@ -91,7 +92,7 @@ def store(block, start, count, points):
             points[start + i, channel] = block[channel * BLOCK + i]
 
 
-@njit(fastmath=fast, forceinline=True)
+@inlined
 def multiply(matrix, block, out):
     """out = matrix @ block. Two rows of the one and four of the other at a time: more products than loads."""
     n_in = len(block) // BLOCK
@@ -110,7 +111,7 @@ def multiply(matrix, block, out):
                 out[to + ONE] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
 
 
-@njit(fastmath=fast, forceinline=True)
+@inlined
 def add_products(one, other, out):
     """out += one @ other^T: sums over the points of a block."""
     columns = len(other) // BLOCK
@@ -129,7 +130,7 @@ def add_products(one, other, out):
             out[b], out[b + 1], out[b + 2], out[b + 3] = out[b] + b0, out[b + 1] + b1, out[b + 2] + b2, out[b + 3] + b3
 
 
-@njit(fastmath=fast, forceinline=True)
+@inlined
 def room(channels):
     """For a block of so many channels, filled up to a multiple of 4."""
     return np.zeros((channels + 3) // 4 * 4 * BLOCK, np.float32)

@@ -51,7 +51,7 @@ class Settings:
     @property
     def caption_set(self) -> Path:
         """What R-Precision chooses among: the toybox's own sixteen prompts are the first of its 153 captions."""
-        return self.captions or (TOYBOX_CAPTIONS if self.prompts == TOYBOX_PROMPTS else self.prompts)
+        return self.captions or (TOYBOX_CAPTIONS if self.prompts.resolve() == TOYBOX_PROMPTS else self.prompts)
 
 
 def read_words(words: Sequence[str]) -> Settings:
@@ -129,6 +129,9 @@ def make_table(settings: Settings, run: Any = None) -> int:
     began, models = time.monotonic(), settings.models
     table = tables(settings.weights)[settings.table]
     prompts = read_prompts(settings.prompts)
+    captions = read_prompts(settings.caption_set)  # evaluate.py would say it after all the runs
+    if lacking := next((prompt for prompt in prompts if prompt not in captions), None):
+        raise UserError(f"captions={settings.caption_set} lacks the prompt {lacking!r}: add it, a caption a line")
     configs = {row.label: resolve(row, settings) for row in table.rows if row.experiment}
     jobs = plan_jobs(table, models, prompts, settings.prompts, settings.seeds, settings.out_dir, settings.words)
     missing, failed = [], []

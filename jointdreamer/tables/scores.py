@@ -13,7 +13,6 @@ from jointdreamer.tables.runs import ROOT, Job
 from jointdreamer.toybox.world import is_held_out_combination, parse_caption
 
 ABSENT = "-"
-BOUNDS = ("mean", "low", "high")
 Groups = Mapping[str, Mapping[str, Any]]  # name of the runs -> its group of evaluation.json
 
 
@@ -62,7 +61,7 @@ def read_groups(file: Path) -> Groups:
         said = json.loads(study.read_text(encoding="utf-8"))
         about, shares = said["evaluation"], {one["method"]: one["preferred"] for one in said["methods"]}
         percents = {
-            name: {bound: 100 * share[key] for bound, key in zip(BOUNDS, ("share", "low", "high"), strict=True)}
+            name: {"mean": 100 * share["share"], "low": 100 * share["low"], "high": 100 * share["high"]}
             for name, share in shares.items()
             if share["share"] is not None
         }

@@ -1,6 +1,7 @@
 """The command: its words, resuming, exit statuses. Runs and scores are faked, so that this is about the command."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,8 @@ def test_words():
     plain = read_words(["table1"])
     assert plain.models == "toybox" and plain.caption_set.name == "toybox153.txt"
     assert read_words(["table1", "prompts=p.txt"]).caption_set == Path("p.txt")
+    bundled = os.path.relpath(command.TOYBOX_PROMPTS)
+    assert read_words(["table1", f"prompts={bundled}"]).caption_set == plain.caption_set
     assert read_words(["table1", "captions=c.txt"]).caption_set == Path("c.txt")
 
 
@@ -58,6 +61,16 @@ def test_mistakes_are_one_line_and_status_2(words, said, capsys):
     assert main(words) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and said in errors
+
+
+def test_captions_without_a_prompt_are_told_before_any_run(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red cat\na green bear\n")
+    (tmp_path / "captions.txt").write_text("a red cat\n")
+    settings = Settings("table1", prompts=tmp_path / "prompts.txt", captions=tmp_path / "captions.txt")
+    with pytest.raises(UserError, match="captions.txt lacks the prompt 'a green bear'"):
+        make_table(settings, run=lambda job: pytest.fail("a run was made"))
+    with pytest.raises(UserError, match="missing.txt"):
+        make_table(Settings("table1", captions=tmp_path / "missing.txt"), run=lambda job: pytest.fail("a run was made"))
 
 
 def test_a_word_that_train_py_does_not_take_is_told_before_any_run(tmp_path):
