@@ -112,7 +112,9 @@ def test_children_get_their_words_threads_and_our_stop(tmp_path, monkeypatch):
 
 def test_an_interrupt_stops_the_children_and_starts_no_other(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(
-        "import pathlib, sys, time\npathlib.Path(sys.argv[7][8:]).touch()\ntime.sleep(60)\n"
+        "import pathlib, sys, time\n"
+        "pathlib.Path(next(w[8:] for w in sys.argv if w.startswith('out_dir='))).touch()\n"
+        "time.sleep(60)\n"
     )
     monkeypatch.setattr("jointdreamer.tables.runs.ROOT", tmp_path)
     jobs = planned(tmp_path / "begun")
