@@ -37,8 +37,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.weight_decay": (float, 0, 10),
     "training.clip": (float, 1e-6, inf),
     "training.direction_weight": (float, 0, inf),
-    "training.adversary_radius": (float, 0, inf),
-    "training.adversary_steps": (int, 1, 100),
+    "training.derivative_weight": (float, 0, inf),
     "estimates.share": (float, 0, 1),
     "validation_groups": (int, 1, 10**6),
     "every.log": (int, 1, inf),
@@ -47,6 +46,15 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 }
 CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
+
+
+class Corrections(NamedTuple):
+    """What each of N images should become: see `derivative_cosine`."""
+
+    first: "Tensor"  # (N,) rows of Batch.rgb
+    camera: "Tensor"  # (N, 16)
+    shown: "Tensor"  # (N, 3, R, R) instead of the true view
+    true: "Tensor"  # (N, 3, R, R)
 
 
 class Batch(NamedTuple):
@@ -60,22 +68,25 @@ class Batch(NamedTuple):
     label: "Tensor"  # (P,) 1 coherent, 0 not
     kind: "Tensor"  # (P,) of view_pairs: TRUE, WRONG_POSE, OTHER_OBJECT
     angle: "Tensor"  # (P,) degrees between the two views
+    corrections: Corrections | None = None
 
     def to(self, device: Any) -> "Batch":
-        return Batch(*(x.to(device) for x in self))
+        moved = {name: x.to(device) for name, x in self._asdict().items() if name != "corrections"}
+        corrections = self.corrections and Corrections(*(x.to(device) for x in self.corrections))
+        return Batch(**moved, corrections=corrections)
 
 
 class Best:
-    """The best validation so far; it survives a resume."""
+    """The best validation so far, by ROC-AUC and, where taught, the derivative's cosine; it survives a resume."""
 
     def __init__(self):
-        self.auc, self.step = -1.0, 0
+        self.score, self.step = -1.0, 0
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.auc, self.step = state["auc"], state["step"]
+        self.score, self.step = state["score"], state["step"]
 
 
 def train(cfg: dict[str, Any]) -> int:
@@ -139,6 +150,7 @@ def train(cfg: dict[str, Any]) -> int:
         state, file = read_dino(dino["source"], download=device.type == "cuda")
         classifier.load_backbone(state, str(file))
         weights = [file]
+    teaches_derivative = training["derivative_weight"] > 0
     learner = build_learner(classifier, training["direction_weight"] > 0).to(device)
     optimizer, best = build_optimizer(learner, training["weight_decay"]), Best()
     parts = {"learner": learner, "optimizer": optimizer, "best": best}
@@ -176,8 +188,13 @@ def train(cfg: dict[str, Any]) -> int:
 
         def load(key: tuple[int, int]) -> Batch:
             group, rng = sampler.group(*key)
-            batch = to_batch(group, rng, background, augmentation)
-            return batch if look_through is None else batch._replace(rgb=look_through(batch.rgb, rng))
+            batch = to_batch(group, rng, background, augmentation, teaches_derivative)
+            if look_through is None:
+                return batch
+            if batch.corrections is None:
+                return batch._replace(rgb=look_through(batch.rgb, rng))
+            rgb, shown = look_through(torch.cat([batch.rgb, batch.corrections.shown]), rng).chunk(2)
+            return batch._replace(rgb=rgb, corrections=batch.corrections._replace(shown=shown))
 
         mine = range(rank, training["groups"], processes)
         keys = ((step, number) for step in range(start, steps) for number in mine)
@@ -188,41 +205,44 @@ def train(cfg: dict[str, Any]) -> int:
             "processes": processes,
             "n_groups": cfg["validation_groups"],
             "background": background,
+            "teaches_derivative": teaches_derivative,
         }
 
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
             optimizer.zero_grad()
-            seen = torch.zeros(4, device=device)  # what the processes add up: two losses, accuracy, signals
+            seen = torch.zeros(5, device=device)  # what the processes add up: losses, cosine, accuracy, signals
             for position in range(len(mine)):
                 batch = next(batches).to(device)
-                if training["adversary_radius"]:
-                    radius, tries = training["adversary_radius"], training["adversary_steps"]
-                    batch = batch._replace(rgb=adversarial(classifier, batch, radius, tries))
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                    logits, direction = model(batch.rgb, batch.first, batch.second, batch.camera)
+                    logits, direction, cosine = model(batch)
                     bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
                     if direction is not None:
                         mse = mse_loss(direction, batch.direction)
                         loss = bce + training["direction_weight"] * mse
                         seen[1] += mse.detach() / training["groups"]
+                    if cosine is not None:
+                        loss = loss + training["derivative_weight"] * (1 - cosine)
+                        seen[4] += cosine.detach() / training["groups"]
                     accelerator.backward(loss / len(mine))
                 seen[0] += bce.detach() / training["groups"]
                 seen[2] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
             seen[3] = float(stop.requested is not None)
             seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
-            loss, direction_loss, accuracy, stopping = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
+            loss, direction_loss, accuracy, stopping, cosine = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
             check_finite(
                 step,
-                loss + direction_loss,
-                {"bce": loss, "direction": direction_loss},
+                loss + direction_loss + cosine,
+                {"bce": loss, "direction": direction_loss, "derivative": cosine},
                 run.newest_checkpoint if run else None,
             )
             clip_grad_norm_(learner.parameters(), training["clip"])
             optimizer.step(SimpleNamespace(matrices=lr, vectors=lr))
 
             lesson = {"loss/direction": direction_loss} if learner.direction is not None else {}
+            if teaches_derivative:
+                lesson["derivative_cosine"] = cosine
 
             done = step + 1
             found: dict[str, float] = {}
@@ -235,8 +255,9 @@ def train(cfg: dict[str, Any]) -> int:
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
                     )
                     classifier.save(run.path / "last")
-                    if found["val/auc"] > best.auc:
-                        best.auc, best.step = found["val/auc"], done
+                    score = found["val/auc"] + found.get("val/derivative_cosine", 0.0)
+                    if score > best.score:
+                        best.score, best.step = score, done
                         classifier.save(run.path / "best")
                     logger.image("curves", step, save_curves(run.path))
                 if due(done, every["checkpoint"]) or stopping or done == steps:
@@ -326,24 +347,26 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], device: A
     return look_through
 
 
-def adversarial(classifier: Any, batch: Batch, radius: float, tries: int) -> Any:
-    """The batch's images, each moved by at most `radius` (L2, of values in [0, 1]) to where its labels fit worst.
+def derivative_cosine(classifier: Any, features: Any, corrections: Corrections, create_graph: bool) -> Any:
+    """Mean over images of the cosine between the derivative of the logit and what would make the view the true one.
 
-    Adversarial training (Madry et al. 2018). The derivative of an ordinary classifier with respect to its images is
-    noise to the eye, and following it, as the energy does, changes the logit and nothing one can see; of one that such
-    noise does not fool, it shows what is wrong with the views (Tsipras et al. 2019).
+    The energy uses nothing of the classifier but this derivative, and that of an ordinary one is noise to the eye:
+    following it changes the logit and nothing that one can see. So it is taught: of a pair whose second image shows
+    something else (the first again, another side, another object), the derivative with respect to that image should
+    point to the view that belongs there. Only the direction is asked for, its length is the labels' affair.
+
+    create_graph: for training on it, which takes second derivatives.
     """
     import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import cosine_similarity
 
-    moved = torch.zeros_like(batch.rgb)
-    for _ in range(tries):
-        images = (batch.rgb + moved).requires_grad_(True)
-        logits = classifier(images, batch.first, batch.second, batch.camera)
-        (up,) = torch.autograd.grad(binary_cross_entropy_with_logits(logits, batch.label), images)
-        moved = moved + 1.5 * radius / tries * up / up.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-        moved = moved * (radius / moved.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp(max=1)[:, None, None, None]
-    return batch.rgb + moved
+    shown = corrections.shown.detach().requires_grad_(True)
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
+        logits = classifier.compare(features.take(corrections.first), classifier.encode(shown), corrections.camera)
+        (slope,) = torch.autograd.grad(logits.sum(), shown, create_graph=create_graph)
+    wanted = corrections.true - shown.detach()
+    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean()
 
 
 def build_learner(classifier: Any, tells_direction: bool) -> Any:
@@ -361,11 +384,15 @@ def build_learner(classifier: Any, tells_direction: bool) -> Any:
             self.classifier = classifier
             self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
 
-        def forward(self, rgb, first, second, camera):
-            """Logits (P,), and directions (N, 3) or None."""
-            features = classifier.encode(rgb)
-            logits = classifier.compare(features.take(first), features.take(second), camera)
-            return logits, None if self.direction is None else self.direction(features.summary)
+        def forward(self, batch):
+            """Logits (P,), directions (N, 3) or None, and the derivative's cosine, or None without corrections."""
+            features = classifier.encode(batch.rgb)
+            logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
+            direction = None if self.direction is None else self.direction(features.summary)
+            cosine = None
+            if batch.corrections is not None:
+                cosine = derivative_cosine(classifier, features, batch.corrections, create_graph=True)
+            return logits, direction, cosine
 
     return Learner()
 
@@ -382,18 +409,31 @@ def build_optimizer(learner: Any, weight_decay: float) -> Any:
     return RatedAdamW(groups, lr=0.0, betas=(0.9, 0.999))
 
 
-def to_batch(group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None) -> Batch:
-    """A sampler's group with its images over their backgrounds, augmented."""
+def to_batch(
+    group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None, corrections: bool = False
+) -> Batch:
+    """A sampler's group with its images over their backgrounds, augmented; and, if asked for, its corrections."""
+    import numpy as np
     import torch
 
     from jointdreamer.data.augment import to_images
+    from jointdreamer.data.view_pairs import draw_corrections
     from jointdreamer.models.pair_classifier import camera_numbers
 
     direction = torch.from_numpy(group.c2w[:, :3, 2])
     arrays = (group.first, group.second, group.c2w_1, group.c2w_2, group.label, group.kind, group.angle)
     first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
     rgb = to_images(group.rgba, background, rng, augmentation)
-    return Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
+    batch = Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
+    if not corrections:
+        return batch
+    reference, instead, share, seed = draw_corrections(group, rng)
+    wrong, true = (to_images(x, background, np.random.default_rng(seed)) for x in (group.rgba[instead], group.rgba))
+    noise = rng.uniform(0, 0.04) * torch.from_numpy(rng.standard_normal(true.shape, np.float32))
+    shown = torch.lerp(wrong, true, torch.from_numpy(share).view(-1, 1, 1, 1)) + noise
+    c2w = torch.from_numpy(group.c2w)
+    told = camera_numbers(c2w[reference], c2w)
+    return batch._replace(corrections=Corrections(torch.from_numpy(reference), told, shown, true))
 
 
 def validate(
@@ -404,8 +444,12 @@ def validate(
     processes: int,
     n_groups: int,
     background: tuple[float, float],
+    teaches_derivative: bool,
 ) -> dict[str, float]:
-    """ROC-AUC and accuracy on the same pairs of held-out objects each time; by kind, and by the angle between views."""
+    """ROC-AUC and accuracy on the same pairs of held-out objects each time; by kind, and by the angle between views.
+
+    teaches_derivative: `derivative_cosine` too
+    """
     import torch
     from accelerate.utils import gather_object
 
@@ -416,15 +460,21 @@ def validate(
     with torch.no_grad():
         for number in range(rank, n_groups, processes):
             group, rng = sampler.group(0, number)
-            batch = to_batch(group, rng, background).to(device)
-            logits = classifier(batch.rgb, batch.first, batch.second, batch.camera)
-            found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle))))
+            batch = to_batch(group, rng, background, corrections=teaches_derivative).to(device)
+            features = classifier.encode(batch.rgb)
+            logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
+            cosine = logits.new_zeros(1)
+            if batch.corrections is not None:
+                cosine = derivative_cosine(classifier, features, batch.corrections, create_graph=False)[None]
+            found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle, cosine))))
     if processes > 1:
         found = gather_object(found)
     found = sorted(found, key=lambda one: int(one[0]))
-    logits, label, kind, angle = (torch.cat([one[i] for one in found]) for i in range(1, 5))
+    logits, label, kind, angle, cosine = (torch.cat([one[i] for one in found]) for i in range(1, 6))
     correct = (logits > 0) == label.bool()
     numbers = {"val/auc": roc_auc(logits, label), "val/accuracy": float(correct.double().mean())}
+    if teaches_derivative:
+        numbers["val/derivative_cosine"] = float(cosine.double().mean())
     for name, what in (("true", TRUE), ("wrong_pose", WRONG_POSE), ("other_object", OTHER_OBJECT)):
         if (kind == what).any():
             numbers[f"val/accuracy/{name}"] = float(correct[kind == what].double().mean())

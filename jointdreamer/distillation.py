@@ -10,6 +10,7 @@ All latents are (B, V, C, h, w); B rigs never influence each other. Random numbe
 """
 
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Literal, Protocol
 
@@ -162,6 +163,7 @@ def energy_gradient(
             timesteps=noised.timesteps,
             text=text,
             decode=guidance.decode,
+            encode=partial(guidance.encode, generator=generator, grad=False),
             x0_guided=x0_from_noise(noised.latents_noisy, pred.noise.detach(), noised.alpha_t, noised.sigma_t),
             latents=noised.latents,
             generator=generator,

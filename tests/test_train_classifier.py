@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import Batch, adversarial
+from train_classifier import Corrections, derivative_cosine
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -51,6 +51,7 @@ def words(toys, tiny_classifier_folder) -> Callable[..., list[str]]:
         "training.objects=4",
         "training.views=2",
         "training.warm_up=2",
+        "training.derivative_weight=0.5",
         "validation_groups=2",
         "every.log=1",
         f"every.validate={EVERY}",
@@ -144,25 +145,61 @@ def test_it_learns(go, words, tmp_path):
     assert sum(losses[-20:]) / 20 < 0.6
 
 
-def test_the_adversary_moves_every_image_against_its_labels_as_far_as_it_may():
-    """A logit that is a plane's height: the worst image lies straight up or down from it."""
-    plane = torch.randn(3 * 4 * 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+class Distance(torch.nn.Module):
+    """A classifier that knows how the second view comes from the first, by a gain: logit = -|second - gain first|^2."""
 
-    def classifier(rgb, first, second, camera):
-        return rgb.flatten(1)[first] @ plane
+    class Seen(tuple):
+        def take(self, index):
+            return Distance.Seen(x[index] for x in self)
 
-    rgb = torch.rand(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    rows, nothing = torch.arange(2), torch.zeros(2)
-    label = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    batch = Batch(rgb, nothing, rows, rows, nothing, label, nothing, nothing)
-    for tries in (1, 3):
-        moved = (adversarial(classifier, batch, 0.5, tries) - rgb).flatten(1)
-        expected = 0.5 * plane / plane.norm() * torch.tensor([[-1.0], [1.0]])
-        torch.testing.assert_close(moved, expected.to(moved))
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(gain))
+
+    def encode(self, rgb):
+        return self.Seen((rgb,))
+
+    def compare(self, first, second, camera):
+        return -(second[0] - self.gain * first[0]).square().flatten(1).sum(1)
 
 
-def test_it_goes_on_from_a_classifier_with_estimates_and_an_adversary(go, words, whole, tiny_sd_folder, tmp_path):
-    more = ["training.adversary_radius=0.5", "training.adversary_steps=1", "estimates.share=1", "training.steps=2"]
+def test_the_derivative_is_judged_by_where_it_points():
+    g = torch.Generator().manual_seed(0)
+    seen, shown = torch.rand(4, 3, 6, 6, generator=g), torch.rand(4, 3, 6, 6, generator=g)
+    first = torch.tensor([2, 0, 3, 1])
+
+    def cosine(gain, true, create_graph=False):
+        classifier = Distance(gain)
+        there = Corrections(first, torch.zeros(4, 16), shown, true)
+        return classifier, derivative_cosine(classifier, classifier.encode(seen), there, create_graph)
+
+    _, right = cosine(0.5, 0.5 * seen[first])
+    _, opposite = cosine(0.5, 2 * shown - 0.5 * seen[first])
+    assert right.item() == pytest.approx(1) and opposite.item() == pytest.approx(-1)
+    assert not right.requires_grad
+    with torch.no_grad():  # as in a validation
+        assert cosine(0.5, 0.5 * seen[first])[1].item() == pytest.approx(1)
+
+    classifier, half = cosine(0.3, 0.5 * seen[first], create_graph=True)
+    assert half.item() < 1
+    half.backward()
+    assert classifier.gain.grad is not None and classifier.gain.grad > 0  # towards the gain that is right
+
+
+def test_the_derivative_can_be_taught(go, words, tmp_path):
+    """28 toys of 16 pixels, two views of eight at a time: the cosine climbs from nothing."""
+    more = ["training.objects=8", "training.steps=200", "training.lr=0.003", "training.derivative_weight=3"]
+    more += ["classifier.hidden_size=32", "classifier.head_width=64", "training.warm_up=10", "every.checkpoint=0"]
+    more += ["augmentation.jitter=0", "augmentation.blur=0", "every.validate=200"]
+    assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
+    found = rows(run_folder(tmp_path))
+    cosines = [row["derivative_cosine"] for row in found]
+    assert abs(sum(cosines[:5]) / 5) < 0.1 and sum(cosines[-20:]) / 20 > 0.15
+    assert found[-1]["val/derivative_cosine"] > 0.1
+
+
+def test_it_goes_on_from_a_classifier_with_estimates(go, words, whole, tiny_sd_folder, tmp_path):
+    more = ["estimates.share=1", "training.steps=2"]
     more += [f"models.text_to_image.source={tiny_sd_folder('epsilon')}", "models.text_to_image.image_size=16"]
     more += [f"start_from={whole / 'best'}", "training.lr=1e-12", "every.validate=1"]
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TRUE, WRONG_POSE, OTHER_OBJECT = 0, 1, 2  # kinds of a pair; the first is label 1
 CHECKED_FIRST = 8  # objects that are looked at before anything begins
 ROTATION_TOLERANCE = 1e-3
+REFERENCE_IN_FRONT = 0.6  # of the corrections: the view of the object that is nearest to the front
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -223,6 +224,7 @@ class Group:
     c2w_2: np.ndarray  # (P, 4, 4)
     kind: np.ndarray  # (P,) TRUE, WRONG_POSE or OTHER_OBJECT
     angle: np.ndarray  # (P,) degrees between the directions from which the two images were taken
+    object: np.ndarray  # (N,) which of the group's objects each image shows
 
     @property
     def label(self) -> np.ndarray:
@@ -311,7 +313,8 @@ class PairSampler:
         direction = images_c2w[:, :3, 2]  # backward: from the object to the camera
         cosine = (direction[index_1] * direction[index_2]).sum(-1)
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-        group = Group(rgba, images_c2w, index_1, index_2, np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
+        told = (np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
+        group = Group(rgba, images_c2w, index_1, index_2, *told, np.repeat(np.arange(n), v))
         return group, rng
 
     def _draw_objects(self, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
@@ -357,6 +360,28 @@ class PairSampler:
         turned[[i, j]] = False
         possible = np.flatnonzero(turned)
         return poses[int(rng.choice(possible))] if len(possible) else None
+
+
+def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """For every image of a group, the true view: what is compared with it, and what is shown instead of it.
+
+    Returns rows of rgba (N,) of a reference, another view of the same object; rows (N,) of what is shown: mostly the
+    reference again, as a face on every side is, or a third view, sometimes a view of any object; by how much (N,),
+    float32, the true view already shines through; and a seed for the backgrounds.
+    """
+    name, n = group.object, len(group.rgba)
+    alike = (name[:, None] == name) & ~np.eye(n, dtype=bool)
+
+    def draw(allowed: np.ndarray) -> np.ndarray:  # (N, N) -> a column of each row
+        return np.where(allowed, rng.random((n, n)), -1).argmax(1)
+
+    # The energy is given a view from the front (azimuth 0, along x), so that is what most should be able to tell from
+    front = np.where(alike, group.c2w[:, 0, 2], -np.inf).argmax(1)
+    reference = np.where(rng.random(n) < REFERENCE_IN_FRONT, front, draw(alike))
+    same = np.where(rng.random(n) < 0.5, reference, draw(alike))
+    instead = np.where(rng.random(n) < 0.85, same, rng.integers(n, size=n))
+    share = np.where(rng.random(n) < 0.5, 0, rng.uniform(0, 0.7, n)).astype(np.float32)
+    return reference, instead, share, int(rng.integers(2**63))
 
 
 def rotation_angle(c2w_1: np.ndarray, c2w_2: np.ndarray) -> np.ndarray:

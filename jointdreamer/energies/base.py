@@ -26,6 +26,7 @@ class Views:
     decode: Callable[[Tensor], Tensor]  # latents -> images, for energies that look at pixels
     latents: Tensor | None = None  # (B, V, C, h, w) clean, of the text-to-image prior's autoencoder, detached
     generator: torch.Generator | None = None  # every random draw goes through it, so that a resume is exact
+    encode: Callable[[Tensor], Tensor] | None = None  # images in [0, 1] -> latents, without a gradient
     x0_guided: Tensor | None = None  # (B, V, C, h, w) what the text-to-image prior, guided by the text, makes of x_t
 
 

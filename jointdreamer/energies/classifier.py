@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import logsigmoid, one_hot
 from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.energies.base import Energy, Views
@@ -33,7 +33,7 @@ class ScaleGradient(torch.autograd.Function):
 class ClassifierEnergy(Energy):
     """C = scale times the sum over pairs of views of a rig of M_CLS(view i, view j, relative pose), unbounded logits.
 
-    The pairs are neighbours (v, v + 1), the last one's neighbour being the first, or all.
+    The pairs are neighbours (v, v + 1), the last one's neighbour being the first, or all, or the given view with each.
 
     The views are decoded one-step estimates, so the gradient reaches x_t through the decoder and the classifier. (Eq. 6
     sums over all i != j and the text speaks of neighbours; the released code has no such energy.)
@@ -42,10 +42,17 @@ class ClassifierEnergy(Energy):
     image_size: pixels that it must have been trained on; None takes any
     decoder: folder or hub id of a small decoder (diffusers' AutoencoderTiny) in place of the prior's own
     scale: a factor of the energy: logits are of another size than Eq. 8's squared distances
-    pairs: "neighbours" sums over (v, v + 1), as the paper's text has it; "all" over all i != j, as Eq. 6 is printed
+    pairs: "neighbours" sums over (v, v + 1), as the paper's text has it; "all" over all i != j, as Eq. 6 is printed;
+        "given" over the anchor with every other view
     anchor: "front" takes the view that looks most from the front (azimuth nearest 0, where view-dependent prompts say
         so too) as given: the text-to-image prior's guided estimate of it, without a gradient; the others follow it.
         null treats all alike: then four equal views of a rig get equal gradients, and a face on each of them stays
+    ascent: 0, or steps along the derivative that are taken at once, in images, where a classifier's training has
+        taught it (`training.derivative_weight`). A derivative says little of how far it holds, and the decoder's
+        transpose blurs it; so the images of the views climb the sum of log sigmoid(logit), which no longer pulls where
+        a pair is coherent, and C = -scale/2 |x0 - x0 of where they arrive|^2, as in Eq. 7 and 8, with no gradient
+        through the decoder
+    ascent_step: images in [0, 1] move by so many times the derivative
     low_memory: recompute each view's decoder and backbone on the way back: memory of one view instead of V
 
     Raises UserError, one line, for weights that are missing, damaged or trained for something else.
@@ -59,14 +66,20 @@ class ClassifierEnergy(Energy):
         scale: float = 1.0,
         pairs: str = "neighbours",
         anchor: str | None = None,
+        ascent: int = 0,
+        ascent_step: float = 3.0,
         low_memory: bool = True,
         device: str | torch.device = "cpu",
     ):
         super().__init__()
         if anchor not in (None, "front"):
             raise UserError(f"energy.anchor={anchor}: choose front or null")
-        if pairs not in ("neighbours", "all"):
-            raise UserError(f"energy.pairs={pairs}: choose neighbours or all")
+        if pairs not in ("neighbours", "all", "given"):
+            raise UserError(f"energy.pairs={pairs}: choose neighbours, all or given")
+        if pairs == "given" and anchor is None:
+            raise UserError("energy.pairs=given: no view is given without energy.anchor=front")
+        if not isinstance(ascent, int) or ascent < 0 or ascent_step <= 0:
+            raise UserError(f"energy.ascent={ascent}, ascent_step={ascent_step}: wanted steps from 0 up, and above 0")
         device = torch.device(device)
         classifier, self.folder = load_classifier(source, image_size)
         self.classifier = classifier.to(device)
@@ -80,7 +93,8 @@ class ClassifierEnergy(Energy):
             self.decoder = load_part(AutoencoderTiny, folder, "", dtype).to(device)
         self.scale = scale
         self.anchored = anchor is not None
-        self.all_pairs = pairs == "all"
+        self.pairs = pairs
+        self.ascent, self.ascent_step = ascent, ascent_step
         self.low_memory = low_memory
         self.views_decoded = 1 if low_memory else inf
 
@@ -93,26 +107,49 @@ class ClassifierEnergy(Energy):
             images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
             return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
 
-        looked_at = views.x0
-        if self.anchored:
-            nearest = views.cameras.azimuth.cos().argmax(1).to(looked_at.device)
-            given = one_hot(nearest, n_views).bool()[:, :, None, None, None]
-            ahead = views.x0 if views.x0_guided is None else views.x0_guided
-            looked_at = torch.where(given, ahead.detach(), looked_at)
+        nearest = views.cameras.azimuth.cos().argmax(1).to(views.x0.device)
+        given = one_hot(nearest, n_views).bool()[:, :, None, None, None] & self.anchored
+        ahead = views.x0 if views.x0_guided is None else views.x0_guided
+        looked_at = torch.where(given, ahead.detach(), views.x0)
+        if self.ascent:
+            arrived = self._climb(looked_at, given, views)
+            return -0.5 * self.scale * ((views.x0 - arrived) * ~given).square().sum((1, 2, 3, 4))
         seen = []
         for x0 in looked_at.unbind(1):
             seen.append(checkpoint(see, x0, use_reentrant=False) if self.low_memory else see(x0))
-        c2w = views.cameras.c2w.to(views.x0.device)
-        coherence = views.x0.new_zeros(len(views.x0))
-        for one, other in self._pairs(n_views):
-            camera = camera_numbers(c2w[:, one], c2w[:, other])
-            coherence = coherence + self.classifier.compare(seen[one], seen[other], camera)
-        return self.scale * coherence
+        return self.scale * self._logits(seen, views).sum(1)
 
-    def _pairs(self, n_views: int) -> list[tuple[int, int]]:
-        if self.all_pairs:
-            return [(v, w) for v in range(n_views) for w in range(n_views) if v != w]
-        return [(v, (v + 1) % n_views) for v in range(n_views)]
+    @torch.no_grad()
+    def _climb(self, x0: Tensor, given: Tensor, views: Views) -> Tensor:
+        """Latents of where `ascent` steps lead the images of x0, both (B, V, C, h, w); given: (B, V, 1, 1, 1)."""
+        if views.encode is None:
+            raise UserError("energy.ascent: these views come without an encoder (Views.encode)")
+        images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1).clamp(0, 1)
+        for _ in range(self.ascent):
+            images.requires_grad_(True)
+            with torch.enable_grad():
+                logits = self._logits([self.classifier.encode(one) for one in images.unbind(1)], views)
+                (slope,) = torch.autograd.grad(logsigmoid(logits).sum(), images)
+            images = (images.detach() + self.ascent_step * slope * ~given).clamp(0, 1)
+        return views.encode(images)
+
+    def _logits(self, seen: list[Features], views: Views) -> Tensor:
+        """(B, P) of the pairs of each rig."""
+        c2w, n_views = views.cameras.c2w.to(views.x0.device), len(seen)
+
+        def compare(first: Features, c2w_1: Tensor, second: int) -> Tensor:  # (B,)
+            return self.classifier.compare(first, seen[second], camera_numbers(c2w_1, c2w[:, second]))
+
+        if self.pairs == "given":
+            rows, nearest = torch.arange(len(c2w)), views.cameras.azimuth.cos().argmax(1)
+            first = Features(*(torch.stack(parts, 1)[rows, nearest] for parts in zip(*seen, strict=True)))
+            logits = torch.stack([compare(first, c2w[rows, nearest], v) for v in range(n_views)], 1)
+            itself = one_hot(nearest, n_views).bool().to(logits.device)
+            return logits.masked_fill(itself, 0.0)  # no pair
+        pairs = [(v, (v + 1) % n_views) for v in range(n_views)]
+        if self.pairs == "all":
+            pairs = [(v, w) for v in range(n_views) for w in range(n_views) if v != w]
+        return torch.stack([compare(seen[v], c2w[:, v], w) for v, w in pairs], 1)
 
     def images(self, x0: Tensor, views: Views) -> Tensor:
         """Latents (B, C, h, w) of one view -> images (B, 3, H, W), about [0, 1]."""

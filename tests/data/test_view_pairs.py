@@ -20,6 +20,7 @@ from jointdreamer.data.view_pairs import (
     PairSampler,
     ViewFolder,
     camera_to_world,
+    draw_corrections,
     is_held_out,
     open_views,
     prefetch,
@@ -123,6 +124,29 @@ def test_a_group_is_a_pure_function_of_seed_step_and_number():
     assert rng_1.random() == rng_2.random()
     for other in (sampler(seed=4).group(7, 2), sampler(seed=3).group(8, 2), sampler(seed=3).group(7, 3)):
         assert not np.array_equal(one.rgba, other[0].rgba)
+
+
+def test_a_correction_compares_with_another_view_of_the_object_and_shows_a_wrong_one():
+    copies, fronts, strangers, shares = [], [], [], []
+    for number in range(40):
+        group, rng = sampler(objects=3, views=4).group(0, number)
+        reference, instead, share, _ = draw_corrections(group, rng)
+        rows = np.arange(12)
+        assert (group.object[reference] == group.object).all() and (reference != rows).all()
+        assert (group.rgba[:, 0, 0, 0][reference] == group.rgba[:, 0, 0, 0]).all()  # as the images themselves say
+        same = group.object[instead] == group.object
+        assert (instead[same] != rows[same]).mean() > 0.9
+        copies.append(instead == reference)
+        strangers.append(~same)
+        facing = np.where((group.object[:, None] == group.object) & ~np.eye(12, dtype=bool), group.c2w[:, 0, 2], -9)
+        fronts.append(reference == facing.argmax(1))
+        shares.append(share)
+    assert 0.4 < np.mean(copies) < 0.7 and 0.03 < np.mean(strangers) < 0.2
+    assert 0.6 < np.mean(fronts) < 0.85  # 0.6, and a third of the rest by chance
+    assert 0.4 < np.mean(np.concatenate(shares) == 0) < 0.6 and np.max(shares) <= 0.7
+    again, rng = sampler(objects=3, views=4).group(0, 39)
+    for one, other in zip(draw_corrections(again, rng)[:3], (reference, instead, share), strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_held_out_objects_stay_held_out():

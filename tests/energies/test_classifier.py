@@ -11,7 +11,7 @@ from jointdreamer.cameras import Cameras, Rig, sample_cameras
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.classifier import ClassifierEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import camera_numbers
+from jointdreamer.models.pair_classifier import Features, camera_numbers
 from jointdreamer.prompts import Conditioning
 
 SHIPPED = Path(__file__).parents[2] / "jointdreamer" / "toybox" / "weights" / "classifier"
@@ -35,11 +35,15 @@ def views(n_rigs=2, n_views=4, size=8, x0=None, cameras=None, decode=None):
 
 
 @pytest.mark.parametrize("n_views", [2, 3, 4])
-@pytest.mark.parametrize("pairs", ["neighbours", "all"])
+@pytest.mark.parametrize("pairs", ["neighbours", "all", "given"])
 def test_energy_is_the_sum_over_pairs(tiny_classifier_folder, n_views, pairs):
-    """Neighbours, the last one's being the first; or every view with every other, both ways round."""
-    energy = ClassifierEnergy(tiny_classifier_folder, scale=2.0, pairs=pairs)
+    """Neighbours, the last one's being the first; or every view with every other, both ways round; or the front one
+    with every other."""
+    energy = ClassifierEnergy(
+        tiny_classifier_folder, scale=2.0, pairs=pairs, anchor="front" if pairs == "given" else None
+    )
     seen = views(n_views=n_views)
+    front = seen.cameras.azimuth.cos().argmax(1).tolist()
     coherence = energy(seen)
     images = seen.decode(seen.x0)
     expected = torch.zeros(2)
@@ -47,6 +51,8 @@ def test_energy_is_the_sum_over_pairs(tiny_classifier_folder, n_views, pairs):
         for v in range(n_views):
             for w in range(n_views):
                 if v == w or (pairs == "neighbours" and w != (v + 1 if v + 1 < n_views else 0)):
+                    continue
+                if pairs == "given" and v != front[rig]:
                     continue
                 camera = camera_numbers(seen.cameras.c2w[rig, v], seen.cameras.c2w[rig, w])
                 pair = torch.stack([images[rig, v], images[rig, w]])
@@ -71,8 +77,74 @@ def test_the_anchor_is_given_and_the_others_follow(tiny_classifier_folder):
     torch.testing.assert_close(grad, expected)
     with pytest.raises(UserError, match="energy.anchor=back: choose front or null"):
         ClassifierEnergy(tiny_classifier_folder, anchor="back")
-    with pytest.raises(UserError, match="energy.pairs=some: choose neighbours or all"):
+    with pytest.raises(UserError, match="energy.pairs=some: choose neighbours, all or given"):
         ClassifierEnergy(tiny_classifier_folder, pairs="some")
+
+
+class Blank(torch.nn.Module):
+    """A classifier whose logit is bias - |second - first - pull|^2 / 2, whatever the cameras."""
+
+    def __init__(self, bias=0.0, pull=0.1):
+        super().__init__()
+        self.bias, self.pull = bias, pull
+
+    def encode(self, rgb):
+        return Features(rgb, rgb, rgb)
+
+    def compare(self, first, second, camera):
+        return self.bias - (second.summary - first.summary - self.pull).square().flatten(1).sum(1) / 2
+
+
+def climbing(folder, **options) -> tuple[Any, Views]:
+    energy: Any = ClassifierEnergy(
+        folder, **({"pairs": "given", "anchor": "front", "ascent": 1, "ascent_step": 0.5} | options)
+    )
+    energy.classifier = Blank()
+    seen = views(
+        x0=0.4 + 0.1 * torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(3)), decode=lambda z: z
+    )
+    return energy, replace(seen, encode=lambda rgb: rgb)
+
+
+def test_an_ascent_pulls_to_where_the_derivative_of_log_sigmoid_leads(tiny_classifier_folder):
+    """One step of half the derivative, s(-logit) (first + pull - second), for every view but the given one."""
+    energy, seen = climbing(tiny_classifier_folder, scale=3.0)
+    ahead = torch.full_like(seen.x0, 0.5)
+    coherence = energy(replace(seen, x0_guided=ahead))
+    (grad,) = torch.autograd.grad(coherence.sum(), seen.x0)
+    front = seen.cameras.azimuth.cos().argmax(1)
+    step = 0.5 + 0.1 - seen.x0.detach()
+    logit = -step.square().sum((2, 3, 4), keepdim=True) / 2
+    expected = 0.5 * torch.sigmoid(-logit) * step
+    expected[torch.arange(2), front] = 0
+    torch.testing.assert_close(grad, 3 * expected)
+    torch.testing.assert_close(coherence, -1.5 * expected.square().sum((1, 2, 3, 4)))
+
+
+def test_an_ascent_arrives_stays_an_image_and_leaves_what_is_coherent(tiny_classifier_folder):
+    energy, seen = climbing(tiny_classifier_folder, ascent=60)
+    front = seen.cameras.azimuth.cos().argmax(1)
+    given = seen.x0.detach()[torch.arange(2), front][:, None]
+    for pull in (0.1, 0.8):  # white is the end
+        energy.classifier = Blank(pull=pull)
+        (grad,) = torch.autograd.grad(energy(seen).sum(), seen.x0)
+        arrived = (seen.x0 + grad).detach()
+        wanted = (given + pull).clamp(max=1).expand_as(arrived).clone()
+        wanted[torch.arange(2), front] = given[:, 0]
+        torch.testing.assert_close(arrived, wanted, atol=2e-3, rtol=0)
+    energy.classifier = Blank(bias=200.0)  # coherent beyond doubt
+    assert torch.autograd.grad(energy(seen).sum(), seen.x0)[0].abs().max() < 1e-6
+
+
+def test_an_ascent_needs_an_encoder_and_the_given_pairs_an_anchor(tiny_classifier_folder):
+    energy, seen = climbing(tiny_classifier_folder)
+    with pytest.raises(UserError, match="without an encoder"):
+        energy(replace(seen, encode=None))
+    with pytest.raises(UserError, match="energy.pairs=given: no view is given without energy.anchor=front"):
+        ClassifierEnergy(tiny_classifier_folder, pairs="given")
+    for wrong in ({"ascent": -1}, {"ascent": 1.5}, {"ascent_step": 0}):
+        with pytest.raises(UserError, match="energy.ascent="):
+            climbing(tiny_classifier_folder, **wrong)
 
 
 def test_recomputing_saves_memory_and_changes_nothing(tiny_classifier_folder):
