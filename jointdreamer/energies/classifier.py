@@ -67,7 +67,7 @@ class ClassifierEnergy(Energy):
         pairs: str = "neighbours",
         anchor: str | None = None,
         ascent: int = 0,
-        ascent_step: float = 3.0,
+        ascent_step: float = 6.0,
         low_memory: bool = True,
         device: str | torch.device = "cpu",
     ):
@@ -125,10 +125,12 @@ class ClassifierEnergy(Energy):
         if views.encode is None:
             raise UserError("energy.ascent: these views come without an encoder (Views.encode)")
         images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1).clamp(0, 1)
+        rows = torch.arange(given.numel(), device=x0.device).view(x0.shape[:2])
         for _ in range(self.ascent):
             images.requires_grad_(True)
             with torch.enable_grad():
-                logits = self._logits([self.classifier.encode(one) for one in images.unbind(1)], views)
+                features = self.classifier.encode(images.flatten(0, 1))
+                logits = self._logits([features.take(row) for row in rows.unbind(1)], views)
                 (slope,) = torch.autograd.grad(logsigmoid(logits).sum(), images)
             images = (images.detach() + self.ascent_step * slope * ~given).clamp(0, 1)
         return views.encode(images)

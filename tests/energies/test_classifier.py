@@ -262,3 +262,19 @@ def test_the_energy_rises_with_the_true_view_and_falls_with_a_wrong_one(toys):
     assert torch.allclose(judged(energy, images, swapped), whole, atol=1e-2)  # only relative poses count
     wrong = replace(cameras, c2w=cameras.c2w.flip(1))  # the other way round
     assert (whole > judged(energy, images, wrong)).float().mean() > 0.95
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="no toybox classifier is shipped yet")
+def test_from_a_front_on_every_side_the_energy_leads_towards_the_true_views(toys):
+    """Janus in full: every view of a rig shows the front. Where the ascent arrives, a good part of the way is done."""
+    images, cameras = toys[0][:16], toys[1]
+    cameras = replace(cameras, c2w=cameras.c2w[:16], azimuth=cameras.azimuth[:16])
+    rows, front = torch.arange(16), cameras.azimuth.cos().argmax(1)
+    copied = images[rows, front][:, None].expand_as(images).clone()
+    seen = replace(views(16, x0=copied, cameras=cameras, decode=lambda z: z), encode=lambda rgb: rgb)
+    energy = ClassifierEnergy(SHIPPED, pairs="given", anchor="front", ascent=4)
+    (step,) = torch.autograd.grad(energy(seen).sum(), seen.x0)
+    before, after = (images - copied.detach()), (images - copied.detach() - step)
+    assert after.square().sum() < 0.8 * before.square().sum()
+    nearer = after.square().sum((1, 2, 3, 4)) < before.square().sum((1, 2, 3, 4))
+    assert nearer.float().mean() > 0.9
