@@ -211,7 +211,7 @@ def train(cfg: dict[str, Any]) -> int:
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
             optimizer.zero_grad()
-            seen = torch.zeros(5, device=device)  # what the processes add up: losses, cosine, accuracy, signals
+            seen = torch.zeros(5, device=device)  # what the processes add up: two losses, accuracy, signals, cosine
             for position in range(len(mine)):
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
@@ -427,7 +427,8 @@ def to_batch(
     batch = Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
     if not corrections:
         return batch
-    reference, instead, share, seed = draw_corrections(group, rng)
+    reference, instead, share = draw_corrections(group, rng)
+    seed = int(rng.integers(2**63))  # the same greys behind the wrong and the true view
     wrong, true = (to_images(x, background, np.random.default_rng(seed)) for x in (group.rgba[instead], group.rgba))
     noise = rng.uniform(0, 0.04) * torch.from_numpy(rng.standard_normal(true.shape, np.float32))
     shown = torch.lerp(wrong, true, torch.from_numpy(share).view(-1, 1, 1, 1)) + noise

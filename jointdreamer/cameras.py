@@ -41,6 +41,11 @@ class Cameras:
         """The same cameras on another device."""
         return self._map(lambda x: x.to(device))
 
+    @property
+    def front(self) -> Tensor:
+        """(B,) the number of each rig's view that looks most from the front, azimuth 0."""
+        return self.azimuth.cos().argmax(1)
+
     def select(self, views: Tensor) -> "Cameras":
         """Of each rig these views, by number: (B, K) -> B rigs of K."""
         rows = torch.arange(self.n_rigs, device=views.device)[:, None]

@@ -362,12 +362,12 @@ class PairSampler:
         return poses[int(rng.choice(possible))] if len(possible) else None
 
 
-def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every image of a group, the true view: what is compared with it, and what is shown instead of it.
 
     Returns rows of rgba (N,) of a reference, another view of the same object; rows (N,) of what is shown: mostly the
-    reference again, as a face on every side is, or a third view, sometimes a view of any object; by how much (N,),
-    float32, the true view already shines through; and a seed for the backgrounds.
+    reference again, as a face on every side is, or a third view, sometimes a view of any object; and by how much (N,),
+    float32, the true view already shines through.
     """
     name, n = group.object, len(group.rgba)
     alike = (name[:, None] == name) & ~np.eye(n, dtype=bool)
@@ -381,7 +381,7 @@ def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray
     same = np.where(rng.random(n) < 0.5, reference, draw(alike))
     instead = np.where(rng.random(n) < 0.85, same, rng.integers(n, size=n))
     share = np.where(rng.random(n) < 0.5, 0, rng.uniform(0, 0.7, n)).astype(np.float32)
-    return reference, instead, share, int(rng.integers(2**63))
+    return reference, instead, share
 
 
 def rotation_angle(c2w_1: np.ndarray, c2w_2: np.ndarray) -> np.ndarray:

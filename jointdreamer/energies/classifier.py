@@ -107,8 +107,7 @@ class ClassifierEnergy(Energy):
             images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
             return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
 
-        nearest = views.cameras.azimuth.cos().argmax(1).to(views.x0.device)
-        given = one_hot(nearest, n_views).bool()[:, :, None, None, None] & self.anchored
+        given = one_hot(views.cameras.front.to(views.x0.device), n_views).bool()[:, :, None, None, None] & self.anchored
         ahead = views.x0 if views.x0_guided is None else views.x0_guided
         looked_at = torch.where(given, ahead.detach(), views.x0)
         if self.ascent:
@@ -117,7 +116,8 @@ class ClassifierEnergy(Energy):
         seen = []
         for x0 in looked_at.unbind(1):
             seen.append(checkpoint(see, x0, use_reentrant=False) if self.low_memory else see(x0))
-        return self.scale * self._logits(seen, views).sum(1)
+        whole = Features(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*seen, strict=True)))
+        return self.scale * self._logits(whole, views).sum(1)
 
     @torch.no_grad()
     def _climb(self, x0: Tensor, given: Tensor, views: Views) -> Tensor:
@@ -125,33 +125,31 @@ class ClassifierEnergy(Energy):
         if views.encode is None:
             raise UserError("energy.ascent: these views come without an encoder (Views.encode)")
         images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1).clamp(0, 1)
-        rows = torch.arange(given.numel(), device=x0.device).view(x0.shape[:2])
         for _ in range(self.ascent):
             images.requires_grad_(True)
             with torch.enable_grad():
-                features = self.classifier.encode(images.flatten(0, 1))
-                logits = self._logits([features.take(row) for row in rows.unbind(1)], views)
+                logits = self._logits(self.classifier.encode(images.flatten(0, 1)), views)
                 (slope,) = torch.autograd.grad(logsigmoid(logits).sum(), images)
             images = (images.detach() + self.ascent_step * slope * ~given).clamp(0, 1)
         return views.encode(images)
 
-    def _logits(self, seen: list[Features], views: Views) -> Tensor:
-        """(B, P) of the pairs of each rig."""
-        c2w, n_views = views.cameras.c2w.to(views.x0.device), len(seen)
-
-        def compare(first: Features, c2w_1: Tensor, second: int) -> Tensor:  # (B,)
-            return self.classifier.compare(first, seen[second], camera_numbers(c2w_1, c2w[:, second]))
-
+    def _logits(self, seen: Features, views: Views) -> Tensor:
+        """(B, P) of the pairs of each rig; seen: of B * V images, rig by rig."""
+        c2w = views.cameras.c2w.to(views.x0.device)  # (B, V, 4, 4)
+        b, v = c2w.shape[:2]
+        everyone, front = torch.arange(v), views.cameras.front.cpu()
         if self.pairs == "given":
-            rows, nearest = torch.arange(len(c2w)), views.cameras.azimuth.cos().argmax(1)
-            first = Features(*(torch.stack(parts, 1)[rows, nearest] for parts in zip(*seen, strict=True)))
-            logits = torch.stack([compare(first, c2w[rows, nearest], v) for v in range(n_views)], 1)
-            itself = one_hot(nearest, n_views).bool().to(logits.device)
-            return logits.masked_fill(itself, 0.0)  # no pair
-        pairs = [(v, (v + 1) % n_views) for v in range(n_views)]
-        if self.pairs == "all":
-            pairs = [(v, w) for v in range(n_views) for w in range(n_views) if v != w]
-        return torch.stack([compare(seen[v], c2w[:, v], w) for v, w in pairs], 1)
+            first = front[:, None].expand(b, v - 1)
+            second = (first + everyone[1:]) % v
+        elif self.pairs == "all":
+            first, second = (x.expand(b, -1) for x in (~torch.eye(v, dtype=torch.bool)).nonzero().T)
+        else:
+            first, second = everyone.expand(b, v), everyone.roll(-1).expand(b, v)
+        start = v * torch.arange(b)[:, None]
+        one, other = ((start + x).flatten().to(c2w.device) for x in (first, second))
+        poses = c2w.flatten(0, 1)
+        logits = self.classifier.compare(seen.take(one), seen.take(other), camera_numbers(poses[one], poses[other]))
+        return logits.view(b, -1)
 
     def images(self, x0: Tensor, views: Views) -> Tensor:
         """Latents (B, C, h, w) of one view -> images (B, 3, H, W), about [0, 1]."""

@@ -171,7 +171,7 @@ class ImageToImageEnergy(Energy):
         """The reference's number (B, 1) in each rig."""
         b, v = cameras.azimuth.shape
         if self.reference == FRONT:
-            return cameras.azimuth.cos().argmax(1, keepdim=True)
+            return cameras.front[:, None]
         if isinstance(self.reference, int):
             return torch.full((b, 1), self.reference)
         device = generator.device if generator is not None else None
