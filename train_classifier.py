@@ -38,23 +38,27 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.clip": (float, 1e-6, inf),
     "training.direction_weight": (float, 0, inf),
     "training.derivative_weight": (float, 0, inf),
+    "training.ascent": (int, 0, 1000),
+    "training.ascent_step": (float, 1e-6, inf),
     "estimates.share": (float, 0, 1),
     "validation_groups": (int, 1, 10**6),
     "every.log": (int, 1, inf),
     "every.validate": (int, 0, inf),
     "every.checkpoint": (int, 0, inf),
 }
+FAR = 0.1  # root mean square of pixels in [0, 1]: so far off, nothing of the true view is left; a wrong side is at 0.19
 CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
 
 
 class Corrections(NamedTuple):
-    """What each of N images should become: see `derivative_cosine`."""
+    """What each of N images should become: see `judge_corrections`."""
 
     first: "Tensor"  # (N,) rows of Batch.rgb
     camera: "Tensor"  # (N, 16)
     shown: "Tensor"  # (N, 3, R, R) instead of the true view
     true: "Tensor"  # (N, 3, R, R)
+    steps: "Tensor"  # () the classifier's own steps along its derivative that are taken first
 
 
 class Batch(NamedTuple):
@@ -77,10 +81,10 @@ class Batch(NamedTuple):
 
 
 class Best:
-    """The best validation so far, by ROC-AUC and, where taught, the derivative's cosine; it survives a resume."""
+    """The best validation so far, by ROC-AUC and, where taught, what the derivative does; it survives a resume."""
 
     def __init__(self):
-        self.score, self.step = -1.0, 0
+        self.score, self.step = -inf, 0
 
     def state_dict(self) -> dict[str, Any]:
         return vars(self).copy()
@@ -151,7 +155,8 @@ def train(cfg: dict[str, Any]) -> int:
         classifier.load_backbone(state, str(file))
         weights = [file]
     teaches_derivative = training["derivative_weight"] > 0
-    learner = build_learner(classifier, training["direction_weight"] > 0).to(device)
+    most_steps = training["ascent"] if teaches_derivative else None
+    learner = build_learner(classifier, training["direction_weight"] > 0, training["ascent_step"]).to(device)
     optimizer, best = build_optimizer(learner, training["weight_decay"]), Best()
     parts = {"learner": learner, "optimizer": optimizer, "best": best}
 
@@ -188,13 +193,8 @@ def train(cfg: dict[str, Any]) -> int:
 
         def load(key: tuple[int, int]) -> Batch:
             group, rng = sampler.group(*key)
-            batch = to_batch(group, rng, background, augmentation, teaches_derivative)
-            if look_through is None:
-                return batch
-            if batch.corrections is None:
-                return batch._replace(rgb=look_through(batch.rgb, rng))
-            rgb, shown = look_through(torch.cat([batch.rgb, batch.corrections.shown]), rng).chunk(2)
-            return batch._replace(rgb=rgb, corrections=batch.corrections._replace(shown=shown))
+            batch = to_batch(group, rng, background, augmentation, most_steps)
+            return batch if look_through is None else as_estimates(batch, look_through, rng)
 
         mine = range(rank, training["groups"], processes)
         keys = ((step, number) for step in range(start, steps) for number in mine)
@@ -205,7 +205,8 @@ def train(cfg: dict[str, Any]) -> int:
             "processes": processes,
             "n_groups": cfg["validation_groups"],
             "background": background,
-            "teaches_derivative": teaches_derivative,
+            "ascent": most_steps,
+            "ascent_step": training["ascent_step"],
         }
 
         for step in range(start, steps):
@@ -216,14 +217,15 @@ def train(cfg: dict[str, Any]) -> int:
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                    logits, direction, cosine = model(batch)
+                    logits, direction, corrected = model(batch)
                     bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
                     if direction is not None:
                         mse = mse_loss(direction, batch.direction)
                         loss = bce + training["direction_weight"] * mse
                         seen[1] += mse.detach() / training["groups"]
-                    if cosine is not None:
-                        loss = loss + training["derivative_weight"] * (1 - cosine)
+                    if corrected is not None:
+                        cosine, unsure = corrected
+                        loss = loss + training["derivative_weight"] * (1 - cosine + unsure)
                         seen[4] += cosine.detach() / training["groups"]
                     accelerator.backward(loss / len(mine))
                 seen[0] += bce.detach() / training["groups"]
@@ -255,7 +257,9 @@ def train(cfg: dict[str, Any]) -> int:
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
                     )
                     classifier.save(run.path / "last")
-                    score = found["val/auc"] + found.get("val/derivative_cosine", 0.0)
+                    score = (
+                        found["val/auc"] + found.get("val/derivative_cosine", 0.0) - found.get("val/ascent_error", 0.0)
+                    )
                     if score > best.score:
                         best.score, best.step = score, done
                         classifier.save(run.path / "best")
@@ -347,29 +351,71 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], device: A
     return look_through
 
 
-def derivative_cosine(classifier: Any, features: Any, corrections: Corrections, create_graph: bool) -> Any:
-    """Mean over images of the cosine between the derivative of the logit and what would make the view the true one.
+def as_estimates(batch: Batch, look_through: Any, rng: Any) -> Batch:
+    """A batch whose images went through `build_estimator`'s function, which leaves most as they are.
+
+    What is to be corrected goes with the rest, or alone: in a rig it is the less certain.
+    """
+    import torch
+
+    if batch.corrections is None:
+        return batch._replace(rgb=look_through(batch.rgb, rng))
+    rgb, shown = batch.rgb, batch.corrections.shown
+    together = torch.cat([rgb, shown])
+    seen = look_through(together, rng)
+    rgb, shown = (rgb, look_through(shown, rng)) if seen is together else seen.chunk(2)
+    return batch._replace(rgb=rgb, corrections=batch.corrections._replace(shown=shown))
+
+
+def ascend(classifier: Any, features: Any, corrections: Corrections, steps: int, step_size: float) -> Any:
+    """Where `pair_classifier.climb` leads the images that are shown, (N, 3, R, R)."""
+    import torch
+
+    from jointdreamer.models.pair_classifier import climb
+
+    with torch.no_grad():
+        first = features.take(corrections.first)
+
+    def logits(images: Any) -> Any:
+        return classifier.compare(first, classifier.encode(images), corrections.camera)
+
+    return climb(corrections.shown, logits, steps, step_size)
+
+
+def judge_corrections(
+    classifier: Any, features: Any, corrections: Corrections, create_graph: bool, step_size: float = 1.0
+) -> tuple[Any, Any]:
+    """How well the logit's derivative points to the true views, and how well the logit knows that they are not there.
+
+    The first is the mean over images of the cosine between the derivative and what would make the view the true one.
 
     The energy uses nothing of the classifier but this derivative, and that of an ordinary one is noise to the eye:
     following it changes the logit and nothing that one can see. So it is taught: of a pair whose second image shows
     something else (the first again, another side, another object), the derivative with respect to that image should
     point to the view that belongs there. Only the direction is asked for, its length is the labels' affair.
 
+    The energy takes several steps, and from the second on looks at images that no data set holds. So
+    `corrections.steps` of them, of `step_size`, are taken first, and the derivative is asked for where they arrive.
+
+    The second is the cross entropy of the logits there: incoherent, the more so the farther from the true view; else
+    the ascent, which no longer moves what is coherent, stops half-way.
+
     create_graph: for training on it, which takes second derivatives.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import cosine_similarity
+    from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
-    shown = corrections.shown.detach().requires_grad_(True)
+    shown = ascend(classifier, features, corrections, int(corrections.steps), step_size).requires_grad_(True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
         logits = classifier.compare(features.take(corrections.first), classifier.encode(shown), corrections.camera)
         (slope,) = torch.autograd.grad(logits.sum(), shown, create_graph=create_graph)
-    wanted = corrections.true - shown.detach()
-    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean()
+    wanted = (corrections.true - shown.detach()).flatten(1)
+    label = (1 - wanted.square().mean(1).sqrt() / FAR).clamp_min(0)
+    return cosine_similarity(slope.flatten(1), wanted).mean(), binary_cross_entropy_with_logits(logits, label)
 
 
-def build_learner(classifier: Any, tells_direction: bool) -> Any:
+def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) -> Any:
     """What is trained: the classifier, and where asked for a linear map from its class token to where the camera stood.
 
     Telling a wrong pose takes to know from where a view was taken, and the labels of pairs teach that to a backbone
@@ -385,14 +431,14 @@ def build_learner(classifier: Any, tells_direction: bool) -> Any:
             self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
 
         def forward(self, batch):
-            """Logits (P,), directions (N, 3) or None, and the derivative's cosine, or None without corrections."""
+            """Logits (P,), directions (N, 3) or None, and `judge_corrections`, or None without corrections."""
             features = classifier.encode(batch.rgb)
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
             direction = None if self.direction is None else self.direction(features.summary)
-            cosine = None
+            corrected = None
             if batch.corrections is not None:
-                cosine = derivative_cosine(classifier, features, batch.corrections, create_graph=True)
-            return logits, direction, cosine
+                corrected = judge_corrections(classifier, features, batch.corrections, True, ascent_step)
+            return logits, direction, corrected
 
     return Learner()
 
@@ -410,13 +456,14 @@ def build_optimizer(learner: Any, weight_decay: float) -> Any:
 
 
 def to_batch(
-    group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None, corrections: bool = False
+    group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None, most_steps: int | None = None
 ) -> Batch:
-    """A sampler's group with its images over their backgrounds, augmented; and, if asked for, its corrections."""
+    """A sampler's group with its images over their backgrounds, augmented; and, unless `most_steps` is None, its
+    corrections."""
     import numpy as np
     import torch
 
-    from jointdreamer.data.augment import to_images
+    from jointdreamer.data.augment import blur, to_images
     from jointdreamer.data.view_pairs import draw_corrections
     from jointdreamer.models.pair_classifier import camera_numbers
 
@@ -425,16 +472,18 @@ def to_batch(
     first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
     rgb = to_images(group.rgba, background, rng, augmentation)
     batch = Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
-    if not corrections:
+    if most_steps is None:
         return batch
-    reference, instead, share = draw_corrections(group, rng)
+    reference, instead, share, radius = draw_corrections(group, rng)
     seed = int(rng.integers(2**63))  # the same greys behind the wrong and the true view
-    wrong, true = (to_images(x, background, np.random.default_rng(seed)) for x in (group.rgba[instead], group.rgba))
+    pictures = blur(group.rgba[instead], radius * group.rgba.shape[1]), group.rgba
+    wrong, true = (to_images(x, background, np.random.default_rng(seed)) for x in pictures)
     noise = rng.uniform(0, 0.04) * torch.from_numpy(rng.standard_normal(true.shape, np.float32))
     shown = torch.lerp(wrong, true, torch.from_numpy(share).view(-1, 1, 1, 1)) + noise
     c2w = torch.from_numpy(group.c2w)
     told = camera_numbers(c2w[reference], c2w)
-    return batch._replace(corrections=Corrections(torch.from_numpy(reference), told, shown, true))
+    steps = torch.tensor(int(rng.integers(most_steps + 1)))
+    return batch._replace(corrections=Corrections(torch.from_numpy(reference), told, shown, true, steps))
 
 
 def validate(
@@ -445,11 +494,13 @@ def validate(
     processes: int,
     n_groups: int,
     background: tuple[float, float],
-    teaches_derivative: bool,
+    ascent: int | None,
+    ascent_step: float,
 ) -> dict[str, float]:
     """ROC-AUC and accuracy on the same pairs of held-out objects each time; by kind, and by the angle between views.
 
-    teaches_derivative: `derivative_cosine` too
+    ascent: unless it is None the derivative's cosine too, and, above 0, the squared error to the true views that is
+    left after so many steps
     """
     import torch
     from accelerate.utils import gather_object
@@ -461,21 +512,25 @@ def validate(
     with torch.no_grad():
         for number in range(rank, n_groups, processes):
             group, rng = sampler.group(0, number)
-            batch = to_batch(group, rng, background, corrections=teaches_derivative).to(device)
+            batch = to_batch(group, rng, background, most_steps=ascent).to(device)
             features = classifier.encode(batch.rgb)
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
-            cosine = logits.new_zeros(1)
-            if batch.corrections is not None:
-                cosine = derivative_cosine(classifier, features, batch.corrections, create_graph=False)[None]
-            found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle, cosine))))
+            led = logits.new_zeros(1, 2)  # by the derivative: its cosine, the error left
+            if (wrong := batch.corrections) is not None:
+                cosine, _ = judge_corrections(classifier, features, wrong, False, ascent_step)
+                there = ascend(classifier, features, wrong, ascent or 0, ascent_step)
+                left = (there - wrong.true).square().sum() / (wrong.shown - wrong.true).square().sum()
+                led = torch.stack([cosine, left])[None]
+            found.append((number, *(x.cpu() for x in (logits, batch.label, batch.kind, batch.angle, led))))
     if processes > 1:
         found = gather_object(found)
     found = sorted(found, key=lambda one: int(one[0]))
-    logits, label, kind, angle, cosine = (torch.cat([one[i] for one in found]) for i in range(1, 6))
+    logits, label, kind, angle, led = (torch.cat([one[i] for one in found]) for i in range(1, 6))
     correct = (logits > 0) == label.bool()
     numbers = {"val/auc": roc_auc(logits, label), "val/accuracy": float(correct.double().mean())}
-    if teaches_derivative:
-        numbers["val/derivative_cosine"] = float(cosine.double().mean())
+    if ascent is not None:
+        numbers["val/derivative_cosine"] = float(led[:, 0].double().mean())
+        numbers |= {"val/ascent_error": float(led[:, 1].double().mean())} if ascent else {}
     for name, what in (("true", TRUE), ("wrong_pose", WRONG_POSE), ("other_object", OTHER_OBJECT)):
         if (kind == what).any():
             numbers[f"val/accuracy/{name}"] = float(correct[kind == what].double().mean())

@@ -537,6 +537,25 @@ def launcher():
     made.close()
 
 
+@pytest.fixture
+def run_on_cuda(tmp_path) -> Callable[[list[str]], Path]:
+    """run_on_cuda(words) -> the folder of a run of train.py whose device=cpu became cuda.
+
+    In a process of its own: CUDA does not outlive the launcher's fork.
+    """
+
+    def run(words: list[str]) -> Path:
+        line = ["device=cuda" if word == "device=cpu" else word for word in words]
+        script = Path(__file__).parents[1] / "train.py"
+        done = subprocess.run([sys.executable, str(script), *line], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (result,) = tmp_path.rglob("result.json")
+        assert json.loads(result.read_text())["device"].startswith("cuda")
+        return result.parent
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder) -> Callable[..., list[str]]:
     """tiny_run("energy=none") -> the words of a run of two steps with tiny random models; later words win."""

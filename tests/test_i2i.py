@@ -59,6 +59,13 @@ def test_zero123_from_the_authors_checkpoint(launcher, words, zero123_file, tmp_
     assert "zero123-xl.ckpt" in used
 
 
+@pytest.mark.gpu
+def test_zero123_on_cuda(run_on_cuda, words, zero123_file):
+    run = run_on_cuda(words(f"models.novel_view.source={zero123_file}"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["coherence"] < 0 for row in rows] == [False, True, True]
+
+
 def test_wonder3d_sets_its_own_rig(launcher, words, wonder3d_folder, tmp_path):
     run = finished(launcher, tmp_path, words("novel_view=wonder3d", f"models.novel_view.source={wonder3d_folder}"))
     config = yaml.safe_load((run / "config.yaml").read_text())

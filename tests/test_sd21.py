@@ -121,6 +121,16 @@ def test_the_pair_classifier_s_energy_takes_the_multi_view_model_s_place(
     assert str(tiny_classifier_folder) in (metrics.parent / "environment.json").read_text()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("energy", ("none", "random", "cls", "mvs"))
+def test_on_cuda(energy, run_on_cuda, words, tiny_classifier_folder):
+    """In half precision, from the first step to the mesh."""
+    classifier = [f"models.classifier.source={tiny_classifier_folder}", "models.classifier.image_size=16"]
+    run = run_on_cuda(words(f"energy={energy}", *classifier))
+    found = [json.loads(row) for row in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(found) == STEPS and any(row["coherence"] for row in found) == (energy != "none")
+
+
 def test_faded_geometry_stands_still_while_the_colours_move(run):
     before, after = (
         torch.load(run / "checkpoints" / f"step_{step:06d}.pt", weights_only=True)["parts"]["field"]

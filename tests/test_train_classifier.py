@@ -14,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import Corrections, derivative_cosine
+from train_classifier import Batch, Corrections, as_estimates, ascend, judge_corrections
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -52,6 +53,7 @@ def words(toys, tiny_classifier_folder) -> Callable[..., list[str]]:
         "training.views=2",
         "training.warm_up=2",
         "training.derivative_weight=0.5",
+        "training.ascent=2",
         "validation_groups=2",
         "every.log=1",
         f"every.validate={EVERY}",
@@ -123,7 +125,7 @@ def test_every_step_has_a_row_and_every_validation_its_numbers(whole):
 def test_the_result_tells_the_best_and_the_classifier_is_the_one_that_was_judged(whole, words):
     result = json.loads((whole / "result.json").read_text())
     validated = [row for row in rows(whole) if "val/auc" in row]
-    best = max(validated, key=lambda row: row["val/auc"])
+    best = max(validated, key=lambda row: row["val/auc"] + row["val/derivative_cosine"] - row["val/ascent_error"])
     assert result["best_step"] == best["step"] + 1 and result["models"] == "toybox" and result["damaged"] == []
     assert result["val/auc"] == pytest.approx(best["val/auc"], abs=0.05)  # half precision
     model, _ = load_classifier(whole / "best", 16)
@@ -170,8 +172,8 @@ def test_the_derivative_is_judged_by_where_it_points():
 
     def cosine(gain, true, create_graph=False):
         classifier = Distance(gain)
-        there = Corrections(first, torch.zeros(4, 16), shown, true)
-        return classifier, derivative_cosine(classifier, classifier.encode(seen), there, create_graph)
+        there = Corrections(first, torch.zeros(4, 16), shown, true, torch.tensor(0))
+        return classifier, judge_corrections(classifier, classifier.encode(seen), there, create_graph)[0]
 
     _, right = cosine(0.5, 0.5 * seen[first])
     _, opposite = cosine(0.5, 2 * shown - 0.5 * seen[first])
@@ -186,16 +188,67 @@ def test_the_derivative_is_judged_by_where_it_points():
     assert classifier.gain.grad is not None and classifier.gain.grad > 0  # towards the gain that is right
 
 
+def test_the_derivative_is_asked_for_where_its_own_steps_lead():
+    """One step of 1/4: the slope of log s(l) is s(-l) 2 (gain first - second)."""
+    g = torch.Generator().manual_seed(0)
+    seen, shown, true = (torch.rand(4, 3, 6, 6, generator=g) for _ in range(3))
+    rows, classifier = torch.tensor([2, 0, 3, 1]), Distance(0.5)
+    logit = -(shown - 0.5 * seen[rows]).square().flatten(1).sum(1)
+    arrived = shown + 0.25 * torch.sigmoid(-logit)[:, None, None, None] * 2 * (0.5 * seen[rows] - shown)
+    there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(1))
+    features = classifier.encode(seen)
+    torch.testing.assert_close(ascend(classifier, features, there, 1, 0.25), arrived)
+    found = judge_corrections(classifier, features, there, False, 0.25)
+    from_there = there._replace(shown=arrived, steps=torch.tensor(0))
+    torch.testing.assert_close(found, judge_corrections(classifier, features, from_there, False))
+    unmoved = judge_corrections(classifier, features, there._replace(steps=torch.tensor(0)), False)
+    assert abs(found[0] - unmoved[0]) > 1e-3
+
+
+def test_the_logit_should_say_how_much_of_the_true_view_is_missing():
+    """At 0, 0.04 and 0.5 (root mean square) from it, the labels are 1, 0.6 and 0."""
+    g = torch.Generator().manual_seed(0)
+    seen = 0.9 * torch.rand(3, 3, 6, 6, generator=g)
+    off = torch.tensor([0.0, 0.04, 0.5])[:, None, None, None]
+    true = 0.5 * seen
+    shown = (true + off).clamp(0, 1)
+    there = Corrections(torch.arange(3), torch.zeros(3, 16), shown, true, torch.tensor(0))
+    classifier = Distance(0.5)
+    _, found = judge_corrections(classifier, classifier.encode(seen), there, False)
+    probability = torch.sigmoid(-(108 * off.flatten() ** 2))
+    label = torch.tensor([1.0, 0.6, 0.0])
+    wanted = -(label * probability.log() + (1 - label) * (1 - probability).log()).mean()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_what_is_to_be_corrected_is_an_estimate_with_the_rest_or_alone():
+    def look_through(share):
+        return lambda rgb, rng: rgb + 1 if rng.random() < share else rgb
+
+    zero, nothing = torch.zeros(2, 3, 4, 4), torch.zeros(0)
+    corrections = Corrections(nothing, nothing, zero, zero, nothing)
+    batch = Batch(zero, *[nothing] * 7, corrections=corrections)
+    rng, kinds = np.random.default_rng(0), []
+    for _ in range(400):
+        out = as_estimates(batch, look_through(0.3), rng)
+        assert out.corrections is not None and not out.corrections.true.any()
+        kinds.append((out.rgb.mean().item(), out.corrections.shown.mean().item()))
+    shares = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
+    assert shares == pytest.approx({(1, 1): 0.3, (0, 1): 0.21, (0, 0): 0.49}, abs=0.08)
+    assert as_estimates(batch._replace(corrections=None), look_through(1), rng).rgb.mean() == 1
+
+
 def test_the_derivative_can_be_taught(go, words, tmp_path):
     """28 toys of 16 pixels, two views of eight at a time: the cosine climbs from nothing."""
     more = ["training.objects=8", "training.steps=200", "training.lr=0.003", "training.derivative_weight=3"]
+    more += ["training.ascent=0"]
     more += ["classifier.hidden_size=32", "classifier.head_width=64", "training.warm_up=10", "every.checkpoint=0"]
     more += ["augmentation.jitter=0", "augmentation.blur=0", "every.validate=200"]
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
     found = rows(run_folder(tmp_path))
     cosines = [row["derivative_cosine"] for row in found]
     assert abs(sum(cosines[:5]) / 5) < 0.1 and sum(cosines[-20:]) / 20 > 0.15
-    assert found[-1]["val/derivative_cosine"] > 0.1
+    assert found[-1]["val/derivative_cosine"] > 0.1 and "val/ascent_error" not in found[-1]
 
 
 def test_it_goes_on_from_a_classifier_with_estimates(go, words, whole, tiny_sd_folder, tmp_path):

@@ -74,3 +74,12 @@ def to_images(
     if augmentation is not None:
         pixels = np.stack([np.asarray(augmentation(Image.fromarray(image), rng)) for image in pixels])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+
+def blur(rgba: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Images (N, R, R, C) uint8, each blurred by a Gaussian of its radius (N,) in pixels."""
+    filtered = [
+        np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(r)))) if r > 0 else image
+        for image, r in zip(rgba, radius, strict=True)
+    ]
+    return np.stack(filtered)

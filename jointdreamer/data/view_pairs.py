@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -362,13 +362,17 @@ class PairSampler:
         return poses[int(rng.choice(possible))] if len(possible) else None
 
 
-def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every image of a group, the true view: what is compared with it, and what is shown instead of it.
+class Correction(NamedTuple):
+    """For every image of a group, the true view: what is compared with it, and what is shown instead of it."""
 
-    Returns rows of rgba (N,) of a reference, another view of the same object; rows (N,) of what is shown: mostly the
-    reference again, as a face on every side is, or a third view, sometimes a view of any object; and by how much (N,),
-    float32, the true view already shines through.
-    """
+    reference: np.ndarray  # (N,) rows of rgba: another view of the same object
+    instead: np.ndarray  # (N,) rows: mostly the reference again, as a face on every side is, or a third view,
+    # sometimes a view of any object
+    share: np.ndarray  # (N,) float32: by how much the true view already shines through
+    blur: np.ndarray  # (N,) radius in widths of the image, mostly 0: a shape can also be missing
+
+
+def draw_corrections(group: Group, rng: np.random.Generator) -> Correction:
     name, n = group.object, len(group.rgba)
     alike = (name[:, None] == name) & ~np.eye(n, dtype=bool)
 
@@ -381,7 +385,8 @@ def draw_corrections(group: Group, rng: np.random.Generator) -> tuple[np.ndarray
     same = np.where(rng.random(n) < 0.5, reference, draw(alike))
     instead = np.where(rng.random(n) < 0.85, same, rng.integers(n, size=n))
     share = np.where(rng.random(n) < 0.5, 0, rng.uniform(0, 0.7, n)).astype(np.float32)
-    return reference, instead, share
+    blur = np.where(rng.random(n) < 0.75, 0, rng.uniform(0, 0.3, n)).astype(np.float32)
+    return Correction(reference, instead, share, blur)
 
 
 def rotation_angle(c2w_1: np.ndarray, c2w_2: np.ndarray) -> np.ndarray:

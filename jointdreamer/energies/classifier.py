@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import Features, camera_numbers, load_classifier
+from jointdreamer.models.pair_classifier import Features, camera_numbers, climb, load_classifier
 from jointdreamer.models.weights import find_weights, load_part
 
 LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
@@ -124,14 +124,12 @@ class ClassifierEnergy(Energy):
         """Latents of where `ascent` steps lead the images of x0, both (B, V, C, h, w); given: (B, V, 1, 1, 1)."""
         if views.encode is None:
             raise UserError("energy.ascent: these views come without an encoder (Views.encode)")
-        images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1).clamp(0, 1)
-        for _ in range(self.ascent):
-            images.requires_grad_(True)
-            with torch.enable_grad():
-                logits = self._logits(self.classifier.encode(images.flatten(0, 1)), views)
-                (slope,) = torch.autograd.grad(logsigmoid(logits).sum(), images)
-            images = (images.detach() + self.ascent_step * slope * ~given).clamp(0, 1)
-        return views.encode(images)
+        images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1)
+
+        def logits(images: Tensor) -> Tensor:
+            return self._logits(self.classifier.encode(images.flatten(0, 1)), views)
+
+        return views.encode(climb(images, logits, self.ascent, self.ascent_step, ~given))
 
     def _logits(self, seen: Features, views: Views) -> Tensor:
         """(B, P) of the pairs of each rig; seen: of B * V images, rig by rig."""

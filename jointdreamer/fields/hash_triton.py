@@ -3,6 +3,8 @@
 The three maps of `hash_numba.py`, each with its `along` twin. Points and features are float32, tables float32 or
 float16, all sums float32. The gradient of the tables is summed by atomic additions into a float32 buffer.
 
+Their arguments must not be called what Triton's own launcher calls its variables (`params`, `options`): it takes those.
+
 A program takes BLOCK points through one level; in `position_kernel` through all of them, so that nothing need be added
 up between programs. Addresses in the tables and in the features are 64-bit: both may exceed 2^31 elements.
 """
@@ -127,7 +129,7 @@ def weigh(fx, fy, fz, v, i, inside, scale, corner: tl.constexpr, ALONG: tl.const
 
 @triton.jit
 def gather_kernel(
-    x, v, params, levels, scales, out, n, n_levels,
+    x, v, table, levels, scales, out, n, n_levels,
     WIDTH: tl.constexpr, ALONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Features of the points, or with ALONG their derivative along v.  out (N, L * F)."""
@@ -144,7 +146,7 @@ def gather_kernel(
     for corner in tl.static_range(8):
         at = (start + entry(cx, cy, cz, corner, resolution, entries))[:, None] * WIDTH + feature
         weight = weigh(fx, fy, fz, v, i, inside, scale, corner, ALONG)
-        total += weight[:, None] * tl.load(params + at, mask=inside[:, None], other=0.0).to(tl.float32)
+        total += weight[:, None] * tl.load(table + at, mask=inside[:, None], other=0.0).to(tl.float32)
     tl.store(out + (i * n_levels + level)[:, None] * WIDTH + feature, total, mask=inside[:, None])
 
 
@@ -172,7 +174,7 @@ def scatter_kernel(
 
 @triton.jit
 def position_kernel(
-    x, v, params, grad, levels, scales, out, n, n_levels,
+    x, v, table, grad, levels, scales, out, n, n_levels,
     WIDTH: tl.constexpr, ALONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of (grad . features) with respect to the points, or with ALONG its derivative along v.  out (N, 3).
@@ -194,7 +196,7 @@ def position_kernel(
         g = tl.load(grad + (i * n_levels + level)[:, None] * WIDTH + feature, mask=inside[:, None], other=0.0)
         for corner in tl.static_range(8):
             at = (start + entry(cx, cy, cz, corner, resolution, entries))[:, None] * WIDTH + feature
-            rows = tl.load(params + at, mask=inside[:, None], other=0.0).to(tl.float32)
+            rows = tl.load(table + at, mask=inside[:, None], other=0.0).to(tl.float32)
             value = tl.sum(rows * g, axis=1) * scale
             wx, sx = linear(fx, corner & 1)
             wy, sy = linear(fy, (corner >> 1) & 1)

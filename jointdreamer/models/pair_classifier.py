@@ -11,14 +11,14 @@ the names of the original DINO code, since those of `transformers` change with i
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, logsigmoid, scaled_dot_product_attention
 
 from jointdreamer.cameras import relative_pose
 from jointdreamer.errors import UserError
@@ -209,6 +209,26 @@ class PairClassifier(nn.Module):
         _check_names(own, rest, ROLE, where)
         model.load_state_dict(rest, strict=False)
         return model
+
+
+def climb(
+    images: Tensor,  # (..., 3, H, W) in [0, 1]
+    logits: Callable[[Tensor], Tensor],  # of such images, any shape
+    steps: int,
+    step_size: float,
+    moving: Tensor | bool = True,  # broadcast to the images: the others stay
+) -> Tensor:
+    """Where `steps` steps of `step_size` times the derivative of the sum of log sigmoid(logit) lead, within [0, 1].
+
+    Log sigmoid, as it no longer pulls where a pair is coherent. Without a graph; weights stay as they are.
+    """
+    images = images.detach().clamp(0, 1)
+    for _ in range(steps):
+        images.requires_grad_(True)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(logsigmoid(logits(images)).sum(), images)
+        images = (images.detach() + step_size * slope * moving).clamp(0, 1)
+    return images
 
 
 def load_classifier(source: str | Path, image_size: int | None = None) -> tuple[PairClassifier, Path]:

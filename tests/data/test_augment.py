@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jointdreamer.data.augment import Augmentation, to_images
+from jointdreamer.data.augment import Augmentation, blur, to_images
 from jointdreamer.errors import UserError
 
 NONE: dict[str, Any] = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarize": 0.0}
@@ -88,3 +88,12 @@ def test_images_lie_over_a_grey_of_their_own():
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(UserError, match="augmentation"):
         Augmentation(**wrong)
+
+
+def test_each_image_is_blurred_by_its_own_radius():
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 4), np.uint8)
+    out = blur(pixels, np.array([0, 1, 4]))
+    assert np.array_equal(out[0], pixels[0]) and out.shape == pixels.shape
+    assert out[2].std() < 0.5 * out[1].std() < 0.5 * pixels[1].std()
+    flat = np.full((1, 16, 16, 4), 7, np.uint8)
+    assert np.array_equal(blur(flat, np.array([3.0])), flat)

@@ -127,10 +127,10 @@ def test_a_group_is_a_pure_function_of_seed_step_and_number():
 
 
 def test_a_correction_compares_with_another_view_of_the_object_and_shows_a_wrong_one():
-    copies, fronts, strangers, shares = [], [], [], []
+    copies, fronts, strangers, shares, blurs = [], [], [], [], []
     for number in range(40):
         group, rng = sampler(objects=3, views=4).group(0, number)
-        reference, instead, share = draw_corrections(group, rng)
+        drawn = reference, instead, share, blur = draw_corrections(group, rng)
         rows = np.arange(12)
         assert (group.object[reference] == group.object).all() and (reference != rows).all()
         assert (group.rgba[:, 0, 0, 0][reference] == group.rgba[:, 0, 0, 0]).all()  # as the images themselves say
@@ -141,11 +141,13 @@ def test_a_correction_compares_with_another_view_of_the_object_and_shows_a_wrong
         facing = np.where((group.object[:, None] == group.object) & ~np.eye(12, dtype=bool), group.c2w[:, 0, 2], -9)
         fronts.append(reference == facing.argmax(1))
         shares.append(share)
+        blurs.append(blur)
     assert 0.4 < np.mean(copies) < 0.7 and 0.03 < np.mean(strangers) < 0.2
     assert 0.6 < np.mean(fronts) < 0.85  # 0.6, and a third of the rest by chance
     assert 0.4 < np.mean(np.concatenate(shares) == 0) < 0.6 and np.max(shares) <= 0.7
+    assert 0.65 < np.mean(np.concatenate(blurs) == 0) < 0.85 and np.min(blurs) >= 0 and np.max(blurs) <= 0.3
     again, rng = sampler(objects=3, views=4).group(0, 39)
-    for one, other in zip(draw_corrections(again, rng), (reference, instead, share), strict=True):
+    for one, other in zip(draw_corrections(again, rng), drawn, strict=True):
         assert np.array_equal(one, other)
 
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from jointdreamer.fields import hash_triton
 
 def build(kernel, table, along, width, architecture):
-    kinds = {"n": "i32", "n_levels": "i32", "levels": "*i64", "params": table}
+    kinds = {"n": "i32", "n_levels": "i32", "levels": "*i64", "table": table}
     constants = {"WIDTH": width, "ALONG": along, "BLOCK": 128}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*fp32") for name in kernel.arg_names}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
@@ -55,3 +55,26 @@ def test_the_kernels_compile_for_gpus(tmp_path):
     """To machine code of compute capabilities 8.0 (A100) and 9.0 (H100, H200), with the assembler in Triton's wheel."""
     said = run("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     assert len(said.splitlines()) == 6
+
+
+BIND = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from jointdreamer.fields import hash_triton
+
+backend, tensor = make_backend(GPUTarget("cuda", 80, 32)), torch.zeros(16)
+for kernel in (hash_triton.gather_kernel, hash_triton.scatter_kernel, hash_triton.position_kernel):
+    tensors = kernel.arg_names[: kernel.arg_names.index("n")]
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, *_ = bind(*[tensor for _ in tensors], 1, 1, WIDTH=2, ALONG=False, BLOCK=128)
+    assert all(bound[name] is tensor for name in tensors), kernel
+    print(kernel.__name__)
+"""
+
+
+def test_the_launcher_takes_the_kernels_arguments():
+    """What neither the interpreter nor the compiler sees: the function that Triton writes to read the arguments."""
+    said = run("-c", BIND, TRITON_INTERPRET="0")
+    assert len(said.splitlines()) == 3
