@@ -10,13 +10,13 @@ from math import inf
 from pathlib import Path
 from signal import SIGTERM
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
 
 if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
-    from torch import Tensor
+    from jointdreamer.data.batches import Batch, Corrections
 
 KEYS = ("seed", "name", "out_dir", "device", "precision", "start_from", "export", "data", "augmentation", "estimates")
 KEYS += ("classifier", "training", "validation_groups", "every", "models", "logger")
@@ -51,35 +51,6 @@ CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
 
 
-class Corrections(NamedTuple):
-    """What each of N images should become: see `judge_corrections`."""
-
-    first: "Tensor"  # (N,) rows of Batch.rgb
-    camera: "Tensor"  # (N, 16)
-    shown: "Tensor"  # (N, 3, R, R) instead of the true view
-    true: "Tensor"  # (N, 3, R, R)
-    steps: "Tensor"  # () the classifier's own steps along its derivative that are taken first
-
-
-class Batch(NamedTuple):
-    """P pairs among N images, as tensors."""
-
-    rgb: "Tensor"  # (N, 3, R, R)
-    direction: "Tensor"  # (N, 3) unit vectors from the object to the images' own cameras
-    first: "Tensor"  # (P,) rows of rgb
-    second: "Tensor"
-    camera: "Tensor"  # (P, 16)
-    label: "Tensor"  # (P,) 1 coherent, 0 not
-    kind: "Tensor"  # (P,) of view_pairs: TRUE, WRONG_POSE, OTHER_OBJECT
-    angle: "Tensor"  # (P,) degrees between the two views
-    corrections: Corrections | None = None
-
-    def to(self, device: Any) -> "Batch":
-        moved = {name: x.to(device) for name, x in self._asdict().items() if name != "corrections"}
-        corrections = self.corrections and Corrections(*(x.to(device) for x in self.corrections))
-        return Batch(**moved, corrections=corrections)
-
-
 class Best:
     """The best validation so far, by ROC-AUC and, where taught, what the derivative does; it survives a resume."""
 
@@ -102,6 +73,7 @@ def train(cfg: dict[str, Any]) -> int:
     from torch.nn.utils import clip_grad_norm_
 
     from jointdreamer.data.augment import Augmentation
+    from jointdreamer.data.batches import as_estimates, to_batch
     from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
@@ -191,7 +163,7 @@ def train(cfg: dict[str, Any]) -> int:
             run.write_environment(weights=checksums(weights), device=str(device), processes=processes)
         stop = stack.enter_context(stop_on_signals())
 
-        def load(key: tuple[int, int]) -> Batch:
+        def load(key: tuple[int, int]) -> "Batch":
             group, rng = sampler.group(*key)
             batch = to_batch(group, rng, background, augmentation, most_steps)
             return batch if look_through is None else as_estimates(batch, look_through, rng)
@@ -351,23 +323,7 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], device: A
     return look_through
 
 
-def as_estimates(batch: Batch, look_through: Any, rng: Any) -> Batch:
-    """A batch whose images went through `build_estimator`'s function, which leaves most as they are.
-
-    What is to be corrected goes with the rest, or alone: in a rig it is the less certain.
-    """
-    import torch
-
-    if batch.corrections is None:
-        return batch._replace(rgb=look_through(batch.rgb, rng))
-    rgb, shown = batch.rgb, batch.corrections.shown
-    together = torch.cat([rgb, shown])
-    seen = look_through(together, rng)
-    rgb, shown = (rgb, look_through(shown, rng)) if seen is together else seen.chunk(2)
-    return batch._replace(rgb=rgb, corrections=batch.corrections._replace(shown=shown))
-
-
-def ascend(classifier: Any, features: Any, corrections: Corrections, steps: int, step_size: float) -> Any:
+def ascend(classifier: Any, features: Any, corrections: "Corrections", steps: int, step_size: float) -> Any:
     """Where `pair_classifier.climb` leads the images that are shown, (N, 3, R, R)."""
     import torch
 
@@ -383,7 +339,7 @@ def ascend(classifier: Any, features: Any, corrections: Corrections, steps: int,
 
 
 def judge_corrections(
-    classifier: Any, features: Any, corrections: Corrections, create_graph: bool, step_size: float = 1.0
+    classifier: Any, features: Any, corrections: "Corrections", create_graph: bool, step_size: float = 1.0
 ) -> tuple[Any, Any]:
     """How well the logit's derivative points to the true views, and how well the logit knows that they are not there.
 
@@ -397,8 +353,8 @@ def judge_corrections(
     The energy takes several steps, and from the second on looks at images that no data set holds. So
     `corrections.steps` of them, of `step_size`, are taken first, and the derivative is asked for where they arrive.
 
-    The second is the cross entropy of the logits there: incoherent, the more so the farther from the true view; else
-    the ascent, which no longer moves what is coherent, stops half-way.
+    The second is the cross entropy of the logits of the images as they are shown, before any step: not coherent, the
+    less so the farther from the true view; else a wrong side that is too dim to be told from the true one stays.
 
     create_graph: for training on it, which takes second derivatives.
     """
@@ -406,13 +362,17 @@ def judge_corrections(
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
 
+    first = features.take(corrections.first)
+    off = (corrections.true - corrections.shown).square().flatten(1).mean(1).sqrt()
+    logits = classifier.compare(first, classifier.encode(corrections.shown), corrections.camera)
+    unsure = binary_cross_entropy_with_logits(logits, (1 - off / FAR).clamp_min(0))
+
     shown = ascend(classifier, features, corrections, int(corrections.steps), step_size).requires_grad_(True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
-        logits = classifier.compare(features.take(corrections.first), classifier.encode(shown), corrections.camera)
+        logits = classifier.compare(first, classifier.encode(shown), corrections.camera)
         (slope,) = torch.autograd.grad(logits.sum(), shown, create_graph=create_graph)
-    wanted = (corrections.true - shown.detach()).flatten(1)
-    label = (1 - wanted.square().mean(1).sqrt() / FAR).clamp_min(0)
-    return cosine_similarity(slope.flatten(1), wanted).mean(), binary_cross_entropy_with_logits(logits, label)
+    wanted = corrections.true - shown.detach()
+    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean(), unsure
 
 
 def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) -> Any:
@@ -455,37 +415,6 @@ def build_optimizer(learner: Any, weight_decay: float) -> Any:
     return RatedAdamW(groups, lr=0.0, betas=(0.9, 0.999))
 
 
-def to_batch(
-    group: Any, rng: Any, background: tuple[float, float], augmentation: Any = None, most_steps: int | None = None
-) -> Batch:
-    """A sampler's group with its images over their backgrounds, augmented; and, unless `most_steps` is None, its
-    corrections."""
-    import numpy as np
-    import torch
-
-    from jointdreamer.data.augment import blur, to_images
-    from jointdreamer.data.view_pairs import draw_corrections
-    from jointdreamer.models.pair_classifier import camera_numbers
-
-    direction = torch.from_numpy(group.c2w[:, :3, 2])
-    arrays = (group.first, group.second, group.c2w_1, group.c2w_2, group.label, group.kind, group.angle)
-    first, second, c2w_1, c2w_2, label, kind, angle = (torch.from_numpy(x) for x in arrays)
-    rgb = to_images(group.rgba, background, rng, augmentation)
-    batch = Batch(rgb, direction, first, second, camera_numbers(c2w_1, c2w_2), label, kind, angle.float())
-    if most_steps is None:
-        return batch
-    reference, instead, share, radius = draw_corrections(group, rng)
-    seed = int(rng.integers(2**63))  # the same greys behind the wrong and the true view
-    pictures = blur(group.rgba[instead], radius * group.rgba.shape[1]), group.rgba
-    wrong, true = (to_images(x, background, np.random.default_rng(seed)) for x in pictures)
-    noise = rng.uniform(0, 0.04) * torch.from_numpy(rng.standard_normal(true.shape, np.float32))
-    shown = torch.lerp(wrong, true, torch.from_numpy(share).view(-1, 1, 1, 1)) + noise
-    c2w = torch.from_numpy(group.c2w)
-    told = camera_numbers(c2w[reference], c2w)
-    steps = torch.tensor(int(rng.integers(most_steps + 1)))
-    return batch._replace(corrections=Corrections(torch.from_numpy(reference), told, shown, true, steps))
-
-
 def validate(
     classifier: Any,
     sampler: Any,
@@ -505,6 +434,7 @@ def validate(
     import torch
     from accelerate.utils import gather_object
 
+    from jointdreamer.data.batches import to_batch
     from jointdreamer.data.view_pairs import OTHER_OBJECT, TRUE, WRONG_POSE
     from jointdreamer.metrics import accuracy_by, roc_auc
 

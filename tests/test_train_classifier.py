@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jointdreamer.data.batches import Corrections
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import Batch, Corrections, as_estimates, ascend, judge_corrections
+from train_classifier import ascend, judge_corrections
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -200,7 +200,7 @@ def test_the_derivative_is_asked_for_where_its_own_steps_lead():
     torch.testing.assert_close(ascend(classifier, features, there, 1, 0.25), arrived)
     found = judge_corrections(classifier, features, there, False, 0.25)
     from_there = there._replace(shown=arrived, steps=torch.tensor(0))
-    torch.testing.assert_close(found, judge_corrections(classifier, features, from_there, False))
+    torch.testing.assert_close(found[0], judge_corrections(classifier, features, from_there, False)[0])
     unmoved = judge_corrections(classifier, features, there._replace(steps=torch.tensor(0)), False)
     assert abs(found[0] - unmoved[0]) > 1e-3
 
@@ -219,23 +219,6 @@ def test_the_logit_should_say_how_much_of_the_true_view_is_missing():
     label = torch.tensor([1.0, 0.6, 0.0])
     wanted = -(label * probability.log() + (1 - label) * (1 - probability).log()).mean()
     assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
-
-
-def test_what_is_to_be_corrected_is_an_estimate_with_the_rest_or_alone():
-    def look_through(share):
-        return lambda rgb, rng: rgb + 1 if rng.random() < share else rgb
-
-    zero, nothing = torch.zeros(2, 3, 4, 4), torch.zeros(0)
-    corrections = Corrections(nothing, nothing, zero, zero, nothing)
-    batch = Batch(zero, *[nothing] * 7, corrections=corrections)
-    rng, kinds = np.random.default_rng(0), []
-    for _ in range(400):
-        out = as_estimates(batch, look_through(0.3), rng)
-        assert out.corrections is not None and not out.corrections.true.any()
-        kinds.append((out.rgb.mean().item(), out.corrections.shown.mean().item()))
-    shares = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
-    assert shares == pytest.approx({(1, 1): 0.3, (0, 1): 0.21, (0, 0): 0.49}, abs=0.08)
-    assert as_estimates(batch._replace(corrections=None), look_through(1), rng).rgb.mean() == 1
 
 
 def test_the_derivative_can_be_taught(go, words, tmp_path):

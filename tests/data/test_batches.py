@@ -1,0 +1,24 @@
+"""Batches of the classifier's training."""
+
+import numpy as np
+import pytest
+import torch
+
+from jointdreamer.data.batches import Batch, Corrections, as_estimates
+
+
+def test_what_is_to_be_corrected_is_an_estimate_with_the_rest_or_alone():
+    def look_through(share):
+        return lambda rgb, rng: rgb + 1 if rng.random() < share else rgb
+
+    zero, nothing = torch.zeros(2, 3, 4, 4), torch.zeros(0)
+    corrections = Corrections(nothing, nothing, zero, zero, nothing)
+    batch = Batch(zero, *[nothing] * 7, corrections=corrections)
+    rng, kinds = np.random.default_rng(0), []
+    for _ in range(400):
+        out = as_estimates(batch, look_through(0.3), rng)
+        assert out.corrections is not None and not out.corrections.true.any()
+        kinds.append((out.rgb.mean().item(), out.corrections.shown.mean().item()))
+    shares = {kind: kinds.count(kind) / 400 for kind in set(kinds)}
+    assert shares == pytest.approx({(1, 1): 0.3, (0, 1): 0.21, (0, 0): 0.49}, abs=0.08)
+    assert as_estimates(batch._replace(corrections=None), look_through(1), rng).rgb.mean() == 1
