@@ -257,6 +257,18 @@ def relative_pose(c2w_1: Tensor, c2w_2: Tensor) -> Tensor:
     return world_to_1 @ c2w_2
 
 
+def camera_numbers(c2w_1: Tensor, c2w_2: Tensor) -> Tensor:
+    """What M_CLS is told about two cameras (..., 4, 4): (..., 16), row by row.
+
+    Camera 2 in the frame of camera 1 (a rigid motion), lengths in units of camera 1's distance from the origin: the
+    object keeps its size in the image whatever the fov, so absolute distances would tell the fov and nothing else.
+    """
+    pose = relative_pose(c2w_1, c2w_2)
+    distance = c2w_1[..., :3, 3].norm(dim=-1)[..., None, None].clamp_min(1e-6)
+    top = torch.cat([pose[..., :3, :3], pose[..., :3, 3:] / distance], -1)
+    return torch.cat([top, pose[..., 3:, :]], -2).flatten(-2)
+
+
 def mvdream_camera(c2w: Tensor) -> Tensor:
     """What the multi-view UNet is told: (..., 4, 4) -> (..., 16), row by row, with a translation of unit length.
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jointdreamer.cameras import camera_numbers
 from jointdreamer.data.augment import Augmentation, blur, to_images
 from jointdreamer.data.view_pairs import Group, draw_corrections
-from jointdreamer.models.pair_classifier import camera_numbers
 
 
 class Corrections(NamedTuple):

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
+from jointdreamer.cameras import camera_numbers
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import Features, camera_numbers, climb, load_classifier
+from jointdreamer.models.pair_classifier import Features, climb, load_classifier
 from jointdreamer.models.weights import find_weights, load_part
 
 LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision

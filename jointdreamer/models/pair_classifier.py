@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, logsigmoid, scaled_dot_product_attention
 
-from jointdreamer.cameras import relative_pose
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, to_json, write_text
 from jointdreamer.models.checkpoint import read_checkpoint, recognise
 from jointdreamer.models.weights import find_weights
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAMERA = "relative pose, OpenGL axes, in distances of the first camera"  # what `camera_numbers` makes
+CAMERA = "relative pose, OpenGL axes, in distances of the first camera"  # what `cameras.camera_numbers` makes
 ROLE = "pair classifier"
 
 
@@ -60,18 +59,6 @@ class ClassifierSettings:
             )
         if self.frozen_blocks > self.n_blocks:
             raise UserError(f"classifier.frozen_blocks={self.frozen_blocks}: there are n_blocks={self.n_blocks}")
-
-
-def camera_numbers(c2w_1: Tensor, c2w_2: Tensor) -> Tensor:
-    """What the classifier is told about two cameras (..., 4, 4): (..., 16), row by row.
-
-    Camera 2 in the frame of camera 1 (a rigid motion), lengths in units of camera 1's distance from the origin: the
-    object keeps its size in the image whatever the fov, so absolute distances would tell the fov and nothing else.
-    """
-    pose = relative_pose(c2w_1, c2w_2)
-    distance = c2w_1[..., :3, 3].norm(dim=-1)[..., None, None].clamp_min(1e-6)
-    top = torch.cat([pose[..., :3, :3], pose[..., :3, 3:] / distance], -1)
-    return torch.cat([top, pose[..., 3:, :]], -2).flatten(-2)
 
 
 class Features(NamedTuple):
@@ -122,7 +109,7 @@ class PairClassifier(nn.Module):
         rgb: Tensor,  # (N, 3, R, R) in [0, 1]
         first: Tensor,  # (P,) rows of rgb
         second: Tensor,  # (P,)
-        camera: Tensor,  # (P, 16) from `camera_numbers`
+        camera: Tensor,  # (P, 16) from `cameras.camera_numbers`
     ) -> Tensor:
         """Logits (P,), float32."""
         features = self.encode(rgb)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jointdreamer.cameras import look_at
+from jointdreamer.cameras import camera_numbers, look_at
 from jointdreamer.data.view_pairs import (
     OTHER_OBJECT,
     TRUE,
@@ -29,7 +29,6 @@ from jointdreamer.data.view_pairs import (
     write_packed,
 )
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import camera_numbers
 
 VIEWS = 12
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from jointdreamer.cameras import Cameras, Rig, sample_cameras
+from jointdreamer.cameras import Cameras, Rig, camera_numbers, sample_cameras
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.classifier import ClassifierEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import Features, camera_numbers
+from jointdreamer.models.pair_classifier import Features
 from jointdreamer.prompts import Conditioning
 
 SHIPPED = Path(__file__).parents[2] / "jointdreamer" / "toybox" / "weights" / "classifier"

@@ -10,12 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from jointdreamer.cameras import Rig, look_at, sample_cameras
+from jointdreamer.cameras import Rig, camera_numbers, look_at, sample_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.models.pair_classifier import (
     ClassifierSettings,
     PairClassifier,
-    camera_numbers,
     load_classifier,
     read_dino,
 )
