@@ -46,7 +46,6 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "every.validate": (int, 0, inf),
     "every.checkpoint": (int, 0, inf),
 }
-FAR = 0.1  # root mean square of pixels in [0, 1]: so far off, nothing of the true view is left; a wrong side is at 0.19
 CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
 
@@ -189,15 +188,14 @@ def train(cfg: dict[str, Any]) -> int:
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                    logits, direction, corrected = model(batch)
+                    logits, direction, cosine = model(batch)
                     bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
                     if direction is not None:
                         mse = mse_loss(direction, batch.direction)
                         loss = bce + training["direction_weight"] * mse
                         seen[1] += mse.detach() / training["groups"]
-                    if corrected is not None:
-                        cosine, unsure = corrected
-                        loss = loss + training["derivative_weight"] * (1 - cosine + unsure)
+                    if cosine is not None:
+                        loss = loss + training["derivative_weight"] * (1 - cosine)
                         seen[4] += cosine.detach() / training["groups"]
                     accelerator.backward(loss / len(mine))
                 seen[0] += bce.detach() / training["groups"]
@@ -338,12 +336,10 @@ def ascend(classifier: Any, features: Any, corrections: "Corrections", steps: in
     return climb(corrections.shown, logits, steps, step_size)
 
 
-def judge_corrections(
+def derivative_cosine(
     classifier: Any, features: Any, corrections: "Corrections", create_graph: bool, step_size: float = 1.0
-) -> tuple[Any, Any]:
-    """How well the logit's derivative points to the true views, and how well the logit knows that they are not there.
-
-    The first is the mean over images of the cosine between the derivative and what would make the view the true one.
+) -> Any:
+    """Mean over images of the cosine between the derivative of the logit and what would make the view the true one.
 
     The energy uses nothing of the classifier but this derivative, and that of an ordinary one is noise to the eye:
     following it changes the logit and nothing that one can see. So it is taught: of a pair whose second image shows
@@ -353,26 +349,18 @@ def judge_corrections(
     The energy takes several steps, and from the second on looks at images that no data set holds. So
     `corrections.steps` of them, of `step_size`, are taken first, and the derivative is asked for where they arrive.
 
-    The second is the cross entropy of the logits of the images as they are shown, before any step: not coherent, the
-    less so the farther from the true view; else a wrong side that is too dim to be told from the true one stays.
-
     create_graph: for training on it, which takes second derivatives.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similarity
-
-    first = features.take(corrections.first)
-    off = (corrections.true - corrections.shown).square().flatten(1).mean(1).sqrt()
-    logits = classifier.compare(first, classifier.encode(corrections.shown), corrections.camera)
-    unsure = binary_cross_entropy_with_logits(logits, (1 - off / FAR).clamp_min(0))
+    from torch.nn.functional import cosine_similarity
 
     shown = ascend(classifier, features, corrections, int(corrections.steps), step_size).requires_grad_(True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
-        logits = classifier.compare(first, classifier.encode(shown), corrections.camera)
+        logits = classifier.compare(features.take(corrections.first), classifier.encode(shown), corrections.camera)
         (slope,) = torch.autograd.grad(logits.sum(), shown, create_graph=create_graph)
     wanted = corrections.true - shown.detach()
-    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean(), unsure
+    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean()
 
 
 def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) -> Any:
@@ -391,14 +379,14 @@ def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) ->
             self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
 
         def forward(self, batch):
-            """Logits (P,), directions (N, 3) or None, and `judge_corrections`, or None without corrections."""
+            """Logits (P,), directions (N, 3) or None, and the derivative's cosine, or None without corrections."""
             features = classifier.encode(batch.rgb)
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
             direction = None if self.direction is None else self.direction(features.summary)
-            corrected = None
+            cosine = None
             if batch.corrections is not None:
-                corrected = judge_corrections(classifier, features, batch.corrections, True, ascent_step)
-            return logits, direction, corrected
+                cosine = derivative_cosine(classifier, features, batch.corrections, True, ascent_step)
+            return logits, direction, cosine
 
     return Learner()
 
@@ -447,7 +435,7 @@ def validate(
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
             led = logits.new_zeros(1, 2)  # by the derivative: its cosine, the error left
             if (wrong := batch.corrections) is not None:
-                cosine, _ = judge_corrections(classifier, features, wrong, False, ascent_step)
+                cosine = derivative_cosine(classifier, features, wrong, False, ascent_step)
                 there = ascend(classifier, features, wrong, ascent or 0, ascent_step)
                 left = (there - wrong.true).square().sum() / (wrong.shown - wrong.true).square().sum()
                 led = torch.stack([cosine, left])[None]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from jointdreamer.data.batches import Corrections
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import ascend, judge_corrections
+from train_classifier import ascend, derivative_cosine
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -173,7 +173,7 @@ def test_the_derivative_is_judged_by_where_it_points():
     def cosine(gain, true, create_graph=False):
         classifier = Distance(gain)
         there = Corrections(first, torch.zeros(4, 16), shown, true, torch.tensor(0))
-        return classifier, judge_corrections(classifier, classifier.encode(seen), there, create_graph)[0]
+        return classifier, derivative_cosine(classifier, classifier.encode(seen), there, create_graph)
 
     _, right = cosine(0.5, 0.5 * seen[first])
     _, opposite = cosine(0.5, 2 * shown - 0.5 * seen[first])
@@ -189,7 +189,7 @@ def test_the_derivative_is_judged_by_where_it_points():
 
 
 def test_the_derivative_is_asked_for_where_its_own_steps_lead():
-    """One step of 1/4: the slope of log s(l) is s(-l) 2 (gain first - second)."""
+    """One step of 1/4: a doubt of s(-l) times the derivative, 2 (gain first - second)."""
     g = torch.Generator().manual_seed(0)
     seen, shown, true = (torch.rand(4, 3, 6, 6, generator=g) for _ in range(3))
     rows, classifier = torch.tensor([2, 0, 3, 1]), Distance(0.5)
@@ -198,27 +198,11 @@ def test_the_derivative_is_asked_for_where_its_own_steps_lead():
     there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(1))
     features = classifier.encode(seen)
     torch.testing.assert_close(ascend(classifier, features, there, 1, 0.25), arrived)
-    found = judge_corrections(classifier, features, there, False, 0.25)
+    found = derivative_cosine(classifier, features, there, False, 0.25)
     from_there = there._replace(shown=arrived, steps=torch.tensor(0))
-    torch.testing.assert_close(found[0], judge_corrections(classifier, features, from_there, False)[0])
-    unmoved = judge_corrections(classifier, features, there._replace(steps=torch.tensor(0)), False)
-    assert abs(found[0] - unmoved[0]) > 1e-3
-
-
-def test_the_logit_should_say_how_much_of_the_true_view_is_missing():
-    """At 0, 0.04 and 0.5 (root mean square) from it, the labels are 1, 0.6 and 0."""
-    g = torch.Generator().manual_seed(0)
-    seen = 0.9 * torch.rand(3, 3, 6, 6, generator=g)
-    off = torch.tensor([0.0, 0.04, 0.5])[:, None, None, None]
-    true = 0.5 * seen
-    shown = (true + off).clamp(0, 1)
-    there = Corrections(torch.arange(3), torch.zeros(3, 16), shown, true, torch.tensor(0))
-    classifier = Distance(0.5)
-    _, found = judge_corrections(classifier, classifier.encode(seen), there, False)
-    probability = torch.sigmoid(-(108 * off.flatten() ** 2))
-    label = torch.tensor([1.0, 0.6, 0.0])
-    wanted = -(label * probability.log() + (1 - label) * (1 - probability).log()).mean()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    torch.testing.assert_close(found, derivative_cosine(classifier, features, from_there, False))
+    unmoved = derivative_cosine(classifier, features, there._replace(steps=torch.tensor(0)), False)
+    assert abs(found - unmoved) > 1e-3
 
 
 def test_the_derivative_can_be_taught(go, words, tmp_path):

@@ -13,7 +13,7 @@ from jointdreamer.data.view_pairs import Group, draw_corrections
 
 
 class Corrections(NamedTuple):
-    """What each of N images should become: see `judge_corrections`."""
+    """What each of N images should become: see `derivative_cosine`."""
 
     first: Tensor  # (N,) rows of Batch.rgb
     camera: Tensor  # (N, 16)
