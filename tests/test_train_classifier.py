@@ -189,7 +189,7 @@ def test_the_derivative_is_judged_by_where_it_points():
 
 
 def test_the_derivative_is_asked_for_where_its_own_steps_lead():
-    """One step of 1/4: a doubt of s(-l) times the derivative, 2 (gain first - second)."""
+    """One step of 1/4: the slope of log s(l) is s(-l) 2 (gain first - second)."""
     g = torch.Generator().manual_seed(0)
     seen, shown, true = (torch.rand(4, 3, 6, 6, generator=g) for _ in range(3))
     rows, classifier = torch.tensor([2, 0, 3, 1]), Distance(0.5)

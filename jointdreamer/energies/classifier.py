@@ -50,9 +50,9 @@ class ClassifierEnergy(Energy):
         null treats all alike: then four equal views of a rig get equal gradients, and a face on each of them stays
     ascent: 0, or steps along the derivative that are taken at once, in images, where a classifier's training has
         taught it (`training.derivative_weight`). A derivative says little of how far it holds, and the decoder's
-        transpose blurs it; so the images of the views climb the logits of the pairs, each as far as it was doubted
-        (`pair_classifier.climb`), and C = -scale/2 |x0 - x0 of where they arrive|^2, as in Eq. 7 and 8, with no
-        gradient through the decoder
+        transpose blurs it; so the images of the views climb the sum of log sigmoid(logit), which no longer pulls where
+        a pair is coherent, and C = -scale/2 |x0 - x0 of where they arrive|^2, as in Eq. 7 and 8, with no gradient
+        through the decoder
     ascent_step: images in [0, 1] move by so many times the derivative
     low_memory: recompute each view's decoder and backbone on the way back: memory of one view instead of V
 
@@ -68,7 +68,7 @@ class ClassifierEnergy(Energy):
         pairs: str = "neighbours",
         anchor: str | None = None,
         ascent: int = 0,
-        ascent_step: float = 4.0,
+        ascent_step: float = 6.0,
         low_memory: bool = True,
         device: str | torch.device = "cpu",
     ):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import interpolate, logsigmoid, scaled_dot_product_attention
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, to_json, write_text
@@ -205,19 +205,15 @@ def climb(
     step_size: float,
     moving: Tensor | bool = True,  # broadcast to the images: the others stay
 ) -> Tensor:
-    """Where `steps` steps of `step_size` times the derivative of the sum of doubt x logit lead, within [0, 1].
+    """Where `steps` steps of `step_size` times the derivative of the sum of log sigmoid(logit) lead, within [0, 1].
 
-    A pair's doubt is sigmoid(-logit) at the start: what is coherent stays, and what was not is pulled all the way. (Log
-    sigmoid has this derivative at the start, but ends its pull half-way, where the pair begins to look coherent.)
-    Without a graph; weights stay as they are.
+    Log sigmoid, as it no longer pulls where a pair is coherent. Without a graph; weights stay as they are.
     """
-    images, doubt = images.detach().clamp(0, 1), None
+    images = images.detach().clamp(0, 1)
     for _ in range(steps):
         images.requires_grad_(True)
         with torch.enable_grad():
-            found = logits(images)
-            doubt = torch.sigmoid(-found.detach()) if doubt is None else doubt
-            (slope,) = torch.autograd.grad((doubt * found).sum(), images)
+            (slope,) = torch.autograd.grad(logsigmoid(logits(images)).sum(), images)
         images = (images.detach() + step_size * slope * moving).clamp(0, 1)
     return images
 
