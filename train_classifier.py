@@ -38,9 +38,12 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.clip": (float, 1e-6, inf),
     "training.direction_weight": (float, 0, inf),
     "training.derivative_weight": (float, 0, inf),
+    "training.step_weight": (float, 0, inf),
     "training.ascent": (int, 0, 1000),
     "training.ascent_step": (float, 1e-6, inf),
     "estimates.share": (float, 0, 1),
+    "estimates.guided": (float, 0, 1),
+    "estimates.guidance_scale": (float, 0, 1000),
     "validation_groups": (int, 1, 10**6),
     "every.log": (int, 1, inf),
     "every.validate": (int, 0, inf),
@@ -48,6 +51,8 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 }
 CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
+NEARLY_TRUE = 0.03  # levels: from an image as near to the true view as this, no step is as good as a perfect one
+MOST_ERROR = 4.0  # of one image, so that few that went astray do not outweigh the rest
 
 
 class Best:
@@ -72,8 +77,8 @@ def train(cfg: dict[str, Any]) -> int:
     from torch.nn.utils import clip_grad_norm_
 
     from jointdreamer.data.augment import Augmentation
-    from jointdreamer.data.batches import as_estimates, to_batch
-    from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch
+    from jointdreamer.data.batches import to_batch
+    from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
     from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
@@ -111,7 +116,14 @@ def train(cfg: dict[str, Any]) -> int:
     augmentation = Augmentation(**cfg["augmentation"])
 
     # The prior whose estimates the energy will show it
-    look_through = build_estimator(cfg["models"], cfg["estimates"], device)
+    teaches_derivative = training["derivative_weight"] > 0 or training["step_weight"] > 0
+    if cfg["estimates"]["guided"] and not teaches_derivative:
+        raise UserError(
+            f"estimates.guided={cfg['estimates']['guided']}: guided estimates are only shown to be corrected; give "
+            "training.derivative_weight or training.step_weight as well"
+        )
+    captions = read_captions(data["folder"], source.ids) if cfg["estimates"]["guided"] else {}
+    look_through = build_estimator(cfg["models"], cfg["estimates"], captions, device)
 
     # The network
     settings, weights = ClassifierSettings(**cfg["classifier"]), []
@@ -125,7 +137,6 @@ def train(cfg: dict[str, Any]) -> int:
         state, file = read_dino(dino["source"], download=device.type == "cuda")
         classifier.load_backbone(state, str(file))
         weights = [file]
-    teaches_derivative = training["derivative_weight"] > 0
     most_steps = training["ascent"] if teaches_derivative else None
     learner = build_learner(classifier, training["direction_weight"] > 0, training["ascent_step"]).to(device)
     optimizer, best = build_optimizer(learner, training["weight_decay"]), Best()
@@ -165,7 +176,7 @@ def train(cfg: dict[str, Any]) -> int:
         def load(key: tuple[int, int]) -> "Batch":
             group, rng = sampler.group(*key)
             batch = to_batch(group, rng, background, augmentation, most_steps)
-            return batch if look_through is None else as_estimates(batch, look_through, rng)
+            return batch if look_through is None else look_through(batch, group, rng)
 
         mine = range(rank, training["groups"], processes)
         keys = ((step, number) for step in range(start, steps) for number in mine)
@@ -183,30 +194,31 @@ def train(cfg: dict[str, Any]) -> int:
         for step in range(start, steps):
             lr = training["lr"] * warm_up_and_cosine(step, steps, training["warm_up"])
             optimizer.zero_grad()
-            seen = torch.zeros(5, device=device)  # what the processes add up: two losses, accuracy, signals, cosine
+            seen = torch.zeros(6, device=device)  # what the processes add up: losses, accuracy, signals, the ascent's
             for position in range(len(mine)):
                 batch = next(batches).to(device)
                 last = position == len(mine) - 1  # the only one whose gradients travel between processes
                 with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
-                    logits, direction, cosine = model(batch)
+                    logits, direction, ascent = model(batch)
                     bce = loss = binary_cross_entropy_with_logits(logits, batch.label)
                     if direction is not None:
                         mse = mse_loss(direction, batch.direction)
                         loss = bce + training["direction_weight"] * mse
                         seen[1] += mse.detach() / training["groups"]
-                    if cosine is not None:
-                        loss = loss + training["derivative_weight"] * (1 - cosine)
-                        seen[4] += cosine.detach() / training["groups"]
+                    if ascent is not None:
+                        cosine, error = ascent
+                        loss = loss + training["derivative_weight"] * (1 - cosine) + training["step_weight"] * error
+                        seen[4:] += torch.stack(ascent).detach() / training["groups"]
                     accelerator.backward(loss / len(mine))
                 seen[0] += bce.detach() / training["groups"]
                 seen[2] += ((logits > 0) == batch.label.bool()).double().mean() / training["groups"]
             seen[3] = float(stop.requested is not None)
             seen = accelerator.reduce(seen, "sum") if processes > 1 else seen
-            loss, direction_loss, accuracy, stopping, cosine = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
+            loss, direction_loss, accuracy, stopping, cosine, error = (float(x) for x in seen)  # pyright: ignore[reportGeneralTypeIssues]
             check_finite(
                 step,
-                loss + direction_loss + cosine,
-                {"bce": loss, "direction": direction_loss, "derivative": cosine},
+                loss + direction_loss + cosine + error,
+                {"bce": loss, "direction": direction_loss, "derivative": cosine, "step": error},
                 run.newest_checkpoint if run else None,
             )
             clip_grad_norm_(learner.parameters(), training["clip"])
@@ -214,7 +226,7 @@ def train(cfg: dict[str, Any]) -> int:
 
             lesson = {"loss/direction": direction_loss} if learner.direction is not None else {}
             if teaches_derivative:
-                lesson["derivative_cosine"] = cosine
+                lesson |= {"derivative_cosine": cosine, "step_error": error}
 
             done = step + 1
             found: dict[str, float] = {}
@@ -286,7 +298,8 @@ def render_toys(data: dict[str, Any], size: int) -> None:
 
 
 def _unfinished(folder: Path) -> bool:
-    return all(entry.name.startswith(".tmp-") or entry.name in ("rgba.npy", "c2w.npy") for entry in folder.iterdir())
+    parts = ("rgba.npy", "c2w.npy", "captions.json")
+    return all(entry.name.startswith(".tmp-") or entry.name in parts for entry in folder.iterdir())
 
 
 def differences(given: Any, wanted: Any) -> str:
@@ -294,41 +307,51 @@ def differences(given: Any, wanted: Any) -> str:
     return ", ".join(f"{k} {v}, wanted {vars(wanted)[k]}" for k, v in vars(given).items() if v != vars(wanted)[k])
 
 
-def build_estimator(models: dict[str, Any], estimates: dict[str, Any], device: Any) -> Any:
-    """None, or a function of images (N, 3, R, R) and a generator that replaces some groups by one-step estimates.
+def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions: dict[str, str], device: Any) -> Any:
+    """None, or a function of (batch, group, rng) that replaces images of some batches by one-step estimates.
 
     The energy asks the classifier about the prior's one-step estimates, blurred and full of guesses at a large t, so
-    it learns from those of noised renders: all images of a group at one t, as the views of a rig are.
+    it learns from those of noised renders: all images of a group at one t, as the views of a rig are. Guided ones,
+    which know the object's caption and from where it is seen, show what the prior believes more than what was there (a
+    face on every side), so nobody is asked whether they are coherent: they are only shown to be corrected.
     """
-    t_min, t_max = _range("estimates.t", estimates["t"], "fractions of the timesteps")
-    if not estimates["share"]:
+    t_range = _range("estimates.t", estimates["t"], "fractions of the timesteps")
+    share, guided, scale = estimates["share"], estimates["guided"], float(estimates["guidance_scale"])
+    if not share and not guided:
         return None
     import torch
 
+    from jointdreamer.data.batches import as_estimates, as_guided_estimates
     from jointdreamer.distillation import one_step_images
     from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-    from jointdreamer.prompts import embed_texts
+    from jointdreamer.prompts import caption_views, embed_texts
 
     prior = LatentDiffusion(**models["text_to_image"], device=device)
-    words = embed_texts([""], *prior.text_parts())
+    text_parts = prior.text_parts()
+    nothing = embed_texts([""], *text_parts)
 
-    def look_through(rgb: Any, rng: Any) -> Any:
-        if rng.random() >= estimates["share"]:
-            return rgb
+    def see(rgb: Any, words: Any, scale: float, rng: Any) -> Any:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return one_step_images(prior, rgb.to(device), t_min, t_max, words, generator).clamp(0, 1)
+        return one_step_images(prior, rgb.to(device), *t_range, words, nothing, scale, generator).clamp(0, 1)
+
+    def look_through(batch: Any, group: Any, rng: Any) -> Any:
+        if rng.random() < guided:
+            texts = caption_views([captions[group.ids[n]] for n in group.object], torch.from_numpy(group.c2w))
+            words = embed_texts(texts, *text_parts)
+            return as_guided_estimates(batch, lambda rgb: see(rgb, torch.cat([words, words]), scale, rng))
+        return as_estimates(batch, lambda rgb, rng: rgb if rng.random() >= share else see(rgb, nothing, 0.0, rng), rng)
 
     return look_through
 
 
-def ascend(classifier: Any, features: Any, corrections: "Corrections", steps: int, step_size: float) -> Any:
+def ascend(classifier: Any, reference: Any, corrections: "Corrections", steps: int, step_size: float) -> Any:
     """Where `pair_classifier.climb` leads the images that are shown, (N, 3, R, R)."""
     import torch
 
     from jointdreamer.models.pair_classifier import climb
 
     with torch.no_grad():
-        first = features.take(corrections.first)
+        first = reference.take(corrections.first)
 
     def logits(images: Any) -> Any:
         return classifier.compare(first, classifier.encode(images), corrections.camera)
@@ -336,31 +359,36 @@ def ascend(classifier: Any, features: Any, corrections: "Corrections", steps: in
     return climb(corrections.shown, logits, steps, step_size)
 
 
-def derivative_cosine(
-    classifier: Any, features: Any, corrections: "Corrections", create_graph: bool, step_size: float = 1.0
-) -> Any:
-    """Mean over images of the cosine between the derivative of the logit and what would make the view the true one.
+def judge_ascent(
+    classifier: Any, reference: Any, corrections: "Corrections", create_graph: bool, step_size: float = 1.0
+) -> tuple[Any, Any]:
+    """How well the ascent's next step leads to the true view: a cosine, and the squared error that it leaves.
 
-    The energy uses nothing of the classifier but this derivative, and that of an ordinary one is noise to the eye:
+    The energy uses nothing of the classifier but its derivative, and that of an ordinary one is noise to the eye:
     following it changes the logit and nothing that one can see. So it is taught: of a pair whose second image shows
     something else (the first again, another side, another object), the derivative with respect to that image should
-    point to the view that belongs there. Only the direction is asked for, its length is the labels' affair.
+    point to the view that belongs there: the first number is the mean cosine of the two. How far a step goes is the
+    second: of `step_size` times the derivative of log sigmoid(logit), relative to the error before it. So the logit
+    has to stay low, and to rise, as long as something is wrong, and no step is taken from a true view.
 
     The energy takes several steps, and from the second on looks at images that no data set holds. So
-    `corrections.steps` of them, of `step_size`, are taken first, and the derivative is asked for where they arrive.
+    `corrections.steps` of them are taken first, and all this is asked for where they arrive.
 
+    reference: features of the images that `corrections.first` counts.
     create_graph: for training on it, which takes second derivatives.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import cosine_similarity
 
-    shown = ascend(classifier, features, corrections, int(corrections.steps), step_size).requires_grad_(True)
+    shown = ascend(classifier, reference, corrections, int(corrections.steps), step_size).requires_grad_(True)
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast kernels have no second derivative
-        logits = classifier.compare(features.take(corrections.first), classifier.encode(shown), corrections.camera)
+        logits = classifier.compare(reference.take(corrections.first), classifier.encode(shown), corrections.camera)
         (slope,) = torch.autograd.grad(logits.sum(), shown, create_graph=create_graph)
-    wanted = corrections.true - shown.detach()
-    return cosine_similarity(slope.flatten(1), wanted.flatten(1)).mean()
+    slope, wanted = slope.flatten(1), (corrections.true - shown.detach()).flatten(1)
+    step = step_size * torch.sigmoid(-logits)[:, None] * slope
+    error = (wanted - step).square().sum(1) / (wanted.square().sum(1) + NEARLY_TRUE**2 * wanted.shape[1])
+    return cosine_similarity(slope, wanted).mean(), error.clamp(max=MOST_ERROR).mean()
 
 
 def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) -> Any:
@@ -379,14 +407,16 @@ def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) ->
             self.direction = nn.Linear(classifier.settings.hidden_size, 3) if tells_direction else None
 
         def forward(self, batch):
-            """Logits (P,), directions (N, 3) or None, and the derivative's cosine, or None without corrections."""
+            """Logits (P,), directions (N, 3) or None, and what `judge_ascent` says, or None without corrections."""
             features = classifier.encode(batch.rgb)
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
             direction = None if self.direction is None else self.direction(features.summary)
-            cosine = None
+            ascent = None
             if batch.corrections is not None:
-                cosine = derivative_cosine(classifier, features, batch.corrections, True, ascent_step)
-            return logits, direction, cosine
+                seen = batch.corrections.seen
+                reference = features if seen is None else classifier.encode(seen)
+                ascent = judge_ascent(classifier, reference, batch.corrections, True, ascent_step)
+            return logits, direction, ascent
 
     return Learner()
 
@@ -435,7 +465,7 @@ def validate(
             logits = classifier.compare(features.take(batch.first), features.take(batch.second), batch.camera)
             led = logits.new_zeros(1, 2)  # by the derivative: its cosine, the error left
             if (wrong := batch.corrections) is not None:
-                cosine = derivative_cosine(classifier, features, wrong, False, ascent_step)
+                cosine, _ = judge_ascent(classifier, features, wrong, False, ascent_step)
                 there = ascend(classifier, features, wrong, ascent or 0, ascent_step)
                 left = (there - wrong.true).square().sum() / (wrong.shown - wrong.true).square().sum()
                 led = torch.stack([cosine, left])[None]

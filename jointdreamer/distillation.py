@@ -104,16 +104,18 @@ def one_step_images(
     rgb: Tensor,  # (N, 3, R, R) in [0, 1]
     t_min: float,
     t_max: float,
-    words: Tensor,  # (1, L, D) the empty prompt's embedding
+    words: Tensor,  # (N, L, D) of each image, or (1, L, D) of all
+    nothing: Tensor,  # (1, L, D) the empty prompt's embedding
+    guidance_scale: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """The images (N, 3, H, W) as an energy sees renders: noised, all to one t, and estimated in one step without text.
+    """The images (N, 3, H, W) as an energy sees renders: noised, all to one t, and estimated in one step.
 
     About [0, 1], not clamped, as `guidance.decode` gives them.
     """
     noised = add_noise(guidance, guidance.encode(rgb[None], generator, grad=False), t_min, t_max, generator)
-    words = words[None].expand(1, len(rgb), -1, -1)
-    noise = guidance.predict_noise(noised, Conditioning(words, words), 0.0).noise_uncond
+    text = Conditioning(*(x.expand(len(rgb), -1, -1)[None] for x in (words, nothing)))
+    noise = guidance.predict_noise(noised, text, guidance_scale).noise
     return guidance.decode(x0_from_noise(noised.latents_noisy, noise, noised.alpha_t, noised.sigma_t))[0]
 
 

@@ -84,6 +84,14 @@ def directions(
     return which
 
 
+def caption_views(captions: list[str], c2w: Tensor) -> list[str]:
+    """ "<caption>, back view" and so on for N cameras (N, 4, 4), with the thresholds of `TextEmbeddings`."""
+    x, y, z = c2w[:, :3, 3].unbind(1)
+    azimuth, elevation = torch.atan2(y, x), torch.atan2(z, torch.hypot(x, y))
+    which = directions(azimuth, elevation, TextEmbeddings.front, TextEmbeddings.back, TextEmbeddings.overhead)
+    return [f"{caption}, {DIRECTIONS[int(k)]} view" for caption, k in zip(captions, which, strict=True)]
+
+
 @torch.no_grad()
 def encode_prompt(
     prompt: str,

@@ -255,13 +255,22 @@ def test_unknown_mask_is_refused():
 # Eq. 2, Eq. 5 and the hand-over
 
 
-def test_one_step_images_are_unguided_estimates_at_one_t():
-    guidance, rgb = KnownGuidance(), tensors(6, C, H, H)
-    found = one_step_images(guidance, rgb, 0.3, 0.9, torch.zeros(1, 2, 8), generator(4))
+def test_one_step_images_are_estimates_at_one_t_of_what_each_is_called():
+    class Told(KnownGuidance):
+        def predict_noise(self, noised, text, guidance_scale):
+            self.told = text, guidance_scale
+            return super().predict_noise(noised, text, guidance_scale)
+
+    guidance, rgb = Told(), tensors(6, C, H, H)
+    words, nothing = tensors(6, 2, 8, seed=1), torch.zeros(1, 2, 8)
+    found = one_step_images(guidance, rgb, 0.3, 0.9, words, nothing, 3.0, generator(4))
     noised = add_noise(guidance, rgb[None], 0.3, 0.9, generator(4))
     assert noised.timesteps.shape == (1,)  # all images share it
-    expected = (noised.latents_noisy - noised.sigma_t * 0.3 * noised.latents_noisy) / noised.alpha_t
+    expected = (noised.latents_noisy - noised.sigma_t * 0.5 * noised.latents_noisy) / noised.alpha_t
     torch.testing.assert_close(found, expected[0])
+    text, scale = guidance.told
+    assert torch.equal(text.cond, words[None]) and text.uncond.shape == (1, 6, 2, 8) and not text.uncond.any()
+    assert scale == 3.0
 
 
 def test_jsd_is_eq_5():

@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from jointdreamer.cameras import Cameras
+from jointdreamer.cameras import Cameras, look_at
 from jointdreamer.errors import UserError
-from jointdreamer.prompts import DIRECTIONS, TextEmbeddings, encode_prompt, unknown_words, vocabulary
+from jointdreamer.prompts import DIRECTIONS, TextEmbeddings, caption_views, encode_prompt, unknown_words, vocabulary
 
 
 class Encoder:
@@ -52,6 +52,12 @@ def test_overhead_wins():
 def test_thresholds_are_the_caller_s():
     text = embeddings(front=math.radians(45), back=math.radians(10))
     assert heard(text, cameras([44, 46, 165, 175])) == ["front", "side", "side", "back"]
+
+
+def test_captions_say_where_a_camera_stands():
+    angles = torch.tensor([[0.0, 100, 180, 40], [10.0, 0, 20, 70]]).deg2rad()
+    c2w = look_at(angles[1], angles[0], torch.full((4,), 2.0))
+    assert caption_views(list("abcd"), c2w) == ["a, front view", "b, side view", "c, back view", "d, overhead view"]
 
 
 def test_at_gives_one_row_per_view_and_picks_the_negative_prompt():

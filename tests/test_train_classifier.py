@@ -6,6 +6,7 @@ The runs are children of tests/launcher.py, which imports everything once for al
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from jointdreamer.data.batches import Corrections
 from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import ascend, derivative_cosine
+from train_classifier import MOST_ERROR, NEARLY_TRUE, ascend, judge_ascent
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -53,6 +54,7 @@ def words(toys, tiny_classifier_folder) -> Callable[..., list[str]]:
         "training.views=2",
         "training.warm_up=2",
         "training.derivative_weight=0.5",
+        "training.step_weight=0.5",
         "training.ascent=2",
         "validation_groups=2",
         "every.log=1",
@@ -173,7 +175,7 @@ def test_the_derivative_is_judged_by_where_it_points():
     def cosine(gain, true, create_graph=False):
         classifier = Distance(gain)
         there = Corrections(first, torch.zeros(4, 16), shown, true, torch.tensor(0))
-        return classifier, derivative_cosine(classifier, classifier.encode(seen), there, create_graph)
+        return classifier, judge_ascent(classifier, classifier.encode(seen), there, create_graph)[0]
 
     _, right = cosine(0.5, 0.5 * seen[first])
     _, opposite = cosine(0.5, 2 * shown - 0.5 * seen[first])
@@ -198,17 +200,34 @@ def test_the_derivative_is_asked_for_where_its_own_steps_lead():
     there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(1))
     features = classifier.encode(seen)
     torch.testing.assert_close(ascend(classifier, features, there, 1, 0.25), arrived)
-    found = derivative_cosine(classifier, features, there, False, 0.25)
+    found, error = judge_ascent(classifier, features, there, False, 0.25)
     from_there = there._replace(shown=arrived, steps=torch.tensor(0))
-    torch.testing.assert_close(found, derivative_cosine(classifier, features, from_there, False))
-    unmoved = derivative_cosine(classifier, features, there._replace(steps=torch.tensor(0)), False)
+    torch.testing.assert_close((found, error), judge_ascent(classifier, features, from_there, False, 0.25))
+    unmoved, _ = judge_ascent(classifier, features, there._replace(steps=torch.tensor(0)), False, 0.25)
     assert abs(found - unmoved) > 1e-3
+
+
+def test_a_step_is_judged_by_the_error_that_it_leaves():
+    """logit = -|second - true|^2: a step of a goes 2 a s(-l) of the way; from the true view none is taken."""
+    g = torch.Generator().manual_seed(1)
+    true, shown = torch.rand(4, 3, 6, 6, generator=g), torch.rand(4, 3, 6, 6, generator=g)
+    classifier, rows = Distance(1.0), torch.arange(4)
+
+    def error(shown, step_size):
+        there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(0))
+        return judge_ascent(classifier, classifier.encode(true), there, False, step_size)[1].item()
+
+    far = (true - shown).square().flatten(1).sum(1)
+    way, share = 2 * 0.2 * torch.sigmoid(far), far / (far + NEARLY_TRUE**2 * 108)
+    assert error(shown, 0.2) == pytest.approx(((1 - way).square() * share).mean().item(), rel=1e-4)
+    assert error(true, 0.2) == 0
+    assert error(shown, 1e3) == MOST_ERROR
 
 
 def test_the_derivative_can_be_taught(go, words, tmp_path):
     """28 toys of 16 pixels, two views of eight at a time: the cosine climbs from nothing."""
     more = ["training.objects=8", "training.steps=200", "training.lr=0.003", "training.derivative_weight=3"]
-    more += ["training.ascent=0"]
+    more += ["training.ascent=0", "training.step_weight=0"]
     more += ["classifier.hidden_size=32", "classifier.head_width=64", "training.warm_up=10", "every.checkpoint=0"]
     more += ["augmentation.jitter=0", "augmentation.blur=0", "every.validate=200"]
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
@@ -216,6 +235,25 @@ def test_the_derivative_can_be_taught(go, words, tmp_path):
     cosines = [row["derivative_cosine"] for row in found]
     assert abs(sum(cosines[:5]) / 5) < 0.1 and sum(cosines[-20:]) / 20 > 0.15
     assert found[-1]["val/derivative_cosine"] > 0.1 and "val/ascent_error" not in found[-1]
+
+
+def test_a_step_can_be_taught_with_guided_estimates(go, words, tiny_sd_folder, toys, tmp_path):
+    more = ["estimates.guided=1", "training.steps=3", "training.derivative_weight=0"]
+    more += [f"models.text_to_image.source={tiny_sd_folder('epsilon')}", "models.text_to_image.image_size=16"]
+    assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
+    assert all(0 < row["step_error"] < MOST_ERROR for row in rows(run_folder(tmp_path)))
+
+
+def test_guided_estimates_want_captions_and_something_to_correct(go, words, toys, tmp_path):
+    assert go(words("estimates.guided=0.5", "training.derivative_weight=0", "training.step_weight=0")) == 2
+    said = (tmp_path / "stderr").read_text()
+    assert "training.step_weight" in said and said.count("\n") == 1
+    bare = tmp_path / "bare"
+    shutil.copytree(toys, bare)
+    (bare / "captions.json").unlink()
+    assert go(words("estimates.guided=0.5", f"data.folder={bare}")) == 2
+    said = (tmp_path / "stderr").read_text()
+    assert "captions.json" in said and said.count("\n") == 1
 
 
 def test_it_goes_on_from_a_classifier_with_estimates(go, words, whole, tiny_sd_folder, tmp_path):

@@ -13,13 +13,14 @@ from jointdreamer.data.view_pairs import Group, draw_corrections
 
 
 class Corrections(NamedTuple):
-    """What each of N images should become: see `derivative_cosine`."""
+    """What each of N images should become: see train_classifier's `judge_ascent`."""
 
     first: Tensor  # (N,) rows of Batch.rgb
     camera: Tensor  # (N, 16)
     shown: Tensor  # (N, 3, R, R) instead of the true view
     true: Tensor  # (N, 3, R, R)
     steps: Tensor  # () the classifier's own steps along its derivative that are taken first
+    seen: Tensor | None = None  # (N, 3, R, R) instead of Batch.rgb
 
 
 class Batch(NamedTuple):
@@ -37,7 +38,10 @@ class Batch(NamedTuple):
 
     def to(self, device: Any) -> "Batch":
         moved = {name: x.to(device) for name, x in self._asdict().items() if name != "corrections"}
-        corrections = self.corrections and Corrections(*(x.to(device) for x in self.corrections))
+        corrections = self.corrections
+        if corrections is not None:
+            there = {name: x.to(device) for name, x in corrections._asdict().items() if x is not None}
+            corrections = Corrections(**there)
         return Batch(**moved, corrections=corrections)
 
 
@@ -83,3 +87,12 @@ def as_estimates(
     seen = look_through(together, rng)
     rgb, shown = (rgb, look_through(shown, rng)) if seen is together else seen.chunk(2)
     return batch._replace(rgb=rgb, corrections=batch.corrections._replace(shown=shown))
+
+
+def as_guided_estimates(batch: Batch, see: Callable[[Tensor], Tensor]) -> Batch:
+    """A batch whose corrections, what is shown and what it is compared with, are what `see` makes of them; its pairs
+    stay as they are. `see` takes both one after the other, (2 N, 3, R, R)."""
+    if batch.corrections is None:
+        return batch
+    seen, shown = see(torch.cat([batch.rgb, batch.corrections.shown])).chunk(2)
+    return batch._replace(corrections=batch.corrections._replace(seen=seen, shown=shown))

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 TRUE, WRONG_POSE, OTHER_OBJECT = 0, 1, 2  # kinds of a pair; the first is label 1
 CHECKED_FIRST = 8  # objects that are looked at before anything begins
 ROTATION_TOLERANCE = 1e-3
+CAPTIONS = "captions.json"
 REFERENCE_IN_FRONT = 0.6  # of the corrections: the view of the object that is nearest to the front
 T = TypeVar("T")
 K = TypeVar("K")
@@ -206,6 +207,24 @@ def open_views(folder: str | Path) -> ViewSource:
     )
 
 
+def read_captions(folder: str | Path, ids: Sequence[str]) -> dict[str, str]:
+    """What the objects of a folder of views are called: `captions.json` in it, {id: caption}.
+
+    Raises UserError, one line, if it is missing, cannot be read, or leaves an object out.
+    """
+    file = Path(folder) / CAPTIONS
+    try:
+        captions = json.loads(file.read_text(encoding="utf-8"))
+        missing = [name for name in ids if not isinstance(captions[name], str) or not captions[name].strip()]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        missing, why = [], f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    else:
+        why = f"none for {missing[0]}" if missing else ""
+    if why:
+        raise UserError(f'{file}: no captions ({why}); wanted {{"<object>": "a caption", ...}} for each object')
+    return captions
+
+
 def is_held_out(name: str, percent: float) -> bool:
     """Whether an object is for validation only: by the hash of its name, so on every machine and whatever else there
     is."""
@@ -225,6 +244,7 @@ class Group:
     kind: np.ndarray  # (P,) TRUE, WRONG_POSE or OTHER_OBJECT
     angle: np.ndarray  # (P,) degrees between the directions from which the two images were taken
     object: np.ndarray  # (N,) which of the group's objects each image shows
+    ids: list[str]  # the names of those objects
 
     @property
     def label(self) -> np.ndarray:
@@ -283,7 +303,7 @@ class PairSampler:
         Raises UserError if no usable objects are found.
         """
         rng = np.random.default_rng([self.seed, step, number])
-        poses, rgba, chosen = self._draw_objects(rng)
+        poses, rgba, chosen, ids = self._draw_objects(rng)
         n, v = self.objects, self.views
         own = np.stack([p[c] for p, c in zip(poses, chosen, strict=True)])  # (n, v, 4, 4)
         rows = np.arange(n * v).reshape(n, v)
@@ -314,11 +334,13 @@ class PairSampler:
         cosine = (direction[index_1] * direction[index_2]).sum(-1)
         angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
         told = (np.stack(c2w_1), np.stack(c2w_2), np.array(kind), angle)
-        group = Group(rgba, images_c2w, index_1, index_2, *told, np.repeat(np.arange(n), v))
+        group = Group(rgba, images_c2w, index_1, index_2, *told, np.repeat(np.arange(n), v), ids)
         return group, rng
 
-    def _draw_objects(self, rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray]]:
-        poses, images, chosen, taken = [], [], [], set()
+    def _draw_objects(
+        self, rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], np.ndarray, list[np.ndarray], list[str]]:
+        poses, images, chosen, ids, taken = [], [], [], [], set()
         for _ in range(100 * self.objects):
             # both at once: what was learned of damaged objects before must not move the later draws
             position, views_seed = int(rng.integers(len(self.indices))), int(rng.integers(2**31))
@@ -338,10 +360,11 @@ class PairSampler:
                 self._note(name, str(error))
                 continue
             taken.add(index)
+            ids.append(name)
             poses.append(of_object)
             chosen.append(which[: self.views])
             if len(taken) == self.objects:
-                return poses, np.concatenate(images), chosen
+                return poses, np.concatenate(images), chosen, ids
         name, why = next(iter(self.damaged.items()), ("", "too few objects"))
         raise UserError(
             f"{self.source.name}: {len(self.damaged)} objects cannot be used and too few are left ({name}: {why})"

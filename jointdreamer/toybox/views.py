@@ -4,6 +4,7 @@ Every view has a camera of its own, within the ranges of the world's rigs (data.
 other views there are.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 
 from jointdreamer.cameras import sample_cameras
-from jointdreamer.data.view_pairs import write_packed
+from jointdreamer.data.view_pairs import CAPTIONS, write_packed
+from jointdreamer.files import write_text
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.world import sample_toy, solids
+from jointdreamer.toybox.world import Toy, caption, sample_toy, solids
 
 N_VIEWS = 12
 
@@ -24,14 +26,19 @@ def toy_names(n: int, seed: int) -> list[str]:
     return [f"toy_{seed}_{index:06d}" for index in range(n)]
 
 
+def toy(index: int, seed: int) -> Toy:
+    """Toy number `index` of a seed: all words, none of the held-out sets."""
+    return sample_toy(np.random.default_rng([seed, 5, index]))
+
+
 def toy_views(index: int, seed: int, resolution: int, n_views: int = N_VIEWS) -> tuple[np.ndarray, np.ndarray]:
-    """rgba (V, R, R, 4) uint8 with straight colour and c2w (V, 4, 4) of toy number `index` of a seed. All words, none
-    of the held-out sets."""
-    toy = sample_toy(np.random.default_rng([seed, 5, index]))
+    """rgba (V, R, R, 4) uint8 with straight colour and c2w (V, 4, 4) of `toy(index, seed)`."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
     drawn = sample_cameras(replace(data.RIG, n_rigs=n_views, n_views=1), resolution, generator)
     c2w = drawn.c2w[:, 0].double().numpy()
-    image, _, _ = raycast.render(raycast.pack(solids(toy)), c2w, drawn.fovy[:, 0].double().numpy(), resolution)
+    image, _, _ = raycast.render(
+        raycast.pack(solids(toy(index, seed))), c2w, drawn.fovy[:, 0].double().numpy(), resolution
+    )
     return np.round(image * 255).astype(np.uint8), c2w
 
 
@@ -47,4 +54,7 @@ def pack_toy_views(
                     progress(start, n)
                 yield from pool.map(lambda i: toy_views(i, seed, resolution), range(start, min(n, start + 64)))
 
-    write_packed(folder, toy_names(n, seed), (N_VIEWS, resolution), rendered())
+    names = toy_names(n, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CAPTIONS, json.dumps({name: caption(toy(index, seed)) for index, name in enumerate(names)}))
+    write_packed(folder, names, (N_VIEWS, resolution), rendered())

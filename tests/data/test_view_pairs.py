@@ -24,6 +24,7 @@ from jointdreamer.data.view_pairs import (
     is_held_out,
     open_views,
     prefetch,
+    read_captions,
     rotation_angle,
     world_to_camera,
     write_packed,
@@ -323,3 +324,19 @@ def test_prefetching_keeps_the_order_reads_no_further_and_hands_errors_on():
     with pytest.raises(UserError, match="seven"):
         list(stream)
     assert list(prefetch(make, [], workers=2)) == []
+
+
+def test_captions_are_read_or_the_first_that_is_missing_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"captions\.json: no captions \(FileNotFoundError"):
+        read_captions(tmp_path, ["one"])
+    (tmp_path / "captions.json").write_text('{"one": "a bear", "two": " "}')
+    assert read_captions(tmp_path, ["one"])["one"] == "a bear"
+    for ids, why in ((["one", "two"], "none for two"), (["one", "three"], "three")):
+        with pytest.raises(UserError, match=why):
+            read_captions(tmp_path, ids)
+
+
+def test_a_group_knows_its_objects_by_name():
+    group, _ = sampler().group(3, 1)
+    red = group.rgba[:, 0, 0, 0]  # the number of the object
+    assert [group.ids[k] for k in group.object] == [f"object_{number}" for number in red]

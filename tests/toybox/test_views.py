@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from jointdreamer.data.view_pairs import PackedViews
+from jointdreamer.data.view_pairs import PackedViews, read_captions
 from jointdreamer.toybox.data import RIG
-from jointdreamer.toybox.views import N_VIEWS, pack_toy_views, toy_names, toy_views
+from jointdreamer.toybox.views import N_VIEWS, pack_toy_views, toy, toy_names, toy_views
+from jointdreamer.toybox.world import caption
 
 
 def test_packed_toys_are_the_toys(tmp_path):
@@ -33,3 +34,9 @@ def test_every_view_has_a_camera_of_its_own_within_the_world_s_ranges():
 def test_another_seed_has_other_toys():
     assert not np.array_equal(toy_views(0, 0, 8)[0], toy_views(0, 1, 8)[0])
     assert not set(toy_names(3, 0)) & set(toy_names(3, 1))
+
+
+def test_packed_toys_are_called_what_they_are(tmp_path):
+    pack_toy_views(tmp_path, 5, seed=3, resolution=8)
+    captions = read_captions(tmp_path, toy_names(5, 3))
+    assert [captions[name] for name in toy_names(5, 3)] == [caption(toy(index, 3)) for index in range(5)]
