@@ -142,6 +142,7 @@ def test_the_result_tells_the_best_and_the_classifier_is_the_one_that_was_judged
 def test_it_learns(go, words, tmp_path):
     """Wrong poses off: 28 toys of 16 pixels are soon told apart (by chance the loss is 0.693)."""
     more = ["data.wrong_pose_share=0", "training.objects=8", "training.steps=200", "training.lr=0.003"]
+    more += ["training.step_weight=0"]
     more += ["classifier.hidden_size=32", "classifier.head_width=64", "training.warm_up=10", "every.checkpoint=0"]
     more += ["augmentation.jitter=0", "augmentation.blur=0", "every.validate=0", "training.direction_weight=0"]
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
