@@ -49,7 +49,7 @@ class ClassifierEnergy(Energy):
         so too) as given: the text-to-image prior's guided estimate of it, without a gradient; the others follow it.
         null treats all alike: then four equal views of a rig get equal gradients, and a face on each of them stays
     ascent: 0, or steps along the derivative that are taken at once, in images, where a classifier's training has
-        taught it (`training.derivative_weight`). A derivative says little of how far it holds, and the decoder's
+        taught it (`training.step_weight`). A derivative says little of how far it holds, and the decoder's
         transpose blurs it; so the images of the views climb the sum of log sigmoid(logit), which no longer pulls where
         a pair is coherent, and C = -scale/2 |x0 - x0 of where they arrive|^2, as in Eq. 7 and 8, with no gradient
         through the decoder
