@@ -298,7 +298,9 @@ def render_toys(data: dict[str, Any], size: int) -> None:
 
 
 def _unfinished(folder: Path) -> bool:
-    parts = ("rgba.npy", "c2w.npy", "captions.json")
+    from jointdreamer.data.view_pairs import CAPTIONS
+
+    parts = ("rgba.npy", "c2w.npy", CAPTIONS)
     return all(entry.name.startswith(".tmp-") or entry.name in parts for entry in folder.iterdir())
 
 

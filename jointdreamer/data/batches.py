@@ -22,6 +22,9 @@ class Corrections(NamedTuple):
     steps: Tensor  # () the classifier's own steps along its derivative that are taken first
     seen: Tensor | None = None  # (N, 3, R, R) instead of Batch.rgb
 
+    def to(self, device: Any) -> "Corrections":
+        return Corrections(**{name: x.to(device) for name, x in self._asdict().items() if x is not None})
+
 
 class Batch(NamedTuple):
     """P pairs among N images, as tensors."""
@@ -37,12 +40,7 @@ class Batch(NamedTuple):
     corrections: Corrections | None = None
 
     def to(self, device: Any) -> "Batch":
-        moved = {name: x.to(device) for name, x in self._asdict().items() if name != "corrections"}
-        corrections = self.corrections
-        if corrections is not None:
-            there = {name: x.to(device) for name, x in corrections._asdict().items() if x is not None}
-            corrections = Corrections(**there)
-        return Batch(**moved, corrections=corrections)
+        return Batch(**{name: x.to(device) for name, x in self._asdict().items() if x is not None})
 
 
 def to_batch(

@@ -215,12 +215,11 @@ def read_captions(folder: str | Path, ids: Sequence[str]) -> dict[str, str]:
     file = Path(folder) / CAPTIONS
     try:
         captions = json.loads(file.read_text(encoding="utf-8"))
-        missing = [name for name in ids if not isinstance(captions[name], str) or not captions[name].strip()]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        missing, why = [], f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-    else:
-        why = f"none for {missing[0]}" if missing else ""
-    if why:
+        missing = next((name for name in ids if not captions.get(name, "").strip()), None)
+        why = None if missing is None else f"none for {missing}"
+    except (OSError, ValueError, AttributeError) as error:  # the last: of no dictionary, or one of other things
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    if why is not None:
         raise UserError(f'{file}: no captions ({why}); wanted {{"<object>": "a caption", ...}} for each object')
     return captions
 

@@ -55,6 +55,5 @@ def pack_toy_views(
                 yield from pool.map(lambda i: toy_views(i, seed, resolution), range(start, min(n, start + 64)))
 
     names = toy_names(n, seed)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CAPTIONS, json.dumps({name: caption(toy(index, seed)) for index, name in enumerate(names)}))
     write_packed(folder, names, (N_VIEWS, resolution), rendered())
