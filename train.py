@@ -41,8 +41,9 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.regularizers import REGULARIZERS, needs_normals, regularizers
     from jointdreamer.renderers.shading import sample_shading
     from jointdreamer.renderers.volume import VolumeRenderer
-    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
+    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
     from jointdreamer.schedules import Plan
+    from jointdreamer.signals import stop_on_signals
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}

@@ -81,8 +81,9 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
-    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything, stop_on_signals
+    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
     from jointdreamer.schedules import warm_up_and_cosine
+    from jointdreamer.signals import stop_on_signals
 
     cfg = {key: cfg[key] for key in KEYS}  # `models` also brings what train.py needs
     cfg["every"] = {key: cfg["every"][key] for key in ("log", "validate", "checkpoint")}

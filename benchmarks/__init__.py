@@ -2,3 +2,5 @@
 
 Run from the repository; not part of the wheel. Each takes --repeats, --threads, --device, --clock, --quick and --out.
 """
+
+import jointdreamer  # noqa: F401  # before torch: threads wait as they do in a run

@@ -17,6 +17,7 @@ from typing import Any
 
 from jointdreamer.arguments import check_arguments
 from jointdreamer.errors import UserError
+from jointdreamer.signals import Stop, hand_on
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
@@ -153,8 +154,13 @@ class Job:
                 raise
             return 130
         sweep.write(number, Outcome(status, folder_of(plain), error))
-        if status > 128 and not self.away:  # stopped by a signal: so is the sweep
-            raise KeyboardInterrupt
+        if status > 128:  # stopped by a signal: so is the sweep, and a launcher elsewhere may requeue the job
+            if not self.away:
+                raise KeyboardInterrupt
+            try:
+                hand_on(status - 128)
+            except Exception as error:  # whatever a launcher raises; what became of the job is written already
+                print(f"not started again: {error}", file=sys.stderr)
         return status
 
     def _run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
@@ -231,8 +237,6 @@ def _leave_terminal(cwd: str) -> None:
 @contextlib.contextmanager
 def _stopped_by(file: Path) -> Iterator[None]:
     """Send SIGTERM to this process, once, when `file` is there and the run listens: it saves and stops."""
-    from jointdreamer.run import Stop
-
     over = threading.Event()
 
     def watch() -> None:

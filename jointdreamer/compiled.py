@@ -2,8 +2,8 @@
 
 A kernel does a share of the work, `kernel(first, last, *arguments)` for the items first to last - 1 of a range, and
 lets go of the interpreter meanwhile. The shares go to torch's own threads, those of the OpenMP library that it brings:
-they stay awake for some milliseconds after each of torch's operations, and a thread of ours that is woken beside them
-gets no core until they sleep. Numba's parallel loops compile for three times as long, which a user waits for at the
+where they spin while they wait (OMP_WAIT_POLICY), a thread of ours that is woken beside them gets no core until they
+sleep. Numba's parallel loops compile for three times as long, which a user waits for at the
 first step, and abort the process where two threads call them at once.
 """
 

@@ -1,7 +1,7 @@
-"""The run folder: a function of the config, its checkpoints, its records, and the seeds and signals of the run in it.
+"""The run folder: a function of the config, its checkpoints, its records, and the seeds of the run in it.
 
 ```python
-with RunFolder.open(run_path(out_dir, name, prompt, seed), config) as run, stop_on_signals() as stop:
+with RunFolder.open(run_path(out_dir, name, prompt, seed), config) as run, signals.stop_on_signals() as stop:
     start = run.resume(field=field, optimizer=optimizer, generator=generator)     # 0 in a new folder
     for step in range(start, steps):
         ...
@@ -22,16 +22,13 @@ import platform
 import random
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -567,45 +564,3 @@ def peak_memory_gb() -> float:
         return float("nan")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-
-
-# Signals
-
-
-class Stop:
-    """Whether someone asked the run to stop: `requested` is the signal's number, or None. Handles the signals."""
-
-    requested: int | None = None
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.requested is not None:
-            raise KeyboardInterrupt
-        self.requested = number
-        # not print: the signal may have come in the middle of one
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: stopping after this step and saving; once more aborts at once\n".encode())
-
-    @property
-    def exit_status(self) -> int:
-        """128 + the signal, as a shell has it: a stopped run has not kept its promise, so never 0."""
-        return 128 + (self.requested or 0)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Turn SIGINT (Ctrl-C) and SIGTERM into a flag that the loop looks at after each step; the second aborts at once.
-
-    The second raises KeyboardInterrupt where the program stands. Outside the main thread, where Python takes no
-    signal handlers, the flag stays unset.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

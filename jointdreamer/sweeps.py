@@ -15,13 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import to_json, write_text
+from jointdreamer.signals import ENDING, stop_on_signals
 
 POLL_SECONDS = 0.2
 GB_PER_JOB = 2.0  # what a toybox run may take at most (0.9 GB measured), so that `auto` does not fill the memory
@@ -180,11 +180,9 @@ def run_commands(
 
     commands: job number -> command. folders: job number -> run folder. The output of a job goes to `stdout` and
     `stderr` in its folder of the sweep; each start and end is a line on stderr. A job that fails, or is killed, stops
-    no other. The first SIGINT, SIGTERM or SIGHUP is handed to all, which save and stop; it is returned. The second
-    kills them and raises KeyboardInterrupt.
+    no other. The first of `signals.ENDING` is handed to all, which save and stop; it is returned. A second SIGINT or
+    SIGTERM kills them and raises KeyboardInterrupt.
     """
-    from jointdreamer.run import stop_on_signals  # and with it torch: a sweep's mistakes are answered sooner
-
     waiting, running = list(commands.items()), {}
 
     def end(place: int) -> None:
@@ -193,7 +191,7 @@ def run_commands(
         sweep.write(number, outcome)
         print(f"job {number}: {outcome}", file=sys.stderr, flush=True)
 
-    with stop_on_signals() as stop, _hang_up_stops():
+    with stop_on_signals() as stop:
         told = False
         try:
             while running or (waiting and stop.requested is None):
@@ -235,33 +233,23 @@ def _start(command: Sequence[str], place: Slot, folder: Path) -> subprocess.Pope
         )
 
 
-@contextmanager
-def _hang_up_stops() -> Iterator[None]:
-    """A closed terminal counts as SIGTERM, unless nohup said otherwise: the jobs are in sessions of their own."""
-    hang_up = getattr(signal, "SIGHUP", None)
-    if hang_up is None or signal.getsignal(hang_up) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(hang_up, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(hang_up, signal.SIG_DFL)
-
-
 def _read_outcome(returncode: int, output: Path, folder: str | None) -> Outcome:
-    """The outcome of a process that has ended, from its status and the end of its stderr."""
+    """The outcome of a process that has ended, from its status, its result and the end of its stderr."""
     if returncode == 0:
+        if folder is not None and not Path(folder, "result.json").exists():
+            return Outcome(1, folder, f"it ended without {Path(folder, 'result.json')}; see {output}/stderr")
         return Outcome(0, folder)
     if returncode < 0:
         status, name = 128 - returncode, signal.Signals(-returncode).name
-        if -returncode in (signal.SIGINT, signal.SIGTERM):  # before its loop could catch it: nothing was lost
+        if -returncode in ENDING:  # before its loop could catch it: nothing was lost
             return Outcome(status, folder)
         return Outcome(
             1, folder, f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}; see {output}/stderr"
         )
     if returncode > 128:
         return Outcome(returncode, folder)
-    lines = [line for line in (output / "stderr").read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line for line in (output / "stderr").read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+    ]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return Outcome(returncode, folder, (said or lines or ["no word on stderr"])[-1][:500])

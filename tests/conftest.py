@@ -14,6 +14,7 @@ if "JOINTDREAMER_CACHE" not in os.environ:  # converted checkpoints; children of
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what it runs in the background, and nohup everything, with some of these ignored; the tests send them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY_CLASSIFIER: dict[str, Any] = {
     "image_size": 16,

@@ -12,6 +12,7 @@ GROUND = {
     "arguments",
     "errors",
     "files",
+    "signals",
 }  # below all layers: everything may import these, they import nothing of ours but each other
 LAYERS = {
     0: {"compiled", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from jointdreamer.run import (
     run_path,
     seed_everything,
     slug,
-    stop_on_signals,
     truncate_metrics,
 )
 
@@ -520,31 +518,3 @@ def test_peak_memory_and_seed():
         with pytest.raises(UserError, match="seed="):
             seed_everything(seed)
     assert environment()["cpu_count"] == os.cpu_count()
-
-
-# Signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_the_second_aborts(number):
-    before = signal.getsignal(number)
-    with stop_on_signals() as stop:
-        assert stop.requested is None
-        signal.raise_signal(number)
-        assert stop.requested == number and stop.exit_status == 128 + number
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) is before
-
-
-def test_outside_the_main_thread_signals_are_left_alone():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work():
-        with stop_on_signals() as stop:
-            seen.append(stop.requested)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [None] and signal.getsignal(signal.SIGINT) is before

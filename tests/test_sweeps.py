@@ -15,7 +15,7 @@ import torch
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
-from jointdreamer.run import stop_on_signals
+from jointdreamer.signals import stop_on_signals
 from jointdreamer.sweeps import Outcome, Slot, Sweep, run_commands, slots
 
 # Places
@@ -62,26 +62,33 @@ def names(n: int) -> dict[int, str | None]:
     return {number: f"runs/{number}" for number in range(n)}
 
 
-def test_every_end_of_a_job_is_one_line_and_stops_no_other(tmp_path, capsys):
+FINISHES = "import os; os.makedirs('runs/0'); open('runs/0/result.json', 'w').close(); print('fine')"
+
+
+def test_every_end_of_a_job_is_one_line_and_stops_no_other(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     commands = {
-        0: python("print('fine')"),
+        0: python(FINISHES),
         1: python("import sys; print('error: no prompt: say one', file=sys.stderr); sys.exit(2)"),
         2: python("{}['no such key']"),
         3: python("import os; os.kill(os.getpid(), 9)"),
-        4: python("print('fine')"),
+        4: python("print('fine')"),  # without a result
+        5: python("import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"),  # before its loop could catch it
     }
     sweep = Sweep(tmp_path, [["energy=none", f"seed={number}"] for number in commands])
-    assert run_commands(commands, slots(n_jobs=2, jobs=5, cores=2), sweep, names(5)) is None
+    assert run_commands(commands, slots(n_jobs=2, jobs=6, cores=2), sweep, names(6)) is None
     outcomes = sweep.outcomes()
-    assert [outcome.status for outcome in outcomes] == [0, 2, 1, 1, 0] and sweep.status == 2
-    assert [outcome.folder for outcome in outcomes] == [f"runs/{number}" for number in range(5)]
+    assert [outcome.status for outcome in outcomes] == [0, 2, 1, 1, 1, 128 + signal.SIGUSR1]
+    assert sweep.status == 128 + signal.SIGUSR1
+    assert [outcome.folder for outcome in outcomes] == [f"runs/{number}" for number in range(6)]
     assert sweep.summary()[:4] == [
-        "sweep: 2 of 5 jobs done, 3 failed",
+        "sweep: 1 of 6 jobs done, 4 failed, 1 stopped (the same command goes on)",
         "0  seed=0  runs/0",
         "1  seed=1  error: no prompt: say one",
         "2  seed=2  error: KeyError: 'no such key'",
     ]
     assert "killed by SIGKILL (out of memory?)" in sweep.summary()[4]
+    assert "without runs/4/result.json" in sweep.summary()[5] and sweep.summary()[6] == "5  seed=5  stopped: runs/5"
     assert (tmp_path / "0" / "stdout").read_text() == "fine\n"
     assert "job 1: error: no prompt" in capsys.readouterr().err
 
@@ -106,34 +113,37 @@ import signal, sys, time
 def stop(number, frame):
     print("saved", flush=True)
     sys.exit(128 + number)
-signal.signal(signal.SIGINT, stop)
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, stop)
 print("listening", flush=True)
 time.sleep(60)
 """
 
 
-def test_ctrl_c_lets_the_running_jobs_save_and_starts_no_other(tmp_path):
-    sweep = Sweep(tmp_path, [[f"seed={number}"] for number in range(3)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_lets_the_running_jobs_save_and_starts_no_other(tmp_path, number):
+    sweep = Sweep(tmp_path, [[f"seed={seed}"] for seed in range(3)])
+    before = signal.getsignal(number)
 
     def interrupt() -> None:
-        heard = [tmp_path / number / "stdout" for number in "01"]
+        heard = [tmp_path / job / "stdout" for job in "01"]
         while not all(file.exists() and "listening" in file.read_text() for file in heard):
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    commands = {number: python(SAVES) for number in range(3)}
-    assert run_commands(commands, slots(n_jobs=2, jobs=3, cores=2), sweep, names(3)) == signal.SIGINT
-    assert [(tmp_path / number / "stdout").read_text() for number in "01"] == ["listening\nsaved\n"] * 2
+    commands = {job: python(SAVES) for job in range(3)}
+    assert run_commands(commands, slots(n_jobs=2, jobs=3, cores=2), sweep, names(3)) == number
+    assert [(tmp_path / job / "stdout").read_text() for job in "01"] == ["listening\nsaved\n"] * 2
     assert not (tmp_path / "2" / "stdout").exists()
-    assert [outcome.status for outcome in sweep.outcomes()] == [130] * 3
+    assert [outcome.status for outcome in sweep.outcomes()] == [128 + number] * 3
     assert sweep.summary() == [
         "sweep: 0 of 3 jobs done, 3 stopped (the same command goes on)",
         "0  seed=0  stopped: runs/0",
         "1  seed=1  stopped: runs/1",
         "2  seed=2  stopped: not started",
     ]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # as it was
+    assert signal.getsignal(number) is before
 
 
 # Jobs that a launcher runs somewhere

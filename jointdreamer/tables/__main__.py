@@ -26,6 +26,7 @@ from typing import Any
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
+from jointdreamer.signals import ENDING
 from jointdreamer.tables.definitions import Row, tables
 
 PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
@@ -163,22 +164,24 @@ def make_table(settings: Settings, run: Any = None) -> int:
 
 
 def main(words: Sequence[str]) -> int:
-    """The exit status: 0 for a whole table, 1 where a run failed, 2 for a mistake, 130 when stopped."""
+    """The exit status: 0 for a whole table, 1 where a run failed, 2 for a mistake, 128 + the signal when stopped."""
 
     def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
-    signal.signal(signal.SIGTERM, stop)
+    for number in ENDING:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, stop)
     try:
         return make_table(read_words(words))
     except UserError as error:
         return cli.complain(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted: what was under way is saved, the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
 
 
 if __name__ == "__main__":
