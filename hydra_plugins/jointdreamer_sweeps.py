@@ -88,7 +88,7 @@ class LocalLauncher(Launcher):
             try:
                 plain = cli.with_prompt(plain)
             except UserError as error:  # no process for that
-                sweep.write(number, sweeps.Outcome(cli.complain(error), error=" ".join(str(error).split())))
+                sweep.write(number, sweeps.Outcome(cli.complain(error), error=cli.one_line(error)))
                 continue
             folder = cli.folder_of(plain)
             folders[number] = folder

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.arguments import check_arguments
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.signals import Stop, hand_on
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -171,11 +171,10 @@ class Job:
         try:
             status = self.task(with_prompt(plain))
         except UserError as error:
-            said = " ".join(str(error).split())
-            status = complain(error)
+            said, status = one_line(error), complain(error)
         except Exception as error:  # a fault of ours
             traceback.print_exc()
-            said, status = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], 1
+            said, status = f"{type(error).__name__}: {one_line(error)}"[:500], 1
         self.status = max(self.status, status)
         return status, said
 
@@ -288,7 +287,7 @@ def folder_of(plain: Mapping[str, Any]) -> str | None:
 
 def complain(error: Any) -> int:
     """Print one line on stderr; the exit status of a user's mistake."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import torch
 from tqdm import tqdm
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import disk_full, is_disk_full, to_json, write_text
 
 QUIET_SECONDS = 10.0  # between two progress lines where no terminal shows a bar
@@ -144,6 +144,7 @@ class Logger:
 
     def message(self, text: str) -> None:
         """A line for the person who watches, and for `train.log`."""
+        text = printable(text)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
@@ -217,7 +218,7 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        self._show(prefix + " ".join(record.getMessage().split()))
+        self._show(prefix + one_line(record.getMessage()))
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import to_json, write_text
 from jointdreamer.signals import ENDING, stop_on_signals
 
@@ -37,8 +37,8 @@ class Outcome:
 
     def __str__(self) -> str:
         if self.status > 128:
-            return f"stopped: {self.error or self.folder or 'not started'}"
-        return f"error: {self.error}" if self.status else str(self.folder or "done")
+            return printable(f"stopped: {self.error or self.folder or 'not started'}")
+        return printable(f"error: {self.error}" if self.status else self.folder or "done")
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Sweep:
         """The settings of a job in which the sweep's jobs differ; all of them where there is only one job."""
         common = set.intersection(*map(set, self.jobs)) if len(self.jobs) > 1 else set()
         words = [word for word in self.jobs[number] if word not in common]
-        return " ".join(word if len(word) <= 60 else word[:57] + "..." for word in words)
+        return one_line(" ".join(word if len(word) <= 60 else word[:57] + "..." for word in words))
 
     def outcomes(self) -> list[Outcome]:
         """What became of every job; one that left no word failed."""

@@ -12,6 +12,7 @@ GROUND = {
     "arguments",
     "errors",
     "files",
+    "reading",
     "signals",
 }  # below all layers: everything may import these, they import nothing of ours but each other
 LAYERS = {

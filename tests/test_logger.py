@@ -126,12 +126,13 @@ def test_messages_and_the_package_s_warnings_reach_stream_and_file(tmp_path):
     stream, package = io.StringIO(), logging.getLogger("jointdreamer")
     before = (package.propagate, package.level, list(package.handlers))
     with Logger(tmp_path, steps=2, stream=stream) as logger:
-        logger.message("energy: mvs 🦊 \udcff")
+        logger.message("energy: mvs 🦊 \udcff \x1b[31m")
         logging.getLogger("jointdreamer.run").warning("checkpoint %s\nis damaged", "x.pt")
     assert "energy: mvs" in stream.getvalue()
     assert "warning: checkpoint x.pt is damaged\n" in stream.getvalue()
     log = (tmp_path / "train.log").read_text(encoding="utf-8")
-    assert "mvs 🦊" in log and "warning: checkpoint x.pt is damaged" in log
+    assert "mvs 🦊 \\udcff \\x1b[31m" in log and "\x1b" not in stream.getvalue()
+    assert "warning: checkpoint x.pt is damaged" in log
     assert (package.propagate, package.level, list(package.handlers)) == before
 
 

@@ -93,6 +93,16 @@ def test_every_end_of_a_job_is_one_line_and_stops_no_other(tmp_path, capsys, mon
     assert "job 1: error: no prompt" in capsys.readouterr().err
 
 
+def test_what_a_sweep_says_of_itself_is_lines_of_text(tmp_path):
+    sweep = Sweep(tmp_path, [["prompt=a\x1b[31m\ncat"], ["prompt=b"]])
+    sweep.write(0, Outcome(0, "runs/\x1b]0;x\x07"))
+    sweep.write(1, Outcome(2, error="no \x9b2J"))
+    assert sweep.summary()[1:] == [
+        "0  prompt=a\\x1b[31m cat  runs/\\x1b]0;x\\x07",
+        "1  prompt=b  error: no \\x9b2J",
+    ]
+
+
 def test_each_place_has_one_job_at_a_time(tmp_path):
     code = "import os, time; a = time.time(); time.sleep(0.3); print(os.environ['PLACE'], a, time.time())"
     places = [Slot(name, {"PLACE": name}) for name in ("a", "b")]
