@@ -7,9 +7,11 @@ sleep. Numba's parallel loops compile for three times as long, which a user wait
 first step, and abort the process where two threads call them at once.
 """
 
+import contextlib
 import ctypes
 import functools
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +20,43 @@ from typing import Any
 
 import numba
 import torch
+from numba.core.caching import FunctionCache
+
+log = logging.getLogger(__name__)
 
 
 def cached_njit(**options: Any) -> Callable[[Callable], Any]:
     """numba.njit with these options, kept on disk where Numba finds a folder that it may write to."""
 
     def compiled(function: Callable) -> Any:
-        try:
-            return numba.njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
-            return numba.njit(nogil=True, **options)(function)
+        kernel: Any = numba.njit(nogil=True, **options)(function)
+        # "cannot cache function": a read-only install, and no writable home or NUMBA_CACHE_DIR
+        with contextlib.suppress(RuntimeError, OSError):
+            kernel._cache = KernelCache(function)
+        return kernel
 
     return compiled
+
+
+class KernelCache(FunctionCache):
+    """Numba's cache of one function, without which it is compiled: nothing that is wrong with its files is an error."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except (OSError, MemoryError) as error:
+            log.info("a compiled kernel in %s cannot be read now (%s)", self.cache_path, error)
+        except Exception as error:  # damaged pickles raise nearly anything; a power cut leaves them empty
+            log.info("a compiled kernel in %s is damaged (%s): compiling it again", self.cache_path, error)
+            with contextlib.suppress(OSError):
+                self.flush()
+        return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # a full disk; an index that cannot be read
+            log.info("a compiled kernel was not kept in %s (%s)", self.cache_path, error)
 
 
 def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None:

@@ -3,13 +3,15 @@
     guidance_scale: 30                                   a constant
     resolution:     [[0, 64], [3000, 256]]               each value holds until the next knot
     t_min:          [[0, 0.98], [3000, 0.02, linear]]    a `linear` knot is reached in a straight line
+    t_max:          [[0, 0.98], [50%, 0.5, linear]]      a knot at a share of the run moves with `steps`
 
 Pure in the step, so a resumed run continues exactly (the released Geometry Fading is undone by its own resume).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, inf, pi
+from math import cos, pi
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
@@ -31,16 +33,17 @@ class Schedule:
     knots: tuple[tuple[int, Any, bool], ...]
 
     @staticmethod
-    def parse(spec: Any, name: str = "schedule") -> "Schedule":
+    def parse(spec: Any, name: str = "schedule", steps: int = 0) -> "Schedule":
         """From a constant (number, text, true/false, null) or a list of [step, value] and [step, value, linear].
 
+        steps: of the run, for knots at a share of it ("50%").
         Raises UserError that starts with `name` when the spec is neither.
         """
         if not _is_list(spec):
             if not (spec is None or isinstance(spec, str | bool) or _is_number(spec)):
                 raise UserError(f"{name}: expected a constant or knots [[step, value], ...], got {spec!r}")
             return Schedule(((0, spec, False),))
-        knots = tuple(_parse_knot(knot, name) for knot in spec)
+        knots = tuple(_parse_knot(knot, name, steps) for knot in spec)
         if not knots or knots[0][0] != 0 or knots[0][2]:
             raise UserError(f"{name}: the first knot must be [0, value], got {_show(spec)}")
         for (step, value, _), (next_step, next_value, linear) in zip(knots, knots[1:], strict=False):
@@ -56,7 +59,8 @@ class Schedule:
         start, value, _ = self.knots[i]
         if i + 1 < len(self.knots) and self.knots[i + 1][2]:
             end, target, _ = self.knots[i + 1]
-            return value + (target - value) * (step - start) / (end - start)
+            # divided first, as the official code does: the other order loses a timestep at 22 of 3,000 steps
+            return value + (target - value) * ((step - start) / (end - start))
         return value
 
     def max(self) -> Any:
@@ -68,11 +72,18 @@ def _show(spec: Any) -> str:
     return str([list(k) if _is_list(k) else k for k in spec])
 
 
-def _parse_knot(knot: Any, name: str) -> tuple[int, Any, bool]:
-    good = _is_list(knot) and len(knot) in (2, 3) and isinstance(knot[0], int) and not isinstance(knot[0], bool)
-    if not good or _is_list(knot[1]) or (len(knot) == 3 and knot[2] != "linear"):
+def _parse_knot(knot: Any, name: str, steps: int) -> tuple[int, Any, bool]:
+    step = _knot_step(knot[0], steps) if _is_list(knot) and len(knot) in (2, 3) else None
+    if step is None or _is_list(knot[1]) or (len(knot) == 3 and knot[2] != "linear"):
         raise UserError(f"{name}: expected a knot [step, value] or [step, value, linear], got {knot!r}")
-    return knot[0], knot[1], len(knot) == 3
+    return step, knot[1], len(knot) == 3
+
+
+def _knot_step(given: Any, steps: int) -> int | None:
+    """A whole number as it is, a share of the run ("50%") in steps; None for anything else."""
+    if isinstance(given, str) and (share := re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)%", given)):
+        return round(float(share[1]) / 100 * steps)
+    return given if isinstance(given, int) and not isinstance(given, bool) else None
 
 
 # What the training loop reads besides lr and loss: kind, lowest and highest value.
@@ -85,6 +96,7 @@ WANTED: dict[str, tuple[Any, float, float]] = {
     "negative_prompt": (bool, 0, 1),
     "shading": (bool, 0, 1),
 }
+LARGEST = 1e12  # rate or weight
 
 
 class Plan:
@@ -99,7 +111,7 @@ class Plan:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise UserError(f"schedule.steps must be a whole number of at least 1, got {steps!r}")
         self.steps: int = steps
-        self._tree = _parse_tree({key: value for key, value in spec.items() if key != "steps"}, "schedule")
+        self._tree = _parse_tree({key: value for key, value in spec.items() if key != "steps"}, "schedule", steps)
 
     def at(self, step: int) -> SimpleNamespace:
         """Every value at this step, nested like the spec."""
@@ -114,7 +126,9 @@ class Plan:
             schedule = self._tree.get(name)
             if not isinstance(schedule, Schedule):
                 raise UserError(f"schedule.{name} is missing: wanted a constant or knots [[step, value], ...]")
-            for _, value, _ in schedule.knots:
+            for _, value, linear in schedule.knots:
+                if linear and kind is int:
+                    raise UserError(f"schedule.{name}: a linear knot would pass through fractions; leave out linear")
                 right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
                 if not right or not low <= value <= high:
                     what = "true or false" if kind is bool else f"numbers from {low:g} to {high:g}"
@@ -125,8 +139,9 @@ class Plan:
                 raise UserError(f"schedule.{name} is missing: wanted a schedule for each name in it")
             for key, schedule in self._tree[name].items():
                 knots = schedule.knots if isinstance(schedule, Schedule) else ((0, "more names", False),)
-                if wrong := [value for _, value, _ in knots if not (_is_number(value) and 0 <= value < inf)]:
-                    raise UserError(f"schedule.{name}.{key}: wanted numbers from 0 up, got {wrong[0]!r}")
+                if wrong := [value for _, value, _ in knots if not (_is_number(value) and 0 <= value <= LARGEST)]:
+                    shown = repr(wrong[0])[:60]
+                    raise UserError(f"schedule.{name}.{key}: wanted numbers from 0 to {LARGEST:g}, got {shown}")
         if losses is not None:
             if unknown := sorted(self._tree["loss"].keys() - set(losses)):
                 raise UserError(f"unknown key 'schedule.loss.{unknown[0]}': there are {', '.join(losses)}")
@@ -147,9 +162,25 @@ class Plan:
             return missing
 
     def stages(self, name: str) -> list[tuple[int, Any]]:
-        """(first step, value) of every value that e.g. "resolution" takes before the plan ends."""
-        values = [(step, self._find(name)(step)) for step in range(self.steps)]
+        """(first step, value) of every value that e.g. "resolution", without linear knots, takes before the end."""
+        values = [(step, value) for step, value, _ in self._find(name).knots if step < self.steps]
         return values[:1] + [after for before, after in zip(values, values[1:], strict=False) if before[1] != after[1]]
+
+    def differing(self, other: "Plan", steps: int) -> list[str]:
+        """Dotted names of the schedules that differ from `other`'s somewhere in the first `steps`, sorted.
+
+        Between two neighbours among the knots of both, each is a constant or a straight line: those that agree at the
+        first, the second and the last step there agree at all of them, whatever `steps` is.
+        """
+        ours, theirs = _leaves(self._tree), _leaves(other._tree)
+        found = list(ours.keys() ^ theirs.keys())
+        for name in ours.keys() & theirs.keys():
+            one, two = ours[name], theirs[name]
+            borders = {step for step, _, _ in (*one.knots, *two.knots)} | {steps}
+            looked_at = {step + near for step in borders for near in (-1, 0, 1)}
+            if any(one(step) != two(step) for step in looked_at if 0 <= step < steps):
+                found.append(name)
+        return sorted(found)
 
     def _find(self, name: str) -> Schedule:
         node: Any = self._tree
@@ -158,13 +189,21 @@ class Plan:
         return node
 
 
-def _parse_tree(spec: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _parse_tree(spec: Mapping[str, Any], name: str, steps: int) -> dict[str, Any]:
     return {
-        key: _parse_tree(value, f"{name}.{key}")
+        key: _parse_tree(value, f"{name}.{key}", steps)
         if isinstance(value, Mapping)
-        else Schedule.parse(value, f"{name}.{key}")
+        else Schedule.parse(value, f"{name}.{key}", steps)
         for key, value in spec.items()
     }
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "schedule") -> dict[str, Schedule]:
+    found = {}
+    for key, node in tree.items():
+        name = f"{prefix}.{key}"
+        found |= {name: node} if isinstance(node, Schedule) else _leaves(node, name)
+    return found
 
 
 def _evaluate(tree: Mapping[str, Any], step: int) -> SimpleNamespace:

@@ -1,15 +1,72 @@
 """Shares of a range on threads, and kernels compiled beside other work."""
 
+import errno
+import pickle
 import sys
 import threading
+from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 import torch
+from numba.core import caching, config
+from numba.core.caching import IndexDataCacheFile
 
 from jointdreamer import compiled
 from jointdreamer.compiled import array, cached_njit, compile_in_background, in_shares
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [None, "empty index", "empty code", "rubbish", "foreign pickle", "folder", "EIO", "no memory", "full disk"],
+)
+def test_a_kernel_runs_whatever_is_wrong_with_its_cache(tmp_path, monkeypatch, damage):
+    """The second process finds what a power cut, a damaged or a full disk left, and afterwards the cache is good."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+
+    def fresh():
+        def add_one(x):
+            return x + 1
+
+        return cached_njit()(add_one)
+
+    if damage != "full disk":
+        assert fresh()(1) == 2
+    kept = [file for file in tmp_path.rglob("*.nb?") if file.suffix == (".nbc" if damage == "empty code" else ".nbi")]
+    assert len(kept) == (damage != "full disk")
+    with monkeypatch.context() as patched:
+        if damage == "folder":
+            kept[0].unlink()
+            kept[0].mkdir()
+        elif damage in ("EIO", "no memory", "full disk"):
+
+            def fail(*_, **__):
+                raise MemoryError if damage == "no memory" else OSError(errno.EIO, "no")
+
+            patched.setattr(IndexDataCacheFile, "_save_data" if damage == "full disk" else "load", fail)
+        elif damage is not None:
+            content = {"rubbish": b"\x80\x04rubbish", "foreign pickle": pickle.dumps(numba.__version__) + b"."}
+            kept[0].write_bytes(content.get(damage, b""))
+        kernel = fresh()
+        assert kernel(1) == 2
+        assert sum(kernel.stats.cache_hits.values()) == (damage is None)
+    if damage not in ("folder", "full disk"):
+        again = fresh()
+        assert again(1) == 2 and sum(again.stats.cache_hits.values()) == 1
+
+
+def test_no_kernel_is_kept_past_the_guard():
+    """Numba's own `cache=True` dies of a read-only installation and of a damaged file."""
+    package = Path(compiled.__file__).parent
+    assert [file for file in package.rglob("*.py") if "cache=True" in file.read_text(encoding="utf-8")] == []
+
+
+def test_without_a_folder_for_it_nothing_is_kept(monkeypatch):
+    for kind in vars(caching).values():
+        if isinstance(kind, type) and hasattr(kind, "_locator_classes"):
+            monkeypatch.setattr(kind, "_locator_classes", [])
+    assert cached_njit()(lambda x: x + 1)(1) == 2
 
 
 @pytest.fixture(params=["torch's threads", "ours"])

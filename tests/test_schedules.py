@@ -33,6 +33,30 @@ def test_linear_knots_are_reached_in_a_straight_line(step, value):
     assert Schedule.parse(JOINTDREAMER["t_min"])(step) == pytest.approx(value)
 
 
+def test_annealed_timesteps_are_the_official_ones():
+    """threestudio's C, as the released code calls it, at every one of the 3,000 steps and beyond."""
+    t_min = Schedule.parse([[0, 0.98], [3000, 0.02, "linear"]])
+    t_max = Schedule.parse([[0, 0.98], [3000, 0.5, "linear"]])
+    for schedule, start, end in ((t_min, 0.98, 0.02), (t_max, 0.98, 0.5)):
+        for step in range(3100):
+            official = start + (end - start) * max(min(1.0, (step - 0) / (3000 - 0)), 0.0)
+            assert int(1000 * schedule(step)) == int(1000 * official), step
+
+
+def test_shares_of_the_run_move_with_its_steps():
+    spec = [[0, 1.0], ["50%", 0.0, "linear"], ["87.5%", 2.0]]
+    for steps in (8, 800):
+        schedule = Plan({"steps": steps, "a": spec})._find("a")
+        assert [step for step, _, _ in schedule.knots] == [0, steps // 2, steps * 7 // 8]
+    assert Schedule.parse(spec, steps=8)(2) == 0.5
+
+
+@pytest.mark.parametrize("share", ["50", "%", "-5%", "nan%", "1e3%", "5 %"])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(UserError, match="expected a knot"):
+        Schedule.parse([[0, 1], [share, 2]], steps=100)
+
+
 @pytest.mark.parametrize(("step", "value"), [(0, 10), (1000, 340), (3000, 1000), (4999, 1000), (5000, 0)])
 def test_a_ramp_may_be_followed_by_a_drop(step, value):
     assert Schedule.parse(JOINTDREAMER["loss"]["orient"])(step) == pytest.approx(value)
@@ -82,3 +106,67 @@ def test_what_is_no_schedule_is_refused_by_name(spec):
 def test_steps_must_be_a_whole_number(steps):
     with pytest.raises(UserError, match=r"schedule\.steps"):
         Plan({"steps": steps})
+
+
+def test_plans_differ_where_a_step_sees_another_value():
+    """Against every step looked at, for plans whose knots lie anywhere."""
+    specs = [
+        5,
+        [[0, 5], [4, 6]],
+        [[0, 5], [9, 6]],
+        [[0, 5], [8, 13, "linear"]],
+        [[0, 5], [4, 9, "linear"], [8, 13, "linear"]],
+        [[0, 5], [4, 9, "linear"]],
+    ]
+    for first in specs:
+        for second in specs:
+            one, two = (Plan({"steps": 20, "lr": {"a": spec}, "b": 1}) for spec in (first, second))
+            for steps in range(0, 12):
+                slow = any(one.at(step) != two.at(step) for step in range(steps))
+                assert one.differing(two, steps) == (["schedule.lr.a"] if slow else []), (first, second, steps)
+    assert Plan({"steps": 1, "a": 1}).differing(Plan({"steps": 9, "b": 1}), 0) == ["schedule.a", "schedule.b"]
+
+
+GOOD = {
+    "steps": 10,
+    "resolution": 16,
+    "t_min": 0.1,
+    "t_max": 0.9,
+    "guidance_scale": 2,
+    "energy_weight": 1,
+    "negative_prompt": False,
+    "shading": False,
+    "lr": {"density": 0.1},
+    "loss": {"jsd": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"t_min": float("nan")},
+        {"t_min": None},
+        {"t_max": [[0, float("inf")]]},
+        {"resolution": [[0, 16], [5, 32, "linear"]]},
+        {"resolution": 10**400},
+        {"lr": {"density": 10**400}},
+        {"lr": {"density": float("inf")}},
+        {"lr": {"density": None}},
+        {"lr": None},
+        {"lr": [[0, 1]]},
+        {"loss": {"jsd": float("nan")}},
+        {"shading": 1},
+    ],
+)
+def test_values_that_no_step_can_use_are_one_line(change):
+    Plan(GOOD).check()
+    with pytest.raises(UserError, match=r"^schedule\.") as caught:
+        Plan({**GOOD, **change}).check()
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_hundred_million_steps_take_no_time():
+    plan = Plan({**JOINTDREAMER, "steps": 10**30})
+    assert plan.stages("resolution") == [(0, 64), (3000, 256), (5000, 512)]
+    assert Plan({**JOINTDREAMER, "steps": 5000}).stages("resolution") == [(0, 64), (3000, 256)]
+    assert plan.differing(Plan({**JOINTDREAMER, "steps": 10**29}), 10**29) == []

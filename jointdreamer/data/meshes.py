@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
+
+from jointdreamer.compiled import cached_njit
 
 MAX_FACES = 2_000_000
 MAX_BYTES = 500_000_000
@@ -153,7 +154,7 @@ def rasterize(
     return face, weight
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _rasterize(corners, focal, near, face, weight):
     size = face.shape[0]
     nearest = np.zeros((size, size))  # 1 / depth: linear in the image, and larger is nearer

@@ -7,8 +7,9 @@ here and one made by the volume renderer from the same camera show the object at
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
+
+from jointdreamer.compiled import cached_njit
 
 SPHERE, BOX, CYLINDER, CONE = range(4)
 PLAIN, STRIPED, SPOTTED = range(3)
@@ -62,7 +63,7 @@ def render(
     return out[..., :4], out[..., 4], out[..., 5:]
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _hit(solid, ox, oy, oz, dx, dy, dz):
     """First hit of a ray with one solid: (t, nx, ny, nz) in world space (normal not normalised); t = FAR on a miss."""
     # In the solid's own frame the ray stays a ray and keeps its t, so every shape is the unit shape.
@@ -136,7 +137,7 @@ def _hit(solid, ox, oy, oz, dx, dy, dz):
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _pattern(kind, x, y, z):
     """How much of the pattern's white shows at a point of the surface: 0 or 1."""
     if kind == STRIPED:
@@ -148,7 +149,7 @@ def _pattern(kind, x, y, z):
     return 0.0
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _render(packed, c2w, fovy, supersample, out):
     views, resolution = out.shape[0], out.shape[1]
     fine = resolution * supersample
@@ -202,7 +203,7 @@ def _render(packed, c2w, fovy, supersample, out):
                     pixel[3] = hits / (supersample * supersample)
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _direction(m, focal, resolution, row, col):
     """Unit direction through a pixel's centre (CONVENTIONS section 4)."""
     u, w = (col + 0.5 - 0.5 * resolution) / focal, -(row + 0.5 - 0.5 * resolution) / focal
@@ -213,7 +214,7 @@ def _direction(m, focal, resolution, row, col):
     return dx / length, dy / length, dz / length
 
 
-@numba.njit(cache=True, nogil=True)
+@cached_njit()
 def _shade(solid, m, t, normal, ray, pixel):
     """Add one sub-ray's colour, hit, depth and normal to its pixel."""
     dx, dy, dz = ray
