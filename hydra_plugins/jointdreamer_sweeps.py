@@ -96,7 +96,7 @@ class LocalLauncher(Launcher):
                 sweep.write(number, sweeps.Outcome(0, folder))
                 continue
             on_cpu = on_cpu and plain.get("device") == "cpu"
-            own = cli.own_words([*self.config.hydra.overrides.hydra, *words], plain.get("prompt"))
+            own = cli.own_words([*self.config.hydra.overrides.hydra, *words])
             commands[number] = [sys.executable, sys.argv[0], *own]
         gpus = [] if on_cpu else sweeps.visible_gpus()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

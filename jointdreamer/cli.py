@@ -11,15 +11,19 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from jointdreamer.arguments import check_arguments
 from jointdreamer.errors import UserError, one_line
+from jointdreamer.project import ROOT
 from jointdreamer.signals import Stop, hand_on
+from jointdreamer.terminal import safe_output
+from jointdreamer.words import as_typed, for_hydra, quoted, text_keys, unquoted
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = ROOT / "conf"
 GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
 
 # Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
@@ -53,11 +57,12 @@ GROUPS = ("schedule", "energy", "models", "logger")
 OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
 OPTIONS |= {"-r", "--run", "-m", "--multirun", "-sc", "--shell-completion", "--experimental-rerun"}
 OPTIONS |= {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
+# Those that take the word after them
+WITH_VALUE = {"-c", "--cfg", "-p", "--package", "-i", "--info", "--experimental-rerun"}
+WITH_VALUE |= {"-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"}
 
 # Launchers that Hydra has as packages of their own: the extra of ours that installs each
 LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
-# Hydra's functions of a sweep: prompt="choice(a, b)" is no text
-SWEEP_FUNCTION = re.compile(r"(choice|shuffle|sort|tag|glob|range)\(.*\)", re.DOTALL)
 
 _typed: list[str] = []  # the command as it came
 _job: "Job | None" = None  # what this process gave Hydra
@@ -75,6 +80,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    safe_output()
     atexit.register(gc.freeze)  # what is left dies with the process: to look for cycles in it first takes a second
     _typed[:] = sys.argv
     multirun = is_multirun(sys.argv[1:])
@@ -91,6 +97,9 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
+    except BrokenPipeError:  # who read our output has enough of it: `| head -1`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        return job.finish()
     except ConnectionError as error:
         return complain(f"the launcher found nobody to give the jobs to: {error}")
     except OSError as error:
@@ -144,7 +153,7 @@ class Job:
                 return 130
             sweep.mark_started(number)
         _typed[:] = self.typed
-        _typed[1:] = own_words([*hydra.overrides.hydra, *hydra.overrides.task], plain.get("prompt"))
+        _typed[1:] = own_words([*hydra.overrides.hydra, *hydra.overrides.task])
         try:
             with _stopped_by(sweep.stop_file) if self.away else contextlib.nullcontext():
                 status, error = self._run(plain)
@@ -259,16 +268,18 @@ def is_multirun(words: list[str]) -> bool:
     return any(word in ("-m", "--multirun") or word.lower() == "hydra.mode=multirun" for word in words)
 
 
-def own_words(overrides: list[str], prompt: str | None) -> list[str]:
+def own_words(overrides: list[str]) -> list[str]:
     """The words that, after `python train.py`, give the run of one job of this process's sweep alone."""
     gone = ("hydra.launcher", "hydra.sweep", "hydra.sweeper", "hydra.mode", "hydra/launcher", "hydra/sweeper")
-    options, settings = split_words(_job.typed[1:] if _job is not None else [])
-    own = [word for word in options if word not in ("-m", "--multirun")]
+    typed = _job.typed[1:] if _job is not None else []
+    options, settings = split_words(typed)
+    own, texts = [word for word in options if word not in ("-m", "--multirun")], text_keys(config_folders(typed))
     for word in overrides:
-        key = word.partition("=")[0].lstrip("+~")
-        if key == "prompt" and prompt is not None:
-            own.append(f"prompt={as_typed(prompt)}")
-        elif not key.startswith(gone) and not (key == "models" and _word_of(settings, "models") is None):
+        key, _, value = word.partition("=")
+        bare = key.lstrip("+~")
+        if bare in texts and (text := unquoted(value)) != value:
+            own.append(f"{key}={as_typed(text, texts[bare])}")
+        elif not bare.startswith(gone) and not (bare == "models" and _word_of(settings, "models") is None):
             own.append(word)
     return own
 
@@ -292,32 +303,28 @@ def complain(error: Any) -> int:
 
 
 def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bool) -> list[str]:
-    """The command line as Hydra wants it: `models=` filled in, and a prompt and globs taken as typed.
+    """The command line as Hydra wants it: `models=` filled in, and texts and globs taken as typed.
 
-    Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt is text. It is therefore quoted for
-    Hydra. In a multirun commas separate prompts; one that has commas is given in quotes: prompt='"a corgi, 8K", a cat'.
+    Hydra's grammar reads commas, quotes, colons and brackets in a value; a prompt, a path or a name is text, and is
+    quoted for Hydra (`words`). In a multirun commas separate texts; one that has commas is given in quotes:
+    prompt='"a corgi, 8K", a cat'.
     So are the globs of `runs=` and `study=`, one a line: of a word with braces a shell makes several, and all count.
     has_cuda: None where the config has no `models`.
     """
-    for word in words:
-        if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
-            raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
-        if word.startswith("hydra/launcher=") and not multirun:
-            raise UserError(f"{word} without -m: a launcher starts the jobs of a sweep; python train.py -m ...")
-    done = []
+    check_words(words, multirun)
+    done, texts = [], text_keys(config_folders(words))
     for key in GLOBS:
         if globs := [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]:
             words = [word for word in words if not word.startswith(f"{key}=")]
             done.append(f"{key}={quoted(chr(10).join(globs))}")
     for word in words:
         key, equals, value = word.partition("=")
-        if equals and key == "prompt" and not (multirun and SWEEP_FUNCTION.fullmatch(value.strip())):
+        if equals and (kind := texts.get(key.lstrip("+"))) is not None:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise UserError("the prompt is no UTF-8 text: is the terminal's encoding another one?") from error
-            prompts = split_prompts(value) if multirun else [without_quotes(value)]
-            word = "prompt=" + ",".join(map(quoted, prompts))
+                raise UserError(f"the {key} is no UTF-8 text: is the terminal's encoding another one?") from error
+            word = f"{key}={for_hydra(value, kind, multirun)}"
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
     if has_cuda is not None and _word_of(done, "models") is None and not asks & set(done):
@@ -327,41 +334,35 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
     return [*options, *settings]
 
 
+def check_words(words: Sequence[str], multirun: bool) -> None:
+    """Refuse, in one line, what is no option of Hydra and no setting."""
+    before = ""
+    for number, word in enumerate(words):
+        if word.startswith("-") and word.partition("=")[0] not in OPTIONS:
+            raise UserError(f"unknown option {word.partition('=')[0]}: settings have no dashes, seed=1; see --help")
+        if word.startswith("hydra/launcher=") and not multirun:
+            raise UserError(f"{word} without -m: a launcher starts the jobs of a sweep; python train.py -m ...")
+        if "=" not in word and word[:1] not in ("-", "~") and before not in WITH_VALUE:
+            key, equals, value = before.partition("=")
+            value = " ".join([value, *takewhile(lambda one: "=" not in one and one[:1] != "-", words[number:])])
+            hint = f'quote the {key}: {key}="{value}"' if equals else "wanted KEY=VALUE, seed=1; see --help"
+            raise UserError(f"{word!r} is no setting: {hint}")
+        before = word
+
+
+def config_folders(words: Sequence[str]) -> list[Path]:
+    """conf/, and the folder of --config-dir."""
+    for word, after in zip(words, [*words[1:], ""], strict=False):
+        option, equals, value = word.partition("=")
+        if option in ("--config-dir", "-cd") and (value or after):
+            return [CONF, Path(value if equals else after).absolute()]
+    return [CONF]
+
+
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """The options among `words`, values in words of their own included, and the settings."""
     settings = [word for word in words if word[:1] in ("+", "~") or ("=" in word and word[:1] != "-")]
     return [word for word in words if word not in settings], settings
-
-
-def split_prompts(text: str) -> list[str]:
-    """The prompts of a sweep: separated by commas, but for those between quotes."""
-    piece = r"""\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^,]*?))\s*(?:,|$)"""
-    prompts, start = [], 0
-    while match := re.compile(piece, re.DOTALL).match(text, start):
-        inner = match[1] if match[1] is not None else match[2]
-        prompts.append(match[3] if inner is None else re.sub(r"\\(['\"\\])", r"\1", inner))
-        if match.end() == len(text) and not match[0].endswith(","):
-            break
-        start = match.end()
-    return prompts
-
-
-def without_quotes(text: str) -> str:
-    """`text`, or what stands between the quotes around it: Hydra's own documentation says to give them."""
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
-
-
-def as_typed(text: str) -> str:
-    """A prompt as a single run takes it for `text`."""
-    return text if without_quotes(text) == text else f'"{text}"'
-
-
-def quoted(text: str) -> str:
-    """Any text as a value of Hydra's grammar: backslashes count only before a quote, `${` or the end."""
-    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
-    text = re.sub(r"(\\*)'", lambda match: 2 * match[1] + "\\'", text)
-    text = re.sub(r"\\+\Z", lambda match: 2 * match[0], text)
-    return f"'{text}'"
 
 
 def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
@@ -378,9 +379,8 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
     _typed[:] = ["", *words]
     try:
         settings = complete(words, lambda: False, multirun=False)
-        own = [Path(word.partition("=")[2]).absolute() for word in settings if word.startswith("--config-dir=")]
-        overrides = [word for word in settings if not word.startswith("-")]
-        overrides += [f"hydra.searchpath=['file://{own[0]}']"] if own else []
+        overrides = split_words(settings)[1]
+        overrides += [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in config_folders(words)[1:]]
         with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             # `name` is filled by Hydra's runtime, which `compose` does not have
             plain: Any = OmegaConf.to_container(compose(config_name, [*overrides, "name=none"]), resolve=True)
@@ -437,8 +437,7 @@ def compose_again(config_name: str) -> Any:
 
     GlobalHydra.instance().clear()
     choices = [word for word in _typed if "." not in word and (CONF / word.partition("=")[0]).is_dir() and "=" in word]
-    if own := re.search(r"(?:^|\n)(?:--config-dir|-cd)[=\n](.*)", "\n".join(_typed)):
-        choices.append(f"hydra.searchpath=['file://{Path(own[1]).absolute()}']")
+    choices += [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in config_folders(_typed)[1:]]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         try:
             return compose(config_name, choices)
@@ -455,7 +454,7 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
         return cfg
     prompt, file, number = cfg["prompt"], cfg.pop("prompt_file"), cfg.pop("prompt_id")
     if file is not None:
-        if prompt is not None:
+        if prompt:
             raise UserError("prompt and prompt_file are both given: give one of them")
         from jointdreamer.prompts import read_prompts  # and with it torch: the other mistakes are answered sooner
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
+from jointdreamer.project import PACKAGE, ROOT
+from jointdreamer.terminal import safe_output
 
-ROOT = Path(__file__).resolve().parents[1]
 INSTALL = '.venv/bin/pip install -c constraints.txt -e ".[dev]"'
 # Optional parts and how to get them; what is found may still refuse at its first use (a CUDA build without CUDA)
 OPTIONAL = {
@@ -31,6 +32,7 @@ OPTIONAL = {
 
 def main(words: Sequence[str]) -> int:
     """Print the report; 0, or 2 for a word that no script takes."""
+    safe_output()
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
@@ -214,7 +216,7 @@ def bundled() -> dict[str, dict[str, Any]]:
 
     found = {}
     for name, title in (("clip", "CLIP of the toybox"), ("judge", "judge of the toybox's table")):
-        path = ROOT / "jointdreamer" / "toybox" / "weights" / name
+        path = PACKAGE / "toybox" / "weights" / name
         there = path.is_dir()
         problem = damaged(path) if there else f"{path} is missing"
         found[name] = {"title": title, "path": str(path) if there else None, "problem": problem, "needed_by": []}

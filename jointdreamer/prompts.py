@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jointdreamer.cameras import Cameras
 from jointdreamer.errors import UserError
+from jointdreamer.project import shipped
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,12 @@ class TextEmbeddings:
 
 
 def read_prompts(file: str | Path) -> list[str]:
-    """The prompts of a text file, one a line; empty lines do not count. Raises UserError if there is none to read."""
+    """The prompts of a text file, one a line; empty lines do not count. Raises UserError if there is none to read.
+
+    A relative name that is not here is looked for in what comes with the project.
+    """
     try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in shipped(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the prompt file {file} cannot be read ({error}): wanted a text file, one prompt a line"

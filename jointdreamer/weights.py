@@ -15,12 +15,14 @@ from typing import Any
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
+from jointdreamer.terminal import safe_output
 
 COMMANDS = ("list", "prefetch", "check")
 
 
 def main(words: Sequence[str]) -> int:
     """Run the command; the exit status."""
+    safe_output()
     if {"-h", "--help"} & set(words) or not words:
         print(__doc__)
         return 0 if words else 2

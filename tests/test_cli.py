@@ -4,8 +4,6 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
@@ -55,43 +53,55 @@ def test_a_prompt_reaches_the_config_as_typed(prompt):
     assert through_hydra(*cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)) == prompt
 
 
-@given(st.text(alphabet="\\'\"${}a,:\n ", max_size=12))
-@example("\\\n")  # a backslash before a newline at the end, which `$` takes for the end
-@settings(max_examples=60, deadline=None)
-def test_any_text_survives_hydra_s_grammar_twice(text):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from omegaconf import OmegaConf
-
-    parser = OverridesParser.create()
-    assert OmegaConf.create({"a": parser.parse_override(f"a={cli.quoted(text)}").value()}).a == text
-    first, second = swept(f"a={cli.quoted(text)},{cli.quoted('b')}")
-    assert OmegaConf.create({"a": parser.parse_override(f"a={first}").value()}).a == text and second == "'b'"
-    assert cli.without_quotes(cli.as_typed(text)) == text
-
-
 def test_quotes_meant_for_hydra_are_taken_off():
     assert through_hydra(*cli.complete(['prompt="a corgi, 8K"'], lambda: False, multirun=False)) == "a corgi, 8K"
 
 
+@pytest.mark.parametrize("multirun", [False, True])
 @pytest.mark.parametrize(
-    ("typed", "prompts"),
+    ("key", "text"),
     [
-        ("a,b", ["a", "b"]),
-        ("a red robot, a hat", ["a red robot", "a hat"]),
-        ('"a corgi, 8K", a cat', ["a corgi, 8K", "a cat"]),
-        ("'a corgi, 8K',\"it's\"", ["a corgi, 8K", "it's"]),
-        ('"a, \\"big\\" cat"', ['a, "big" cat']),
-        ("it's a cat", ["it's a cat"]),
-        ("it's a cat, 'tis a dog", ["it's a cat", "'tis a dog"]),
-        ('a "red" (small) {cat}: 1=1, b', ['a "red" (small) {cat}: 1=1', "b"]),
-        ("a,", ["a", ""]),
-        ("", [""]),
+        ("negative_prompt", "don't be ugly: no (really) #1"),
+        ("negative_prompt", "${prompt}"),
+        ("out_dir", "/tmp/a=b [x] {y}/läufe 🤖"),
+        ("out_dir", "C:\\runs\\"),
+        ("models.text_to_image.source", "/tmp/epoch=9-step=87/t2i"),
+        ("models.multi_view.vae", "a:b@c"),
+        ("models.multi_view.file", "007.ckpt"),
+        ("+prompt_file", "~/x (1).txt"),
+        ("name", "mvs:cfg30_${not a key"),
+        ("name", "1e3"),
     ],
 )
-def test_commas_separate_a_sweep_s_prompts_but_for_those_in_quotes(typed, prompts):
-    assert cli.split_prompts(typed) == prompts
-    _, word, _ = cli.complete(["-m", f"prompt={typed}"], lambda: False, multirun=True)
-    assert [through_hydra(f"prompt={value}") for value in swept(word)] == prompts
+def test_every_key_that_holds_text_takes_it_as_typed(key, text, multirun):
+    from hydra import compose, initialize_config_dir
+
+    word = cli.complete([f"{key}={text}"], lambda: False, multirun)[0]
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("config", [f"{key}={value}" for value in swept(word)] + ["models=toybox"])
+    for part in key.lstrip("+").split("."):
+        cfg = cfg[part]
+    assert cfg == text
+
+
+def test_commas_separate_the_texts_of_a_sweep():
+    (word, _) = cli.complete(["negative_prompt='a, b',c"], lambda: False, multirun=True)
+    assert swept(word) == ["'a, b'", "'c'"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prompt=a", "red", "robot", "seed=1"], 'quote the prompt: prompt="a red robot"'),
+        (["seed=1", "out_dir=my", "runs"], 'quote the out_dir: out_dir="my runs"'),
+        (["robot"], "'robot' is no setting: wanted KEY=VALUE"),
+        (["-m", "robot"], "'robot' is no setting"),
+    ],
+)
+def test_a_word_that_is_no_setting(words, says):
+    with pytest.raises(UserError) as error:
+        cli.complete(words, lambda: False, multirun="-m" in words)
+    assert says in str(error.value)
 
 
 def test_hydra_s_own_choices_of_prompts_stay():
@@ -103,7 +113,11 @@ def test_the_words_of_one_job_are_its_command_alone(monkeypatch):
     monkeypatch.setattr(cli, "_typed", typed)
     monkeypatch.setattr(cli, "_job", cli.Job(lambda cfg: 0, multirun=True))
     overrides = ["hydra/launcher=local", "hydra.launcher.n_jobs=2", "prompt='b, c'", "seed=1", "models=toybox"]
-    assert cli.own_words(overrides, "b, c") == ["--config-dir", "mine", "prompt=b, c", "seed=1"]
+    overrides += ["name='a=b_${seed}'", "models.multi_view.vae='[x]'", "energy.source='[x]'", "negative_prompt='null'"]
+    assert cli.own_words(overrides) == [
+        "--config-dir", "mine", "prompt=b, c", "seed=1",
+        "name=a=b_${seed}", "models.multi_view.vae=[x]", 'energy.source="[x]"', "negative_prompt=null",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,12 +123,54 @@ def test_ci_installs_as_the_readme_says():
 
 def test_the_package_is_found_with_its_weights(project):
     tools = project["tool"]["setuptools"]
-    assert tools["packages"]["find"]["include"] == ["jointdreamer*"]
+    assert tools["packages"]["find"]["include"] == ["jointdreamer*", "hydra_plugins*"]
     report = ["evaluation/report/page/*", "evaluation/report/vendor/**/*"]
     assert tools["package-data"]["jointdreamer"] == ["toybox/weights/**/*", *report]
     folders = {path.parent for path in (ROOT / "jointdreamer").rglob("*.py")}
     missing = [folder for folder in folders if not (folder / "__init__.py").exists()]
     assert missing == [], "setuptools would leave these out"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The package as `pip install .` lays it down."""
+    pytest.importorskip("setuptools")
+    site = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(site), "build_py", "-d", str(site)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    return site
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["jointdreamer.weights", "list", "models=toybox"],
+        ["jointdreamer", "weights", "list", "models=toybox"],
+        ["jointdreamer", "train", "--cfg=job", "prompt_file=prompts/toybox16.txt", "prompt_id=0", "models=toybox"],
+        ["jointdreamer", "evaluate", "--cfg=job"],
+        ["jointdreamer", "train-classifier", "--cfg=job", "models=toybox"],
+        ["jointdreamer", "sample2d", "--cfg=job", "models=toybox"],
+    ],
+    ids=" ".join,
+)
+def test_the_commands_find_their_configs_after_an_installation(installed, tmp_path, words):
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(installed) in done.stdout or "--cfg=job" in words
+    assert (installed / "hydra_plugins" / "jointdreamer_sweeps.py").is_file()
+
+
+def test_a_prompt_file_of_the_project_is_found_from_anywhere(tmp_path, monkeypatch):
+    from jointdreamer.prompts import read_prompts
+
+    monkeypatch.chdir(tmp_path)
+    assert len(read_prompts("prompts/toybox16.txt")) == 16
+
+
+def test_an_unknown_command_names_the_known_ones():
+    done = subprocess.run([sys.executable, "-m", "jointdreamer", "tain"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown command 'tain': choose one of train, ")
 
 
 def test_every_module_we_import_is_a_requirement(wanted):
@@ -138,7 +181,8 @@ def test_every_module_we_import_is_a_requirement(wanted):
     names = [canonicalize_name(requirement.name) for requirement in wanted]
     known = {installs.get(name, name.replace("-", "_")) for name in names} | {"jointdreamer"} | sys.stdlib_module_names
     optional = {"tinycudann", "triton", "nerfacc", "bitsandbytes"}  # only ever behind an ImportError
-    for file in [*(ROOT / "jointdreamer").rglob("*.py"), *ROOT.glob("*.py")]:
+    scripts = set(ROOT.glob("*.py")) - {ROOT / "setup.py"}  # which the build alone runs
+    for file in [*(ROOT / "jointdreamer").rglob("*.py"), *scripts]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found = {alias.name for alias in node.names}

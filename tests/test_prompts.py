@@ -114,3 +114,10 @@ def test_text_that_does_not_fit_is_said(caplog, tokenizer):
 def test_empty_prompt_is_refused(tokenizer):
     with pytest.raises(UserError, match="prompt is empty"):
         encode_prompt("  ", "", tokenizer, Encoder())
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_prompt(tmp_path):
+    from jointdreamer.prompts import read_prompts
+
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa red robot\r\n\r\nein Bär\r\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["a red robot", "ein Bär"]

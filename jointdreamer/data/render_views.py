@@ -30,6 +30,7 @@ from jointdreamer.cameras import look_at
 from jointdreamer.data.meshes import MAX_BYTES, MAX_FACES, SUFFIXES, BadMesh, draw, load_mesh
 from jointdreamer.data.view_pairs import world_to_camera
 from jointdreamer.errors import UserError
+from jointdreamer.terminal import safe_output
 
 FOVY_DEG = 49.1  # a 35 mm lens on a 32 mm sensor, as the public renders have it
 TOYS = "jointdreamer.toybox.views"  # by name: the toybox stands above this layer and is imported only when asked for
@@ -153,6 +154,7 @@ def find_meshes(folder: Path) -> dict[str, Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--meshes", type=Path, metavar="FOLDER", help="folder of meshes, searched through")

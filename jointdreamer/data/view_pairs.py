@@ -148,7 +148,7 @@ class PackedViews:
     def __init__(self, folder: str | Path):
         self.folder, self.name = Path(folder), str(folder)
         try:
-            self.ids = json.loads((self.folder / "ids.json").read_text())
+            self.ids = json.loads((self.folder / "ids.json").read_text(encoding="utf-8-sig"))
             self.rgba = np.load(self.folder / "rgba.npy", mmap_mode="r")
             self.c2w = np.load(self.folder / "c2w.npy")
             if not len(self.ids) == len(self.rgba) == len(self.c2w):
@@ -214,7 +214,7 @@ def read_captions(folder: str | Path, ids: Sequence[str]) -> dict[str, str]:
     """
     file = Path(folder) / CAPTIONS
     try:
-        captions = json.loads(file.read_text(encoding="utf-8"))
+        captions = json.loads(file.read_text(encoding="utf-8-sig"))
         missing = next((name for name in ids if not captions.get(name, "").strip()), None)
         why = None if missing is None else f"none for {missing}"
     except (OSError, ValueError, AttributeError) as error:  # the last: of no dictionary, or one of other things

@@ -26,10 +26,12 @@ from typing import Any
 
 from jointdreamer import cli
 from jointdreamer.errors import UserError
+from jointdreamer.project import ROOT
 from jointdreamer.signals import ENDING
 from jointdreamer.tables.definitions import Row, tables
+from jointdreamer.terminal import safe_output
 
-PROMPTS = Path(__file__).resolve().parents[2] / "prompts"
+PROMPTS = ROOT / "prompts"
 TOYBOX_PROMPTS, TOYBOX_CAPTIONS = PROMPTS / "toybox16.txt", PROMPTS / "toybox153.txt"
 OURS = ("prompt", "prompt_file", "prompt_id", "seed", "experiment", "energy", "distillation", "name")
 
@@ -169,6 +171,7 @@ def main(words: Sequence[str]) -> int:
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
+    safe_output()
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jointdreamer.project import ROOT
 from jointdreamer.run import check_same_config, run_path
 from jointdreamer.tables.definitions import Row, Table
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

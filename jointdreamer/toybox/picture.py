@@ -13,6 +13,7 @@ from jointdreamer.cameras import orbit_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.images import grid, write_png
 from jointdreamer.outputs import load_scene, render_views
+from jointdreamer.terminal import safe_output
 
 
 def row(folder: Path, views: int, resolution: int) -> np.ndarray:
@@ -26,6 +27,7 @@ def row(folder: Path, views: int, resolution: int) -> np.ndarray:
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("picture.png"))

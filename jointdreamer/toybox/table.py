@@ -17,12 +17,13 @@ import numpy as np
 from jointdreamer.errors import UserError
 from jointdreamer.images import grid, write_png
 from jointdreamer.outputs import load_scene, render_views
+from jointdreamer.project import ROOT
 from jointdreamer.prompts import read_prompts
 from jointdreamer.run import run_path
+from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.judge import Verdict, judging_cameras, load_judge, table, verdict
 from jointdreamer.toybox.world import Toy, caption, parse_caption, sample_toy
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "prompts" / "toybox16.txt"
 PROMPT_SEED = 16  # of the set that is measured; tuning used TUNING_SEED's only
 TUNING_SEED = 4
@@ -52,6 +53,7 @@ def train_one(job: tuple[int, int, str], prompt_file: Path, out_dir: Path, threa
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
     parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to this less 1")

@@ -340,3 +340,10 @@ def test_a_group_knows_its_objects_by_name():
     group, _ = sampler().group(3, 1)
     red = group.rgba[:, 0, 0, 0]  # the number of the object
     assert [group.ids[k] for k in group.object] == [f"object_{number}" for number in red]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_captions(tmp_path):
+    from jointdreamer.data.view_pairs import read_captions
+
+    (tmp_path / "captions.json").write_bytes(b'\xef\xbb\xbf{"toy":\r\n "a cat"}')
+    assert read_captions(tmp_path, ["toy"]) == {"toy": "a cat"}

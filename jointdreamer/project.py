@@ -1,0 +1,15 @@
+"""Where the project's own files lie: the scripts, conf/ and prompts/.
+
+In a checkout they stand beside the package; `pip install .` puts them inside it (setup.py), as `jointdreamer/project`.
+"""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = PACKAGE / "project"
+ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
+
+
+def shipped(file: str | Path) -> Path:
+    """`file`, or where it is not, the file of that name that comes with the project: prompts/toybox16.txt."""
+    return ROOT / file if not Path(file).exists() and (ROOT / file).is_file() else Path(file)
