@@ -1,8 +1,6 @@
-"""Files that are there whole or not at all, also when the process is killed or the disk fills up; and their readers.
+"""Files that are there whole or not at all, also when the process is killed or the disk fills up; and JSON for them.
 
-Below all layers, as errors.py is: everything that writes a file writes it through here, and everything that reads one
-learns here which of four things is wrong with it: it is absent, damaged, cannot be read now, or is too large. Only
-what is damaged may be set aside, cut or written anew.
+Below all layers, as errors.py is: everything that writes a file writes it through here.
 """
 
 import errno
@@ -11,11 +9,10 @@ import json
 import math
 import os
 import shutil
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -27,9 +24,6 @@ FULL_BELOW_BYTES = 64 * 1024
 TEMPORARY = ".tmp-"
 # A file system that cannot flush (FUSE, Samba, a shared folder of a virtual machine) says one of these.
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EROFS)
-MOST_JSON_BYTES, MOST_YAML_BYTES, MOST_YAML_VALUES = 2**26, 2**19, 100_000  # ours have a few thousand
-
-Content = TypeVar("Content")
 
 
 @contextmanager
@@ -88,105 +82,6 @@ def flush_to_disk(path: Path) -> None:
     except OSError as error:
         if not folder and error.errno not in CANNOT_FLUSH:
             raise
-
-
-# Reading
-
-
-class UnusableFile(UserError):
-    """A file that gave no answer. A UserError, for where nobody can do without it; what is optional catches it."""
-
-    def __init__(self, path: str | Path, said: str):
-        super().__init__(f"{path} {said}")
-        self.path, self.said = Path(path), said
-
-
-class AbsentFile(UnusableFile):
-    """There is no such file."""
-
-
-class DamagedFile(UnusableFile):
-    """Its bytes are not what they should be: read again, it would say the same."""
-
-
-class UnreadableFile(UnusableFile):
-    """The file may be good, but not now: no memory, no permission, an input/output error. Nobody may touch it."""
-
-
-class TooLargeFile(UnusableFile):
-    """It holds more than any such file does, and was not read."""
-
-
-def read_file(path: str | Path, parse: Callable[[Path], Content], most_bytes: int | None = None) -> Content:
-    """parse(path) for a plain file of at most `most_bytes`. Never waits, as opening a FIFO would.
-
-    Raises: one of the four kinds of UnusableFile, whatever `parse` raises.
-    """
-    path = Path(path)
-    try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise DamagedFile(path, "is no plain file: move it away")
-        if most_bytes is not None and about.st_size > most_bytes:
-            raise TooLargeFile(path, f"is too large: {about.st_size} bytes, wanted at most {most_bytes}")
-        return parse(path)
-    except UnusableFile:
-        raise
-    except Exception as error:  # damaged bytes can surface as nearly any error of a parser
-        raise unusable(path, error) from error
-
-
-def unusable(path: str | Path, error: Exception) -> UnusableFile:
-    """Which of the four `error` means, raised while `path` was read."""
-    why = " ".join(str(getattr(error, "strerror", None) or error).split())[:120] or type(error).__name__
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return AbsentFile(path, "is not there")
-    # an error of the system has a number; a library's OSError without one (Pillow's, numpy's) is about the content
-    of_the_content = (None, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG)  # a seek to nowhere; a link to itself
-    from_system = isinstance(error, OSError) and error.errno not in of_the_content
-    # torch and safetensors report a lack of memory as errors of their own
-    no_memory = isinstance(error, MemoryError) or "allocate memory" in str(error) or "bad_alloc" in str(error)
-    if from_system or no_memory:
-        return UnreadableFile(path, f"cannot be read now ({why}): it was left as it is; the same command goes on then")
-    return DamagedFile(path, f"is damaged ({why})")
-
-
-def read_text(path: str | Path, most_bytes: int = MOST_JSON_BYTES) -> str:
-    """A text in UTF-8, without the byte-order mark that editors put before one. Raises: as `read_file`."""
-    return read_file(path, lambda file: file.read_text(encoding="utf-8-sig"), most_bytes)
-
-
-def read_json(path: str | Path, kind: type[Content] = dict, most_bytes: int = MOST_JSON_BYTES) -> Content:
-    """What a JSON file holds, which must be of `kind`. Raises: as `read_file`."""
-
-    def parse(file: Path) -> Content:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-        if not isinstance(found, kind):
-            raise ValueError(f"wanted a {kind.__name__}, got a {type(found).__name__}")
-        return found
-
-    return read_file(path, parse, most_bytes)
-
-
-def read_yaml(path: str | Path, most_bytes: int = MOST_YAML_BYTES) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises: as `read_file`."""
-    import yaml
-
-    def parse(file: Path) -> dict[str, Any]:
-        found = yaml.safe_load(file.read_text(encoding="utf-8-sig"))  # libyaml's would crash on deep nesting
-        if not isinstance(found, dict):
-            raise ValueError(f"wanted a mapping, got a {type(found).__name__}")
-        waiting, values = [found], 0
-        while waiting:  # a few lines of aliases can stand for billions of values, or for themselves
-            one = waiting.pop()
-            inner = list(one.values() if isinstance(one, dict) else one)
-            values += len(inner)
-            if values > MOST_YAML_VALUES:
-                raise ValueError(f"more than {MOST_YAML_VALUES} values")
-            waiting += [value for value in inner if isinstance(value, dict | list)]
-        return found
-
-    return read_file(path, parse, most_bytes)
 
 
 def remove_leftovers(folder: Path) -> None:

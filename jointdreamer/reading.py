@@ -2,7 +2,7 @@
 
 Below all layers, as files.py is. Every reader gives the whole value or raises `Unreadable`, which names the file and
 says which of four it is: absent, damaged, cannot be read now, too large. What the value should look like, the caller
-knows.
+knows. Only what is damaged may be set aside, cut or written anew: what cannot be read now may be good.
 """
 
 import errno
@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -27,6 +27,7 @@ from jointdreamer.errors import UserError, one_line
 ABSENT, DAMAGED, NOT_NOW, TOO_LARGE = "absent", "damaged", "cannot be read now", "too large"
 Answer = Literal["absent", "damaged", "cannot be read now", "too large"]
 MIB = 2**20
+Content = TypeVar("Content")
 DEEPEST = 100  # lists and mappings within each other; ours have less than ten
 # Of a file that is no archive, or a broken one, numpy and zipfile raise nearly anything, above all of junk in a header.
 BROKEN_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError)
@@ -63,6 +64,29 @@ def open_file(file: str | Path) -> BinaryIO:
     except ValueError as error:  # a null character in the name
         raise Unreadable(file, ABSENT, error) from error
     raise Unreadable(file, DAMAGED, "no regular file")
+
+
+def read_with(file: str | Path, parse: Callable[[Path], Content]) -> Content:
+    """parse(file), by a library that opens a regular file by its name; what it raises becomes one of the answers."""
+    open_file(file).close()
+    try:
+        return parse(Path(file))
+    except Unreadable:
+        raise
+    except Exception as error:  # of damaged bytes a parser raises nearly anything
+        raise Unreadable(file, answer_of(error), getattr(error, "strerror", None) or error or type(error)) from error
+
+
+def answer_of(error: Exception) -> Answer:
+    """What an error that a library raised says of the file that it was reading."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return ABSENT
+    # the system's errors have a number; a library's own OSError (Pillow's, numpy's) has none, and a damaged header that
+    # points to nowhere makes it seek there
+    from_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ELOOP)
+    # torch and safetensors have errors of their own for want of memory
+    no_memory = isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc|not enough memory", str(error))
+    return NOT_NOW if from_system or no_memory else DAMAGED
 
 
 def read_bytes(file: str | Path, most: int = 256 * MIB) -> bytes:
@@ -120,7 +144,8 @@ def parse_yaml(text: str) -> Any:
 
     Raises ValueError or yaml.YAMLError.
     """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    # libyaml refuses half a character (\\uDCFF), which stands for a byte in the name of a folder
+    loader = yaml.SafeLoader if "\\uD" in text else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, loader):  # first: libyaml builds deep values on the C stack, which overflows
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

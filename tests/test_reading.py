@@ -1,5 +1,6 @@
 """Files that others wrote: the value, or one line that names the file, and never a wait, a crash or a full memory."""
 
+import errno
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import yaml
 
 from jointdreamer.reading import (
     Unreadable,
@@ -19,6 +21,7 @@ from jointdreamer.reading import (
     read_bytes,
     read_json,
     read_text,
+    read_with,
     read_yaml,
 )
 
@@ -165,3 +168,34 @@ def test_a_glob_is_what_it_was(tmp_path, monkeypatch):
     (tmp_path / "runs" / "mvs" / "r.json").write_text(json.dumps(1))
     assert {str(path) for path in find("**/*.json")} == {"runs/mvs/r.json"}
     assert {str(path) for path in find("runs/**")} == {"runs", "runs/mvs", "runs/mvs/r.json"}
+
+
+def test_errors_of_libraries_are_one_of_the_four(tmp_path):
+    """What torch, safetensors, Pillow and numpy raise, told apart by what they say."""
+    (tmp_path / "file").touch()
+
+    def answer(error):
+        def parse(file):
+            raise error
+
+        return refusal(lambda file: read_with(file, parse), tmp_path / "file").answer
+
+    no_memory = (
+        "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    )
+    for error in (RuntimeError(no_memory), RuntimeError("unable to mmap 5 bytes: Cannot allocate memory (12)")):
+        assert answer(error) == "cannot be read now"
+    for error in (OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale"), MemoryError()):
+        assert answer(error) == "cannot be read now"
+    for error in (OSError("cannot identify image file"), OSError(errno.EINVAL, "Invalid argument"), EOFError()):
+        assert answer(error) == "damaged"
+    assert answer(FileNotFoundError(errno.ENOENT, "gone meanwhile")) == "absent"
+    assert answer(Unreadable(tmp_path / "file", "too large")) == "too large"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Unreadable, match="damaged"):
+        read_with(tmp_path / "pipe", lambda file: file.read_text())
+
+
+def test_half_a_character_in_the_name_of_a_folder_comes_back(tmp_path):
+    (tmp_path / "file").write_text(yaml.safe_dump({"out_dir": "caf\udce9"}, allow_unicode=True))
+    assert read_yaml(tmp_path / "file") == {"out_dir": "caf\udce9"}
