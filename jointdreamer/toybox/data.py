@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ class Pictures:
         return cls(toys=toys, **arrays)
 
 
-def flat_pictures(n: int, seed: int, progress: Callable[[int, int], None] | None = None, **sets: str) -> Pictures:
+def flat_pictures(n: int, seed: int, progress: Callable[[int, int], None] | None = None, **sets: Any) -> Pictures:
     """N single views of n toys: four in five within about 20 degrees of the front. `sets` as in `sample_toy`."""
     rng = np.random.default_rng([seed, 1])
     toys = [sample_toy(rng, **sets) for _ in range(n)]
@@ -62,7 +63,7 @@ def flat_pictures(n: int, seed: int, progress: Callable[[int, int], None] | None
 
 
 def rigs(
-    n: int, seed: int, progress: Callable[[int, int], None] | None = None, scarce: bool = True, **sets: str
+    n: int, seed: int, progress: Callable[[int, int], None] | None = None, scarce: bool = True, **sets: Any
 ) -> Pictures:
     """N rigs of four views 90 degrees apart; with `scarce` only of toys that have 3D data."""
     rng = np.random.default_rng([seed, 2])

@@ -1,18 +1,33 @@
 """The architectures of the toybox models: stock diffusers and transformers classes, small."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, vocabulary
+from jointdreamer.toybox.world import COLORS, FIRST, SECOND, Words, vocabulary
 
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128
-LATENT_CHANNELS, LATENT_SIZE = 4, 16
+LATENT_SIZE = 16
 
 
-def build_tokenizer() -> Any:
+@dataclass(frozen=True)
+class Edition:
+    """What all models of one training share: the words of their world and the channels of their latents."""
+
+    words: Words
+    latent_channels: int
+    vae_channels: tuple[int, int, int]  # of the autoencoder's levels: 64, 32 and 16 pixels wide
+
+
+EDITIONS = {1: Edition(FIRST, 4, (32, 64, 96)), 2: Edition(SECOND, 16, (16, 64, 128))}
+SHIPPED_EDITION = 1
+LATENT_CHANNELS = EDITIONS[SHIPPED_EDITION].latent_channels
+
+
+def build_tokenizer(words: Words = FIRST) -> Any:
     """A CLIPTokenizer that knows every word of the world as one token; other words fall apart into letters.
 
     The merges build each word from its letters, left to right, so the stock class needs nothing else.
@@ -22,7 +37,7 @@ def build_tokenizer() -> Any:
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     ranks: dict[tuple[str, str], int] = {}
-    for word in vocabulary():
+    for word in vocabulary(words):
         # Earlier merges come first when the word is read, so they are applied before it gets merges of its own.
         pieces = _merge([*word[:-1], word[-1] + "</w>"], ranks)
         while len(pieces) > 1:
@@ -90,14 +105,14 @@ def build_clip(tokenizer: Any) -> Any:
     return CLIPModel(CLIPConfig(text_config=_text_config(tokenizer), vision_config=vision, projection_dim=TEXT_WIDTH))
 
 
-def build_vae() -> Any:
-    """64x64 RGB -> 16x16x4."""
+def build_vae(edition: Edition = EDITIONS[SHIPPED_EDITION]) -> Any:
+    """64x64 RGB -> 16x16 latents."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     options: dict[str, Any] = {
-        "block_out_channels": (32, 64, 96),
+        "block_out_channels": edition.vae_channels,
         "layers_per_block": 1,
-        "latent_channels": LATENT_CHANNELS,
+        "latent_channels": edition.latent_channels,
         "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3,
         "norm_num_groups": 8,
@@ -105,6 +120,22 @@ def build_vae() -> Any:
         "sample_size": 64,
     }
     return AutoencoderKL(**options)
+
+
+@torch.no_grad()
+def normalize_latents(vae: Any, mean: Tensor, std: Tensor) -> None:
+    """Give the latents of an AutoencoderKL, whose means and spreads are (C,) by channel, mean 0 and spread 1.
+
+    The 1x1 convolutions on both sides of the latents take it over, so images stay what they are, and every reader
+    that knows a scaling factor alone finds 1.
+    """
+    into, out, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()  # the posterior's log variance
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def build_vision_tower() -> Any:
@@ -123,14 +154,17 @@ def build_vision_tower() -> Any:
     return CLIPVisionModelWithProjection(config)
 
 
-def build_unet(multiview: bool = False, in_channels: int = LATENT_CHANNELS) -> Any:
-    """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding."""
+def build_unet(multiview: bool = False, in_channels: int | None = None, latent_channels: int = LATENT_CHANNELS) -> Any:
+    """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding.
+
+    in_channels: by default as many as the latents have
+    """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     options: dict[str, Any] = {
         "sample_size": LATENT_SIZE,
-        "in_channels": in_channels,
-        "out_channels": LATENT_CHANNELS,
+        "in_channels": in_channels or latent_channels,
+        "out_channels": latent_channels,
         "block_out_channels": (64, 128, 144),
         "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -166,18 +200,17 @@ AZIMUTH_BINS = 16
 class JudgeNet(nn.Module):
     """A plain convolutional network: 64x64 RGB -> the judge's answers, each a set of logits."""
 
-    HEADS = {
-        "azimuth": AZIMUTH_BINS,
-        "face": 2,
-        "kind": len(KINDS),
-        "color": len(COLORS),
-        "pattern": len(PATTERNS),
-        "accessory": len(ACCESSORIES),
-        "accessory_color": len(COLORS),
-    }
-
-    def __init__(self, width: int = 32):
+    def __init__(self, words: Words = FIRST, width: int = 32):
         super().__init__()
+        answers = {
+            "azimuth": AZIMUTH_BINS,
+            "face": 2,
+            "kind": len(words.kinds),
+            "color": len(COLORS),
+            "pattern": len(words.patterns),
+            "accessory": len(words.accessories),
+            "accessory_color": len(COLORS),
+        }
         layers: list[nn.Module] = []
         channels = 3
         for k, wide in enumerate((width, 2 * width, 3 * width, 4 * width)):
@@ -185,9 +218,9 @@ class JudgeNet(nn.Module):
             layers += [nn.Conv2d(wide, wide, 3, 2 if k == 0 else 1, 1), nn.GroupNorm(8, wide), nn.SiLU()]
             channels = wide
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * 16, 256), nn.SiLU(), nn.Dropout(0.1))
-        self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in self.HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(256, n) for name, n in answers.items()})
 
-    def forward(self, rgb: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, rgb: Tensor) -> dict[str, Tensor]:
         """rgb (N, 3, 64, 64) in [0, 1] -> logits (N, n) by head."""
         seen = self.trunk(2 * rgb - 1)
         return {name: head(seen) for name, head in self.heads.items()}

@@ -20,7 +20,6 @@ from jointdreamer.models.zero123 import POSE
 from jointdreamer.prompts import Conditioning, embed_texts
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.recipes import (
-    FAMILY,
     Recipe,
     _latents,
     _load_vae,
@@ -29,6 +28,7 @@ from jointdreamer.toybox.recipes import (
     ddim,
     decode,
     denoising_loss,
+    trained_family,
 )
 from jointdreamer.toybox.world import caption, direction_word
 
@@ -54,7 +54,9 @@ class NovelView(Recipe):
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)
         torch.manual_seed(6)
-        unet = networks.build_unet(in_channels=2 * networks.LATENT_CHANNELS)
+        unet = networks.build_unet(
+            in_channels=2 * self.edition.latent_channels, latent_channels=self.edition.latent_channels
+        )
         start = averaged_weights(folder, "text-to-image", "unet")
         start["conv_in.weight"] = widened(start["conv_in.weight"])
         unet.load_state_dict(start)
@@ -66,7 +68,7 @@ class NovelView(Recipe):
         self.latents = _latents(folder, "rigs", self.rigs, self.vae)
         # `_latents` puts each rig on a light grey of its own, drawn from this seed in this order
         self.ground = data.random_background(np.random.default_rng(5), len(self.rigs))
-        self.prior = LatentDiffusion(FAMILY, dtype="float32", x0_limit=4.0, x0_rescale=0.7)
+        self.prior = LatentDiffusion(trained_family(folder), dtype="float32", x0_limit=4.0, x0_rescale=0.7)
         self.text_parts = self.prior.text_parts()
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
@@ -102,7 +104,7 @@ class NovelView(Recipe):
     def estimates(
         self, latents: Tensor, timesteps: Tensor, rows: np.ndarray, reference: np.ndarray, rng: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
-        """What the prior makes of views (N, 4, 16, 16): images (N, 3, 64, 64) in [0, 1], their unscaled latents."""
+        """What the prior makes of views (N, C, 16, 16): images (N, 3, 64, 64) in [0, 1], their unscaled latents."""
         texts = []
         for r, view in zip(rows, reference, strict=True):
             word = direction_word(float(self.rigs.azimuth[r, view]), float(self.rigs.elevation[r, view]))
@@ -125,7 +127,7 @@ class NovelView(Recipe):
     @torch.no_grad()
     def sheet(self, step: int) -> None:
         """Rows of the image, the three true other views, the three drawn ones; half of the images show the back."""
-        pictures = data.rigs(6, seed=95, scarce=False, shape="held_out")
+        pictures = data.rigs(6, seed=95, scarce=False, shape="held_out", words=self.words)
         rgb = data.composite(pictures.rgba, np.full((6, VIEWS, 3), 0.85))
         truth = self.vae.encode(2 * rgb.flatten(0, 1) - 1).latent_dist.mean.unflatten(0, (6, VIEWS))  # unscaled
         front = np.abs((pictures.azimuth + np.pi) % (2 * np.pi) - np.pi).argmin(1)
@@ -139,7 +141,7 @@ class NovelView(Recipe):
         unet, none = self.networks["unet"], torch.zeros_like(beside)
         latents = ddim(
             lambda x, t, words: unet(torch.cat([x, torch.cat([beside, none])], 1), t, words).sample,
-            torch.randn(18, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
+            torch.randn(18, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0)),
             torch.cat([context, torch.zeros_like(context)]),
             guidance_scale=3.0,
         )

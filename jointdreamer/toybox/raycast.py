@@ -12,7 +12,7 @@ import numpy as np
 from jointdreamer.compiled import cached_njit
 
 SPHERE, BOX, CYLINDER, CONE = range(4)
-PLAIN, STRIPED, SPOTTED = range(3)
+PLAIN, STRIPED, SPOTTED, CHECKERED, PATCHED = range(5)
 FAR = 1e9
 
 
@@ -146,6 +146,10 @@ def _pattern(kind, x, y, z):
         cell = 0.21
         u, v, w = x / cell - math.floor(x / cell), y / cell - math.floor(y / cell), z / cell - math.floor(z / cell)
         return 1.0 if (u - 0.5) ** 2 + (v - 0.5) ** 2 + (w - 0.5) ** 2 < 0.16 else 0.0
+    if kind == CHECKERED:
+        return 1.0 if math.sin(x * 17.0) * math.sin(y * 17.0) * math.sin(z * 17.0) > 0.0 else 0.0
+    if kind == PATCHED:
+        return 1.0 if math.sin(x * 8.0 + 1.0) + math.sin(y * 8.0 + 2.0) + math.sin(z * 8.0) > 0.55 else 0.0
     return 0.0
 
 

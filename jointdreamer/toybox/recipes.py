@@ -1,5 +1,6 @@
 """What each toybox model learns from: its networks, its loss, its sample sheet, and the folder that it ships as."""
 
+import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
-from jointdreamer.files import atomic_path
+from jointdreamer.errors import UserError
+from jointdreamer.files import atomic_path, write_text
 from jointdreamer.images import grid, write_png
 from jointdreamer.models.multiview_unet import set_views
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.nerf_views import nerf_views
-from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, caption, sample_toy
+from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION, Edition
+from jointdreamer.toybox.world import COLORS, FIRST, WORDS_OF_TEXT_TO_IMAGE_ONLY, Words, caption, sample_toy
 
 WEIGHTS = Path(__file__).parent / "weights"
 FAMILY = WEIGHTS / "text_to_image"  # the Stable Diffusion folder; its autoencoder and text encoder serve all
@@ -53,8 +56,27 @@ def plot_curve(curve: list[tuple[int, float]], path: Path) -> None:
     plt.close(figure)
 
 
-def make_data(folder: Path, n: int, n_rigs: int) -> None:
-    """Render the flat pictures (n), the rigs and the views of fitted NeRFs (of n / 200 toys) into `folder`."""
+EDITION_FILE = "edition.json"
+
+
+def edition_number(folder: Path) -> int:
+    """Of the pictures in a training folder; the first, if it does not say."""
+    file = folder / EDITION_FILE
+    return int(json.loads(file.read_text())["edition"]) if file.exists() else 1
+
+
+def make_data(folder: Path, n: int, n_rigs: int, edition: int = SHIPPED_EDITION) -> None:
+    """Render the flat pictures (n), the rigs and the views of fitted NeRFs (of n / 200 toys) into `folder`.
+
+    Raises UserError if there are pictures of another edition.
+    """
+    made = (folder / "flat").exists() or (folder / EDITION_FILE).exists()
+    if made and edition_number(folder) != edition:
+        raise UserError(
+            f"{folder} holds pictures of edition {edition_number(folder)}, asked for {edition}: name another --folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / EDITION_FILE, json.dumps({"edition": edition}))
     for name, make, count, seed in (
         ("flat", data.flat_pictures, n, FLAT_SEED),
         ("rigs", data.rigs, n_rigs, RIG_SEED),
@@ -66,7 +88,7 @@ def make_data(folder: Path, n: int, n_rigs: int) -> None:
             print(f"{name}: {done} of {total}, {time.time() - began:.0f} s", flush=True)
 
         if not (folder / name / "toys.json").exists():
-            make(count, seed, progress).save(folder / name)
+            make(count, seed, progress, words=EDITIONS[edition].words).save(folder / name)
 
 
 def missing_input(model: str, folder: Path) -> str | None:
@@ -76,11 +98,27 @@ def missing_input(model: str, folder: Path) -> str | None:
 
 
 def averaged_weights(folder: Path, model: str, network: str) -> dict[str, Tensor]:
-    """What an earlier model gives to a later one: its checkpoint's averaged weights, or those of the package."""
+    """What an earlier model gives to a later one: its checkpoint's averaged weights, or those of the package.
+
+    Raises UserError if there is no checkpoint and the package's are of another edition.
+    """
     checkpoint = folder / model / "checkpoint.pt"
     if checkpoint.exists():
         return torch.load(checkpoint, weights_only=True)["average"][network]
+    refuse_shipped(folder, model)
     return shipped_weights(model, network)
+
+
+def refuse_shipped(folder: Path, model: str) -> None:
+    """Raises UserError if the package's weights do not belong to what is trained in `folder`."""
+    number = edition_number(folder)
+    if number != SHIPPED_EDITION:
+        mine, theirs = EDITIONS[number], EDITIONS[SHIPPED_EDITION]
+        raise UserError(
+            f"train {model} in {folder} first: its latents have {mine.latent_channels} channels (edition {number}), "
+            f"the package's {theirs.latent_channels} (edition {SHIPPED_EDITION}); "
+            f"python -m jointdreamer.toybox.train {model} --folder {folder}"
+        )
 
 
 # Where the package keeps each trained network, and what its names begin with there
@@ -115,6 +153,8 @@ class Recipe(ABC):
 
     def __init__(self, folder: Path, batch: int):
         self.folder, self.batch = folder, batch
+        self.edition: Edition = EDITIONS[edition_number(folder)]
+        self.words = self.edition.words
         self.flat = data.Pictures.load(folder / "flat")
         self.rigs = data.Pictures.load(folder / "rigs")
         self.networks: dict[str, Any] = {}
@@ -147,14 +187,22 @@ class Recipe(ABC):
 
 
 class Vae(Recipe):
-    """L1 + 0.5 MSE + a whisper of KL; the latents are brought to unit spread by `scaling_factor`."""
+    """L1 + RMS of each image + a whisper of KL; every channel of the latents is brought to mean 0 and spread 1.
+
+    The RMS keeps pulling when errors are small, where a squared error would have no gradient left.
+    """
 
     name, ships_as, lr = "vae", "text_to_image/vae", 2e-3
 
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)
         torch.manual_seed(0)
-        self.networks = {"vae": networks.build_vae()}
+        vae = networks.build_vae(self.edition)
+        for name, module in vae.named_modules():
+            if name.endswith("conv2"):  # residual blocks start as the identity
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+        self.networks = {"vae": vae}
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rgba, _ = self.random_views(rng, self.batch)
@@ -167,17 +215,19 @@ class Vae(Recipe):
             out = self.networks["vae"].decode(posterior.sample()).sample
         error = out.float() - (2 * rgb - 1)
         kl = posterior.kl().float().mean() / rgb[0].numel()
-        return error.abs().mean() + 0.5 * error.square().mean() + 1e-4 * kl
+        rms = (error.square().mean((1, 2, 3)) + 1e-6).sqrt().mean()
+        return error.abs().mean() + rms + 1e-5 * kl
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
         vae, rng = self.networks["vae"], np.random.default_rng(0)
-        pictures = data.rigs(4, seed=99, scarce=False, shape="held_out")
+        pictures = data.rigs(4, seed=99, scarce=False, shape="held_out", words=self.words)
         rgb = data.composite(pictures.rgba.reshape(16, 64, 64, 4), data.random_background(rng, 16))
         latents = vae.encode(2 * rgb - 1).latent_dist
         out = vae.decode(latents.mean).sample / 2 + 0.5
         psnr = -10 * torch.log10((out.clamp(0, 1) - rgb).square().mean((1, 2, 3))).mean()
-        print(f"vae: PSNR {psnr:.2f} dB on held-out objects, posterior std {latents.std.mean():.3f}", flush=True)
+        noise = float((latents.std / latents.mean.std((0, 2, 3), keepdim=True)).mean())
+        print(f"vae: PSNR {psnr:.2f} dB on held-out objects, posterior {noise:.3f} of the latents' spread", flush=True)
         self.write_sheet(step, torch.cat([rgb, out]), 16)
 
     @torch.no_grad()
@@ -185,8 +235,8 @@ class Vae(Recipe):
         vae = self.networks["vae"]
         rgba = self.flat.rgba[:192, 0]
         rgb = data.composite(rgba, data.random_background(np.random.default_rng(0), len(rgba)))
-        spread = torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in rgb.split(64)]).std()
-        vae.register_to_config(scaling_factor=round(float(1 / spread), 5))
+        latents = torch.cat([vae.encode(2 * part - 1).latent_dist.mean for part in rgb.split(64)])
+        networks.normalize_latents(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         return _save_part(vae, where)
 
 
@@ -202,8 +252,11 @@ class TextToImage(Recipe):
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)
         torch.manual_seed(1)
-        self.tokenizer = networks.build_tokenizer()
-        self.networks = {"unet": networks.build_unet(), "text": networks.build_text_encoder(self.tokenizer)}
+        self.tokenizer = networks.build_tokenizer(self.words)
+        self.networks = {
+            "unet": networks.build_unet(latent_channels=self.edition.latent_channels),
+            "text": networks.build_text_encoder(self.tokenizer),
+        }
         self.vae = _load_vae(folder)
         self.latents = _latents(folder, "flat", self.flat, self.vae)
 
@@ -224,17 +277,19 @@ class TextToImage(Recipe):
     @torch.no_grad()
     def sheet(self, step: int) -> None:
         rng = np.random.default_rng(3)
-        captions = [caption(sample_toy(rng, shape="held_out")) for _ in range(12)]
+        captions = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(12)]
         captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
         captions += ["a green bear with a yellow scarf, back view"]
         words = self.networks["text"](tokens(self.tokenizer, captions + [""] * 16)).last_hidden_state
-        noise = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(16, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         latents = ddim(lambda x, t, half: self.networks["unet"](x, t, half).sample, noise, words, guidance_scale=4.0)
         self.write_sheet(step, decode(self.vae, latents), 8)
 
     def save(self, where: Path) -> Path:
         _save_part(self.networks["unet"], where / "unet")
-        _save_part(self.networks["text"], where / "text_encoder")
+        text = _save_part(self.networks["text"], where / "text_encoder") / "config.json"
+        # transformers reads weights into the type that the config names, diffusers into float32: a pipeline needs one
+        write_text(text, json.dumps({**json.loads(text.read_text()), "dtype": "float32"}, indent=2) + "\n")
         _save_part(self.vae, where / "vae")
         self.tokenizer.save_pretrained(where / "tokenizer")
         networks.build_scheduler().save_pretrained(where / "scheduler")
@@ -250,8 +305,6 @@ class TextToImage(Recipe):
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
         }
-        import json
-
         (where / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         return where
 
@@ -259,7 +312,8 @@ class TextToImage(Recipe):
 class MultiView(Recipe):
     """Rigs of four views with their cameras; three steps in ten on flat pictures, as MVDream does, to keep the words.
 
-    It starts from the text-to-image weights and keeps that model's text encoder. A flat picture has no camera: zeros.
+    Not all words: some stay the text-to-image model's own (WORDS_OF_TEXT_TO_IMAGE_ONLY). It starts from the
+    text-to-image weights and keeps that model's text encoder. A flat picture has no camera: zeros.
     """
 
     name, ships_as, lr = "multi-view", "multi_view", 6e-4
@@ -268,24 +322,27 @@ class MultiView(Recipe):
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)
         torch.manual_seed(2)
-        unet = networks.build_unet(multiview=True)
+        unet = networks.build_unet(multiview=True, latent_channels=self.edition.latent_channels)
         unet.load_state_dict(
             averaged_weights(folder, "text-to-image", "unet"), strict=False
         )  # all but the camera's embedding
         self.networks = {"unet": unet}
-        self.tokenizer = networks.build_tokenizer()
+        self.tokenizer = networks.build_tokenizer(self.words)
         self.text = networks.build_text_encoder(self.tokenizer).eval().requires_grad_(False)
         self.text.load_state_dict(averaged_weights(folder, "text-to-image", "text"))
         self.vae = _load_vae(folder)
         self.flat_latents = _latents(folder, "flat", self.flat, self.vae)
         self.rig_latents = _latents(folder, "rigs", self.rigs, self.vae)
+        unknown = WORDS_OF_TEXT_TO_IMAGE_ONLY
+        self.flat_rows = np.array([row for row, toy in enumerate(self.flat.toys) if not toy.words & unknown])
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         unet, texts = self.networks["unet"], []
         flat = rng.random() < self.FLAT_SHARE
         views = 1 if flat else 4
         source = self.flat if flat else self.rigs
-        rows = rng.integers(len(source), size=self.batch // views)
+        known = self.flat_rows if flat else np.arange(len(source))
+        rows = known[rng.integers(len(known), size=self.batch // views)]
         for r in rows:
             azimuth, elevation = source.azimuth[r], source.elevation[r]
             if rng.random() < 0.1:
@@ -305,11 +362,11 @@ class MultiView(Recipe):
     @torch.no_grad()
     def sheet(self, step: int) -> None:
         unet, rng = self.networks["unet"], np.random.default_rng(3)
-        pictures = data.rigs(6, seed=98, scarce=False, shape="held_out")
-        texts = [caption(sample_toy(rng, shape="held_out")) for _ in range(6)]
+        pictures = data.rigs(6, seed=98, scarce=False, shape="held_out", words=self.words)
+        texts = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(6)]
         words = self.text(tokens(self.tokenizer, [t for t in texts for _ in range(4)] + [""] * 24)).last_hidden_state
         camera = torch.from_numpy(pictures.camera[:1]).expand(6, 4, 16).flatten(0, 1)
-        noise = torch.randn(24, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(24, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         set_views(unet, 4)
         latents = ddim(
             lambda x, t, half: unet(x, t, half, class_labels=camera.repeat(2, 1)).sample,
@@ -333,7 +390,7 @@ class Clip(Recipe):
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, 2 * batch)
         torch.manual_seed(3)
-        self.tokenizer = networks.build_tokenizer()
+        self.tokenizer = networks.build_tokenizer(self.words)
         self.networks = {"clip": networks.build_clip(self.tokenizer)}
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
@@ -350,7 +407,7 @@ class Clip(Recipe):
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
-        right = retrieval(self.networks["clip"], self.tokenizer, *held_out_fronts(100))
+        right = retrieval(self.networks["clip"], self.tokenizer, *held_out_fronts(100, words=self.words))
         print(f"clip: {right:.1%} of held-out renders retrieve their caption among 100", flush=True)
 
     def save(self, where: Path) -> Path:
@@ -367,9 +424,11 @@ class Judge(Recipe):
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, 2 * batch)
         torch.manual_seed(4)
-        self.networks = {"judge": networks.JudgeNet()}
+        self.networks = {"judge": networks.JudgeNet(self.words)}
         self.nerf = data.Pictures.load(folder / "nerf")
-        self.extra = data.rigs(4000, seed=11, scarce=False)  # every word from every side: a judge must know them all
+        self.extra = data.rigs(
+            4000, seed=11, scarce=False, words=self.words
+        )  # every word from every side: a judge must know them all
 
     def random_views(self, rng: np.random.Generator, n: int):
         origins = []
@@ -380,16 +439,16 @@ class Judge(Recipe):
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rgb, origins = degraded_views(self, rng, self.batch)
-        return judge_loss(self.networks["judge"](rgb), *judge_targets(origins))
+        return judge_loss(self.networks["judge"](rgb), *judge_targets(origins, self.words))
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
-        pictures = data.rigs(100, seed=97, scarce=False, shape="held_out")
+        pictures = data.rigs(100, seed=97, scarce=False, shape="held_out", words=self.words)
         rgb = data.composite(
             pictures.rgba.reshape(400, 64, 64, 4), data.random_background(np.random.default_rng(0), 400)
         )
         origins = [(pictures, row, view) for row in range(100) for view in range(4)]
-        answers, (targets, worn) = self.networks["judge"](rgb), judge_targets(origins)
+        answers, (targets, worn) = self.networks["judge"](rgb), judge_targets(origins, self.words)
         right = {name: (answers[name].argmax(1) == targets[name]).float() for name in targets}
         right["accessory_color"] = right["accessory_color"][worn]
         print("judge:", {name: f"{float(r.mean()):.1%}" for name, r in right.items()}, flush=True)
@@ -471,9 +530,9 @@ def degrade(rgb: Tensor, rng: np.random.Generator) -> Tensor:
 FACE_ANGLE = np.radians(75)  # from the side and further round, no more than a sliver of the face shows
 
 
-def judge_targets(origins: list) -> tuple[dict[str, Tensor], Tensor]:
+def judge_targets(origins: list, words: Words = FIRST) -> tuple[dict[str, Tensor], Tensor]:
     """The true answers by head, and which of the toys wear something."""
-    colors, patterns = list(COLORS), list(PATTERNS)
+    colors, kinds, patterns, accessories = map(list, (COLORS, words.kinds, words.patterns, words.accessories))
     azimuth = np.array([source.azimuth[row, view] for source, row, view in origins])
     toys = [source.toys[row] for source, row, _ in origins]
     bins = np.round(azimuth / (2 * np.pi) * networks.AZIMUTH_BINS).astype(int) % networks.AZIMUTH_BINS
@@ -481,10 +540,10 @@ def judge_targets(origins: list) -> tuple[dict[str, Tensor], Tensor]:
     targets = {
         "azimuth": bins,
         "face": (np.abs(wrapped) < FACE_ANGLE).astype(int),
-        "kind": [KINDS.index(t.kind) for t in toys],
+        "kind": [kinds.index(t.kind) for t in toys],
         "color": [colors.index(t.color) for t in toys],
         "pattern": [patterns.index(t.pattern) for t in toys],
-        "accessory": [ACCESSORIES.index(t.accessory) for t in toys],
+        "accessory": [accessories.index(t.accessory) for t in toys],
         "accessory_color": [colors.index(t.accessory_color) for t in toys],
     }
     return {k: torch.as_tensor(v) for k, v in targets.items()}, torch.tensor([t.accessory != "none" for t in toys])
@@ -499,11 +558,11 @@ def judge_loss(answers: dict[str, Tensor], targets: dict[str, Tensor], worn: Ten
     return total
 
 
-def held_out_fronts(n: int, seed: int = 96) -> tuple[Tensor, list[str]]:
+def held_out_fronts(n: int, seed: int = 96, words: Words = FIRST) -> tuple[Tensor, list[str]]:
     """N near-front renders of held-out objects with n different captions, on light grey."""
     rng, toys, captions = np.random.default_rng(seed), [], []
     while len(toys) < n:
-        toy = sample_toy(rng, shape="held_out", combination="held_out")
+        toy = sample_toy(rng, shape="held_out", combination="held_out", words=words)
         if caption(toy) not in captions:
             toys.append(toy)
             captions.append(caption(toy))
@@ -525,22 +584,34 @@ def _save_part(module: Any, where: Path) -> Path:
     return where
 
 
+def trained_family(folder: Path) -> Path:
+    """The Stable Diffusion folder that was trained in `folder`, or the package's."""
+    trained = folder / TextToImage.name / "model"
+    if trained.exists():
+        return trained
+    refuse_shipped(folder, TextToImage.name)
+    return FAMILY
+
+
 def _load_vae(folder: Path) -> Any:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     trained = folder / "vae" / "model"
-    vae: Any = AutoencoderKL.from_pretrained(trained if trained.exists() else FAMILY / "vae")
+    if not trained.exists():
+        refuse_shipped(folder, "vae")
+        trained = FAMILY / "vae"
+    vae: Any = AutoencoderKL.from_pretrained(trained)
     vae.register_to_config(_name_or_path="")  # else the path of the training folder ships with the weights
     return vae.eval().float().requires_grad_(False)
 
 
 @torch.no_grad()
 def _latents(folder: Path, name: str, pictures: data.Pictures, vae: Any) -> np.ndarray:
-    """(N, V, 4, 16, 16) float16 scaled latents of all pictures, each rig on a light grey of its own; made once."""
+    """(N, V, C, 16, 16) float16 scaled latents of all pictures, each rig on a light grey of its own; made once."""
     path = folder / name / "latents.npy"
     if not path.exists():
         rng, n, v = np.random.default_rng(5), len(pictures), pictures.azimuth.shape[1]
-        latents = np.empty((n, v, networks.LATENT_CHANNELS, networks.LATENT_SIZE, networks.LATENT_SIZE), np.float16)
+        latents = np.empty((n, v, vae.config.latent_channels, networks.LATENT_SIZE, networks.LATENT_SIZE), np.float16)
         for k in range(0, n, 64):
             rgba = pictures.rgba[k : k + 64]
             rgb = data.composite(rgba, data.random_background(rng, len(rgba))[:, None].repeat(v, 1)).flatten(0, 1)

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox import recipes
+from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.novel_view import NovelView
 
 RECIPES = {**recipes.RECIPES, NovelView.name: NovelView}
@@ -35,14 +37,42 @@ DEFAULT_STEPS = {
 }
 
 
+def hidden_weights(net: nn.Module) -> list[Tensor]:
+    """The matrices between a network's first and last layers: weights of convolutions and linear layers.
+
+    Muon (Jordan et al. 2024) is for these: it makes their updates orthogonal, so what a network has to learn in
+    directions of small gradients, fine detail above all, does not wait for the rest.
+    """
+    return [
+        module.weight
+        for name, module in net.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+        and name.split(".")[-1] not in ("conv_in", "conv_out")
+        and min(module.weight.flatten(1).shape) >= 16
+    ]
+
+
 class Trainer:
     """Runs a recipe: loss(step, rng) -> scalar; keeps an EMA, a curve, and a checkpoint to go on from."""
 
     def __init__(self, folder: Path, networks: dict[str, nn.Module], lr: float, steps: int, ema: float = 0.999):
         self.folder, self.networks, self.lr, self.steps, self.decay = folder, networks, lr, steps, ema
-        trained = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
-        self.trained = trained
+        self.trained = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
+        hidden = [p for net in networks.values() for p in hidden_weights(net) if p.requires_grad]
+        # Muon takes matrices: a convolution's weights are one row a channel, in the memory of the weights themselves
+        self.matrices = [(p, nn.Parameter(p.detach().flatten(1))) for p in hidden]
+        taken = {id(p) for p in hidden}
+        others = [p for p in self.trained if id(p) not in taken]
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"training the toybox needs torch 2.9 or newer (torch.optim.Muon), got {torch.__version__}")
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if hidden:
+            flat = [matrix for _, matrix in self.matrices]
+            self.optimizers.append(
+                torch.optim.Muon(flat, lr=lr, momentum=0.95, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
+            )
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2))
         self.average = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in networks.items()}
         self.step, self.curve = 0, []
         self.recent: list[float] = []  # losses since the curve's last point
@@ -54,15 +84,20 @@ class Trainer:
         """Train to `steps`, showing progress; a sample sheet and a checkpoint every `every` steps."""
         began, first = time.time(), self.step
         while self.step < self.steps:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * warm_up_and_cosine(self.step, self.steps)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.lr * warm_up_and_cosine(self.step, self.steps)
             rng = np.random.default_rng([self.step, 7])  # a step's draws depend on the step alone: resuming is exact
             torch.manual_seed(self.step)
             value = loss(self.step, rng)
-            self.optimizer.zero_grad()
+            for net in self.networks.values():
+                net.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(self.trained, 1.0)
-            self.optimizer.step()
+            for weight, matrix in self.matrices:
+                matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.step += 1
             self._update_average()
             self.recent.append(value.item())
@@ -103,7 +138,7 @@ class Trainer:
             "step": self.step,
             "curve": self.curve,
             "recent": self.recent,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "networks": {name: net.state_dict() for name, net in self.networks.items()},
             "average": self.average,
         }
@@ -116,7 +151,8 @@ class Trainer:
         self.recent = state.get("recent", [])
         for name, net in self.networks.items():
             net.load_state_dict(state["networks"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         print(f"{self.folder.name}: going on from step {self.step}", flush=True)
 
 
@@ -130,6 +166,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--pictures", type=int, default=60_000, help="flat pictures of `data`")
+    parser.add_argument(
+        "--edition",
+        type=int,
+        choices=list(EDITIONS),
+        default=SHIPPED_EDITION,
+        help="words and latent channels of `data` and of all that is trained on it (networks.EDITIONS)",
+    )
     parser.add_argument("--rigs", type=int, help="rigs of `data`; by default a sixth as many as pictures")
     parser.add_argument(
         "--from-shipped", action="store_true", help="start from the package's weights, not from scratch"
@@ -141,14 +184,25 @@ def main(argv: list[str] | None = None) -> int:
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
     torch.set_num_threads(args.threads)
+    try:
+        return run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line asks; its exit status."""
     if args.model == "data":
-        recipes.make_data(args.folder, args.pictures, args.rigs or max(1, args.pictures // 6))
+        recipes.make_data(args.folder, args.pictures, args.rigs or max(1, args.pictures // 6), args.edition)
         return 0
     missing = recipes.missing_input(args.model, args.folder)
     if missing:
         print(f"{args.model} needs {missing} first: python -m jointdreamer.toybox.train {missing}", file=sys.stderr)
         return 2
 
+    if args.from_shipped or args.install:
+        recipes.refuse_shipped(args.folder, args.model)
     recipe: Any = RECIPES[args.model](args.folder, args.batch)
     if args.from_shipped:
         for name, net in recipe.networks.items():

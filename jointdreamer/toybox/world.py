@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from jointdreamer.toybox.raycast import BOX, CONE, CYLINDER, PLAIN, SPHERE, SPOTTED, STRIPED, Solid
+from jointdreamer.toybox.raycast import BOX, CHECKERED, CONE, CYLINDER, PATCHED, PLAIN, SPHERE, SPOTTED, STRIPED, Solid
 
-KINDS = ("bear", "rabbit", "robot", "penguin", "cat", "frog", "elephant", "owl", "pig", "ghost")
 COLORS = {
     "red": (0.86, 0.10, 0.10),
     "orange": (0.96, 0.50, 0.06),
@@ -24,12 +23,61 @@ COLORS = {
     "white": (0.95, 0.95, 0.95),
     "black": (0.10, 0.10, 0.11),
 }
-PATTERNS = {"plain": PLAIN, "striped": STRIPED, "spotted": SPOTTED}
-ACCESSORIES = ("none", "hat", "crown", "scarf", "backpack", "cape", "flag")
 DIRECTION_WORDS = ("side", "front", "back", "overhead")
+SURFACES = {"plain": PLAIN, "striped": STRIPED, "spotted": SPOTTED, "checkered": CHECKERED, "patched": PATCHED}
 
-# 3D data is scarce: the multi-view model never sees these words (it meets them in flat pictures only).
-WORDS_WITHOUT_3D = frozenset({"owl", "frog", "crown", "spotted"})
+
+@dataclass(frozen=True)
+class Words:
+    """The words that a world is drawn from, beside the colours: name -> how often, relative to the others of its sort.
+
+    `accessories` begin with "none", `patterns` with "plain".
+    """
+
+    kinds: dict[str, float]
+    accessories: dict[str, float]
+    patterns: dict[str, float]
+
+    def draw(self, sort: str, rng: np.random.Generator) -> str:
+        """A word of a sort: "kinds", "accessories" or "patterns"."""
+        share: dict[str, float] = getattr(self, sort)
+        weights = np.array(list(share.values()))
+        return list(share)[int(rng.choice(len(share), p=weights / weights.sum()))]
+
+
+class FirstWords(Words):
+    """The words of the shipped weights, all equally likely; their measured prompts rest on this very draw."""
+
+    def draw(self, sort: str, rng: np.random.Generator) -> str:
+        names = list(getattr(self, sort))
+        if sort == "patterns":
+            return super().draw(sort, rng)
+        if sort == "kinds":
+            return names[int(rng.integers(len(names)))]
+        return "none" if rng.random() < 0.2 else names[1 + int(rng.integers(len(names) - 1))]
+
+
+FIRST = FirstWords(
+    kinds=dict.fromkeys(("bear", "rabbit", "robot", "penguin", "cat", "frog", "elephant", "owl", "pig", "ghost"), 1.0),
+    accessories=dict.fromkeys(("none", "hat", "crown", "scarf", "backpack", "cape", "flag"), 1.0),
+    patterns={"plain": 0.7, "striped": 0.15, "spotted": 0.15},
+)
+SECOND = Words(
+    kinds={k: 0.8 if k in ("frog", "owl") else 1.0 for k in FIRST.kinds}
+    | {"dog": 0.8, "mouse": 0.8, "duck": 0.8, "lion": 0.6, "alien": 0.6},
+    accessories={"none": 2.0, "hat": 1.0, "crown": 0.8, "scarf": 1.0, "backpack": 1.0, "cape": 1.0, "flag": 1.0}
+    | {"balloon": 0.8, "umbrella": 0.8, "drum": 0.6},
+    patterns={"plain": 0.68, "striped": 0.12, "spotted": 0.08, "checkered": 0.07, "patched": 0.05},
+)
+# What the shipped weights know
+KINDS, ACCESSORIES, PATTERNS = tuple(FIRST.kinds), tuple(FIRST.accessories), tuple(FIRST.patterns)
+
+# 3D data is scarce: the multi-view model meets the first of these words in flat pictures only, the second nowhere.
+WORDS_IN_FLAT_PICTURES_ONLY = frozenset(
+    {"owl", "frog", "dog", "mouse", "duck", "crown", "balloon", "umbrella", "spotted", "checkered"}
+)
+WORDS_OF_TEXT_TO_IMAGE_ONLY = frozenset({"lion", "alien", "drum", "patched"})
+WORDS_WITHOUT_3D = WORDS_IN_FLAT_PICTURES_ONLY | WORDS_OF_TEXT_TO_IMAGE_ONLY
 
 WHITE, BLACK, BEAK = (0.97, 0.97, 0.97), (0.03, 0.03, 0.03), (0.98, 0.58, 0.08)
 
@@ -69,14 +117,16 @@ def _bucket(*key: str) -> int:
 HELD_OUT_SHAPES = 1_000_000_000  # shape seeds from here on are never trained on
 
 
-def sample_toy(rng: np.random.Generator, *, shape: str = "train", combination: str = "train") -> Toy:
+def sample_toy(
+    rng: np.random.Generator, *, shape: str = "train", combination: str = "train", words: Words = FIRST
+) -> Toy:
     """Draw a toy. `shape` and `combination` are "train" or "held_out"; the sets never meet."""
     while True:
-        accessory = "none" if rng.random() < 0.2 else ACCESSORIES[1 + int(rng.integers(len(ACCESSORIES) - 1))]
+        accessory = words.draw("accessories", rng)
         toy = Toy(
-            kind=KINDS[int(rng.integers(len(KINDS)))],
+            kind=words.draw("kinds", rng),
             color=list(COLORS)[int(rng.integers(len(COLORS)))],
-            pattern=("plain", "striped", "spotted")[int(rng.choice(3, p=[0.7, 0.15, 0.15]))],
+            pattern=words.draw("patterns", rng),
             accessory=accessory,
             accessory_color=list(COLORS)[int(rng.integers(len(COLORS)))],
             shape_seed=int(rng.integers(HELD_OUT_SHAPES)) + (HELD_OUT_SHAPES if shape == "held_out" else 0),
@@ -107,16 +157,16 @@ def caption(toy: Toy, rng: np.random.Generator | None = None) -> str:
     return f"{text} {joint} {article} {toy.accessory_color} {toy.accessory}"
 
 
-def parse_caption(text: str) -> Toy | None:
+def parse_caption(text: str, words: Words = FIRST) -> Toy | None:
     """The toy that a plain caption names (shape seed 0); None if its words do not name one. Inverse of `caption`."""
-    words = text.lower().replace(",", " ").split()
-    kinds = [w for w in words if w in KINDS]
+    said = text.lower().replace(",", " ").split()
+    kinds = [w for w in said if w in words.kinds]
     if len(kinds) != 1:
         return None
-    at = words.index(kinds[0])
-    body, worn = [w for w in words[:at] if w in COLORS], [w for w in words[at:] if w in COLORS]
-    patterns = [w for w in words[:at] if w in ("striped", "spotted")]
-    accessories = [w for w in words[at:] if w in ACCESSORIES and w != "none"]
+    at = said.index(kinds[0])
+    body, worn = [w for w in said[:at] if w in COLORS], [w for w in said[at:] if w in COLORS]
+    patterns = [w for w in said[:at] if w in words.patterns and w != "plain"]
+    accessories = [w for w in said[at:] if w in words.accessories and w != "none"]
     if len(body) != 1 or len(patterns) > 1 or len(worn) != len(accessories) or len(accessories) > 1:
         return None
     return Toy(kinds[0], body[0], (patterns or ["plain"])[0], (accessories or ["none"])[0], (worn or ["blue"])[0])
@@ -130,11 +180,11 @@ def direction_word(azimuth: float, elevation: float) -> str:
     return "front" if abs(degrees) < 30 else ("back" if abs(degrees) > 150 else "side")
 
 
-def vocabulary() -> list[str]:
+def vocabulary(words: Words = FIRST) -> list[str]:
     """Every word that a caption can contain, sorted."""
-    words = {*KINDS, *COLORS, *PATTERNS, *ACCESSORIES, *DIRECTION_WORDS}
-    words |= {"a", "an", "the", "one", "toy", "photo", "of", "small", "with", "wearing", "and", "view", ","}
-    return sorted(words - {"plain", "none"})
+    known = {*words.kinds, *COLORS, *words.patterns, *words.accessories, *DIRECTION_WORDS}
+    known |= {"a", "an", "the", "one", "toy", "photo", "of", "small", "with", "wearing", "and", "view", ","}
+    return sorted(known - {"plain", "none"})
 
 
 def solids(toy: Toy) -> list[Solid]:
@@ -150,7 +200,7 @@ class _Builder:
         self.rng = np.random.default_rng(toy.shape_seed)
         self.parts: list[Solid] = []
         self.skin = COLORS[toy.color]
-        self.pattern = PATTERNS[toy.pattern]
+        self.pattern = SURFACES[toy.pattern]
         self.light = _mix(self.skin, WHITE, 0.6)
         self.dark = _mix(self.skin, BLACK, 0.35) if toy.color != "black" else (0.3, 0.3, 0.32)
         # Where clothes go: set by each kind.
@@ -350,6 +400,77 @@ class _Builder:
         self.body_z, self.body_x, self.body_y, self.body_h = -0.2, r, r, 0.3
         self.hand = (0.08, -(r + 0.18), -0.1)
 
+    def _dog(self):
+        self.body(-0.28, (0.22, 0.22, 0.28))
+        x, y, z = self.head(0.17, (0.24, 0.24, 0.23))
+        ear = 0.19 * self.vary(0.15)
+        self.pair(SPHERE, (0.02, y + 0.03, 0.22 - ear * 0.4), (0.085, 0.045, ear), self.dark, (0.25, 0, 0))
+        self.add(SPHERE, (x * 0.95, 0, 0.1), (0.14, 0.1, 0.085), self.light)
+        self.add(SPHERE, (x * 0.95 + 0.12, 0, 0.14), (0.045, 0.06, 0.042), BLACK)
+        self.add(BOX, (x * 0.95 + 0.06, 0, 0.0), (0.03, 0.045, 0.06), (0.93, 0.35, 0.42))
+        self.eyes(x * 0.85, 0.1, 0.25, 0.08)
+        self.add(CYLINDER, (-0.28, 0, -0.24), (0.04, 0.04, 0.16), self.dark, (0.0, -0.6 * self.vary(0.3), 0))
+        self.limbs(arm_y=0.23, leg_y=0.13, leg_z=-0.56, foot=0.11)
+
+    def _mouse(self):
+        self.body(-0.32, (0.2, 0.22, 0.24))
+        x, y, z = self.head(0.06, (0.24, 0.23, 0.21))
+        ear = 0.19 * self.vary()
+        self.pair(SPHERE, (-0.02, y * 0.95, 0.06 + z + ear * 0.45), (0.04, ear, ear), self.skin, pattern=self.pattern)
+        self.pair(SPHERE, (0.015, y * 0.95, 0.06 + z + ear * 0.45), (0.025, ear * 0.68, ear * 0.68), (0.98, 0.72, 0.78))
+        self.add(CONE, (x + 0.03, 0, 0.01), (0.11, 0.11, 0.13), self.light, (0, np.pi / 2, 0))
+        self.add(SPHERE, (x + 0.15, 0, 0.01), (0.045, 0.045, 0.045), (0.95, 0.45, 0.55))
+        self.eyes(x * 0.8, 0.1, 0.13, 0.08)
+        side = 0.08 * self.vary(0.5)
+        self.add(CYLINDER, (-0.33, side, -0.45), (0.022, 0.022, 0.2), (0.95, 0.6, 0.66), (0.2, -1.1, 0))
+        self.limbs(arm_y=0.22, leg_y=0.12, leg_z=-0.56, foot=0.1)
+        self.neck_z, self.neck_r, self.head_top = -0.13, 0.17, 0.25
+
+    def _duck(self):
+        x, y, _ = self.body(-0.3, (0.3, 0.29, 0.25))
+        hx, _, hz = self.head(0.16, (0.21, 0.21, 0.22))
+        self.add(SPHERE, (hx + 0.07, 0, 0.12), (0.15, 0.15, 0.035), BEAK)
+        self.add(SPHERE, (hx + 0.03, 0, 0.075), (0.11, 0.11, 0.025), _mix(BEAK, BLACK, 0.25))
+        self.eyes(hx * 0.8, 0.1, 0.24, 0.08)
+        self.pair(SPHERE, (-0.04, y, -0.26), (0.2, 0.055, 0.14), self.dark, (0, 0.25 * self.vary(0.4), 0))
+        self.add(CONE, (-x - 0.03, 0, -0.16), (0.09, 0.12, 0.14), self.dark, (0, -0.8, 0))
+        self.pair(SPHERE, (0.12, 0.13, -0.58), (0.15, 0.1, 0.045), BEAK)
+        self.pair(CYLINDER, (0.04, 0.13, -0.53), (0.035, 0.035, 0.07), BEAK)
+        self.head_z, self.head_r, self.head_top = 0.16, 0.21, 0.16 + hz
+        self.neck_z, self.neck_r = -0.04, 0.19
+        self.hand = (0.1, -0.4, -0.3)
+
+    def _lion(self):
+        self.body(-0.29, (0.21, 0.22, 0.27))
+        mane = 0.36 * self.vary(0.08)
+        self.add(SPHERE, (-0.08, 0, 0.17), (0.21, mane, mane), _mix(self.dark, (0.35, 0.18, 0.06), 0.5))
+        x, y, z = self.head(0.17, (0.25, 0.24, 0.23))
+        self.pair(SPHERE, (0.08, 0.2, 0.4), (0.05, 0.075, 0.075), self.skin, pattern=self.pattern)
+        self.add(SPHERE, (x * 0.9, 0, 0.09), (0.1, 0.11, 0.08), self.light)
+        self.add(SPHERE, (x * 0.9 + 0.09, 0, 0.13), (0.035, 0.05, 0.035), BLACK)
+        self.eyes(x * 0.85, 0.105, 0.24, 0.08)
+        side = 0.1 * self.vary(0.5)
+        self.add(CYLINDER, (-0.3, side, -0.38), (0.028, 0.028, 0.17), self.skin, (0.2, -0.7, 0))
+        self.add(SPHERE, (-0.42, side - 0.03, -0.25), (0.07, 0.07, 0.08), _mix(self.dark, (0.35, 0.18, 0.06), 0.5))
+        self.limbs(arm_y=0.23, leg_y=0.13, leg_z=-0.56, foot=0.11)
+        self.head_top, self.neck_z, self.neck_r = 0.47, -0.1, 0.19
+
+    def _alien(self):
+        self.body(-0.33, (0.15, 0.16, 0.24))
+        x, y, z = self.head(0.13, (0.23, 0.26, 0.3))
+        self.eyes(x * 0.8, 0.14, 0.13, 0.075)
+        self.add(SPHERE, (x * 0.86, 0, 0.24), (0.06, 0.085, 0.085), WHITE)
+        self.add(SPHERE, (x * 0.86 + 0.05, 0, 0.24), (0.03, 0.048, 0.048), BLACK)
+        self.add(SPHERE, (x * 0.86, 0, 0.0), (0.03, 0.06, 0.02), BLACK)
+        lean = 0.45 * self.vary(0.2)
+        self.pair(CYLINDER, (0, 0.15, 0.13 + z + 0.05), (0.018, 0.018, 0.13), self.dark, (-lean, 0, 0))
+        self.pair(SPHERE, (0, 0.21, 0.13 + z + 0.18), (0.055, 0.055, 0.055), self.light)
+        self.pair(SPHERE, (0.05, 0.19, -0.28), (0.05, 0.05, 0.2), self.skin, (0.5, 0, 0), self.pattern)
+        self.pair(CYLINDER, (0, 0.09, -0.54), (0.045, 0.045, 0.09), self.skin, pattern=self.pattern)
+        self.pair(SPHERE, (0.05, 0.1, -0.6), (0.12, 0.08, 0.05), self.dark)
+        self.neck_z, self.neck_r, self.head_r = -0.14, 0.14, 0.24
+        self.hand = (0.1, -0.3, -0.42)
+
     # What they wear.
     def _hat(self, color):
         z, r = self.head_top - 0.03, max(0.17, self.head_r * 0.75)
@@ -382,6 +503,23 @@ class _Builder:
         x, y, z = self.hand  # held on one side: not symmetric
         self.add(CYLINDER, (x, y, z + 0.35), (0.022, 0.022, 0.5), (0.5, 0.35, 0.2))
         self.add(BOX, (x, y - 0.14, z + 0.7), (0.02, 0.14, 0.12), color)
+
+    def _balloon(self, color):
+        x, y, z = self.hand
+        radius = 0.17 * self.vary()
+        self.add(CYLINDER, (x, y - 0.03, z + 0.26), (0.012, 0.012, 0.32), (0.85, 0.85, 0.85))
+        self.add(SPHERE, (x, y - 0.03, z + 0.55 + radius), (radius, radius, radius * 1.15), color)
+
+    def _umbrella(self, color):
+        x, y, z = self.hand
+        self.add(CYLINDER, (x, y - 0.02, z + 0.36), (0.02, 0.02, 0.42), (0.5, 0.35, 0.2))
+        self.add(CONE, (x, y - 0.02, z + 0.8), (0.26, 0.26, 0.11 * self.vary()), color)
+
+    def _drum(self, color):
+        x, z = self.body_x + 0.13, self.body_z - 0.02
+        self.add(CYLINDER, (x, 0, z), (0.15, 0.17, 0.1), color)
+        self.add(CYLINDER, (x, 0, z + 0.1), (0.16, 0.18, 0.018), WHITE)
+        self.add(CYLINDER, (x, 0, z - 0.1), (0.16, 0.18, 0.018), WHITE)
 
 
 def _mix(a, b, share):

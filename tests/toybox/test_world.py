@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,9 @@ from jointdreamer.toybox.judge import judging_cameras, true_views
 from jointdreamer.toybox.world import (
     ACCESSORIES,
     COLORS,
+    FIRST,
     KINDS,
+    SECOND,
     Toy,
     caption,
     direction_word,
@@ -48,15 +52,34 @@ def test_the_rigs_lack_words_that_the_flat_pictures_have():
     known = [t for t in toys(500) if has_3d_data(t)]
     assert 0.3 < len(known) / 500 < 0.7
     assert not set().union(*(t.words for t in known)) & world.WORDS_WITHOUT_3D
-    assert set().union(*(t.words for t in toys(500))) >= world.WORDS_WITHOUT_3D
+    assert set().union(*(t.words for t in toys(500))) >= world.WORDS_WITHOUT_3D & set(vocabulary())
 
 
-@pytest.mark.parametrize("toy", toys(40, seed=5), ids=caption)
+def test_a_later_edition_knows_every_word_of_the_first_and_means_the_same_by_it():
+    for sort in ("kinds", "accessories", "patterns"):
+        assert set(getattr(FIRST, sort)) <= set(getattr(SECOND, sort))
+    for toy in toys(20):
+        assert parse_caption(caption(toy), SECOND) == parse_caption(caption(toy))
+
+
+def test_rarer_words_are_drawn_as_often_as_said():
+    drawn = toys(3000, seed=1, words=SECOND)
+    for sort, name in (("kinds", "kind"), ("accessories", "accessory"), ("patterns", "pattern")):
+        shares = getattr(SECOND, sort)
+        for word, weight in shares.items():
+            found = np.mean([getattr(t, name) == word for t in drawn])
+            assert abs(found - weight / sum(shares.values())) < 0.1, word  # patterns need a dark body
+    known = [t for t in drawn if has_3d_data(t)]
+    assert 0.15 < len(known) / len(drawn) < 0.35
+    assert set().union(*(t.words for t in drawn)) >= world.WORDS_WITHOUT_3D
+
+
+@pytest.mark.parametrize("toy", [*toys(40, seed=5), *toys(40, seed=6, words=SECOND)], ids=caption)
 def test_a_caption_names_its_toy_with_known_words(toy):
-    named = parse_caption(caption(toy))
+    named = parse_caption(caption(toy), SECOND)
     assert named is not None and named.words == toy.words | named.words  # an unworn accessory's colour is free
     said = caption(toy, np.random.default_rng(toy.shape_seed)).replace(",", " ").split()
-    assert set(said) <= set(vocabulary())
+    assert set(said) <= set(vocabulary(SECOND))
 
 
 @pytest.mark.parametrize("text", ["a corgi", "a red", "a red robot with a hat", "a bear and a cat"])
@@ -70,7 +93,7 @@ def test_direction_words():
     assert direction_word(0, np.radians(70)) == "overhead"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECOND.kinds)
 def test_a_face_is_on_one_side_only(kind):
     """Eyes are where there is both black (pupils) and white: tails may have one of them, never both."""
     cameras = judging_cameras()
@@ -84,9 +107,9 @@ def test_a_face_is_on_one_side_only(kind):
     assert eyes[8] <= 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SECOND.kinds)
 def test_every_toy_fits_the_picture_and_the_box(kind):
-    for toy in [t for t in toys(400, seed=8) if t.kind == kind][:4]:
+    for toy in [t for t in toys(600, seed=8, words=SECOND) if t.kind == kind][:8]:
         assert all(np.abs(s.center).max() < 1 for s in solids(toy))
         views = true_views(toy)
         border = np.concatenate([views[:, :, 0].flatten(), views[:, :, -1].flatten()])
@@ -113,3 +136,13 @@ def test_rigs_are_ninety_degrees_apart_and_carry_their_cameras():
     assert pictures.camera.shape == (5, 4, 16)
     np.testing.assert_allclose(np.diff(pictures.azimuth, axis=1), np.pi / 2, atol=1e-5)
     assert all(has_3d_data(t) for t in pictures.toys)
+
+
+def test_the_table_of_words_in_the_docs_is_the_code_s():
+    text = (Path(__file__).parents[2] / "docs" / "toybox_words.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[2:5]] for line in text.splitlines() if line.startswith("| in ")]
+    groups = (world.WORDS_WITHOUT_3D, world.WORDS_IN_FLAT_PICTURES_ONLY, world.WORDS_OF_TEXT_TO_IMAGE_ONLY)
+    for group, row, inside in zip(groups, rows, (False, True, True), strict=True):
+        for cell, words in zip(row, (SECOND.kinds, SECOND.accessories, SECOND.patterns), strict=True):
+            meant = {word for word in words if (word in group) == inside} - {"plain", "none"}
+            assert cell == ", ".join(sorted(meant))
