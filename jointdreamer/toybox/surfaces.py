@@ -1,0 +1,76 @@
+"""How rough are the surfaces? `python -m jointdreamer.toybox.surfaces runs/table/mvs/*/seed0`
+
+The mean angle, in degrees, between the normals of neighbouring pixels inside the silhouette, over sixteen views: of
+each run's newest checkpoint, and beside it of the true object that its prompt names, as far as it names one. Curvature
+and edges are in both; what a run has beyond its true object is noise.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jointdreamer.errors import UserError
+from jointdreamer.outputs import load_scene
+from jointdreamer.toybox import raycast
+from jointdreamer.toybox.judge import judging_cameras
+from jointdreamer.toybox.world import SECOND, Toy, parse_caption, solids
+
+RESOLUTION = 96
+
+
+def roughness(normal: Tensor, opacity: Tensor) -> float:
+    """Mean angle (degrees) between normals (V, 3, R, R) of pixels side by side, both with an opacity (V, 1, R, R) above
+    one half; NaN if there are none. Normals need not have unit length."""
+    unit, inside = F.normalize(normal.double(), dim=1), opacity[:, 0] > 0.5
+    angles = []
+    for axis in (1, 2):  # of (V, R, R)
+        n = unit.shape[axis + 1] - 1
+        pairs = inside.narrow(axis, 0, n) & inside.narrow(axis, 1, n)
+        cosine = (unit.narrow(axis + 1, 0, n) * unit.narrow(axis + 1, 1, n)).sum(1)
+        angles.append(cosine[pairs].clamp(-1, 1).arccos())
+    return float(torch.cat(angles).mean().rad2deg())
+
+
+def of_run(folder: Path) -> tuple[float, str]:
+    """The roughness of a run's object, and its prompt."""
+    renderer, field, background, config = load_scene(folder)
+    with torch.no_grad():
+        render = renderer(field, background, judging_cameras(RESOLUTION), normals=True)
+    assert render.normal is not None
+    return roughness(render.normal[0], render.opacity[0]), str(config["prompt"])
+
+
+def of_toy(toy: Toy) -> float:
+    """The roughness of a true object."""
+    cameras = judging_cameras(RESOLUTION)
+    packed = raycast.pack(solids(toy))
+    rgba, _, normal = raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].numpy(), RESOLUTION)
+    rgba, normal = torch.from_numpy(rgba), torch.from_numpy(normal)
+    return roughness(normal.movedim(-1, 1), rgba[..., 3:].movedim(-1, 1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    args = parser.parse_args()
+    found: list[tuple[float, float]] = []
+    for run in args.runs:
+        try:
+            rough, prompt = of_run(run)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        toy = parse_caption(prompt, SECOND)
+        found.append((rough, of_toy(toy) if toy else float("nan")))
+        print(f"{found[-1][0]:6.1f} degrees (the true object {found[-1][1]:.1f})  {prompt}", flush=True)
+    mean, true = torch.tensor(found, dtype=torch.float64).nanmean(0).tolist()
+    print(f"{mean:6.1f} degrees on average (true objects {true:.1f}), {len(found)} runs")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
