@@ -1,11 +1,44 @@
-"""What a class or a function takes, read off its signature: a wrong setting costs one line instead of a traceback."""
+"""What a class or a function takes, read off its signature: a wrong setting costs one line instead of a traceback.
+
+```python
+def build_optimizer(groups, eps: Annotated[float, Range(above=0)], weight_decay: Annotated[float, Range(0, 100)])
+```
+Numbers are finite wherever the signature says no more than that they are numbers.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jointdreamer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a parameter takes, `Annotated[float, Range(0, 1)]`: from low to high, above and below."""
+
+    low: float = -inf
+    high: float = inf
+    above: float = -inf
+    below: float = inf
+
+    def __contains__(self, number: float) -> bool:
+        return self.low <= number <= self.high and self.above < number < self.below
+
+    def __str__(self) -> str:
+        if self.low > -inf and self.high < inf:
+            return f"from {self.low:g} to {self.high:g}"
+        limits = {"of at least": self.low, "above": self.above, "of at most": self.high, "below": self.below}
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if abs(limit) < inf)
+
+
+Share = Annotated[float, Range(0, 1)]
+Positive = Annotated[float, Range(above=0)]
+Scale = Annotated[float, Range(-1e6, 1e6)]  # of guidance, of an energy
+Pixels = Annotated[int, Range(8, 8192)]  # a side of an image
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
 
@@ -30,7 +63,7 @@ def check_arguments(function: Callable, options: Any, name: str, whole: bool = T
     if whole and (missing := [key for key in required if key not in options]):
         raise UserError(f"{name}.{missing[0]} is missing: say {name}.{missing[0]}=...")
     try:
-        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        hints = get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     except Exception:  # a user's annotation may be anything
         return
     for key, value in options.items():
@@ -42,8 +75,11 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inside)
+    if origin is Annotated:
+        ranges = [one for one in inside[1:] if isinstance(one, Range)]
+        return _fits(value, inside[0]) and all(value in one for one in ranges)
     if origin is Literal:
-        return value in inside
+        return isinstance(value, str | int | NoneType) and value in inside
     if origin in (tuple, list, Sequence):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
@@ -51,7 +87,8 @@ def _fits(value: Any, kind: Any) -> bool:
             return len(value) == len(inside) and all(map(_fits, value, inside))
         return all(_fits(item, inside[0]) for item in value)
     if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        return right and (-(2**63) <= value < 2**63 if isinstance(value, int) else abs(value) < inf)
     return isinstance(value, kind) if isinstance(kind, type) and kind is not Any else True
 
 
@@ -59,6 +96,8 @@ def _words(kind: Any) -> str:
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(map(_words, inside)))
+    if origin is Annotated:
+        return " ".join([_words(inside[0]), *(str(one) for one in inside[1:] if isinstance(one, Range))])
     if origin is Literal:
         return f"one of {', '.join(map(str, inside))}"
     if origin is tuple and Ellipsis not in inside:

@@ -92,8 +92,8 @@ class Rig:
         limits = {
             "elevation_deg": (-90.0, 90.0),
             "fovy_deg": (1e-3, 179.0),
-            "relative_distance": (1e-6, float("inf")),
-            "light_distance": (0.0, float("inf")),
+            "relative_distance": (1e-3, 1e3),
+            "light_distance": (0.0, 1e6),
         }
         for name, (lowest, highest) in limits.items():
             low, high = getattr(self, name)

@@ -413,6 +413,9 @@ def explain(message: str, config_name: str) -> str:
     missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
+        if (CONF / group).is_dir():  # Hydra leaves out those that lie in a folder of their own
+            every = (file.relative_to(CONF / group).with_suffix("") for file in sorted((CONF / group).rglob("*.yaml")))
+            there = " ".join(dict.fromkeys([*there.split(), *(name.as_posix() for name in every)]))
         own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
         return f"unknown {group} {name!r}: choose one of {', '.join(there.split())}{own}"
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)
@@ -503,12 +506,12 @@ def check(
     for key, (kind, low, high) in numbers.items():
         number = value(key)
         right = isinstance(number, int if kind is int else int | float) and not isinstance(number, bool)
-        if not right or not low <= number <= high:
+        if not right or not low <= number <= high or number == inf:
             most = f" to {high:g}" if high < 1e9 else " up"
             raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
     for key in optional:
         limit = value(key)
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or limit <= 0):
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < inf):
             raise UserError(f"{key}={limit!r}: wanted a number above 0, or null")
     for key in groups:
         if not isinstance(value(key), Mapping):

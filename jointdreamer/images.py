@@ -89,21 +89,32 @@ def _fit(label: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.Free
 
 
 def contact_sheet(rows: Mapping[str, Tensor], azimuth_deg: Sequence[float] | None = None) -> np.ndarray:
-    """V views side by side, one row for each kind of picture.
+    """V views side by side, one row for each kind of picture, under its name where there are several.
 
     rows: name -> (V, 3 or 1, H, W), e.g. rgb, normal, opacity; all of one size. azimuth_deg: V of them, shown on top.
     """
     if not rows:
         raise ValueError("wanted at least one row of views, got none")
-    views = [image.expand(3, -1, -1) for images in rows.values() for image in images]
     columns = len(next(iter(rows.values())))
     if any(len(images) != columns for images in rows.values()):
         raise ValueError(f"wanted rows of one length, got { ({name: len(images) for name, images in rows.items()}) }")
-    if azimuth_deg is None:
-        return grid(views, columns)
-    labels = [f"{azimuth:.0f}" for azimuth in azimuth_deg]
-    first = grid(views[:columns], columns, labels)
-    return first if len(rows) == 1 else np.concatenate([first, grid(views[columns:], columns)])
+    labels = None if azimuth_deg is None else [f"{azimuth:.0f}\N{DEGREE SIGN}" for azimuth in azimuth_deg]
+    parts = []
+    for name, images in rows.items():
+        row = grid([image.expand(3, -1, -1) for image in images], columns, labels)
+        if len(rows) > 1:
+            parts.append(_title(name, row.shape[1], max(10, min(20, images.shape[-1] // 8))))
+        parts.append(row)
+        labels = None  # on top only
+    return np.concatenate(parts)
+
+
+def _title(text: str, width: int, size: int) -> np.ndarray:
+    """A line of text as a picture of this width."""
+    picture = Image.new("RGB", (width, size + 4), (PAPER, PAPER, PAPER))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size)
+    draw.text((2, 0), _fit(" ".join(text.split()), width - 4, draw, font), fill=INK, font=font)
+    return np.asarray(picture)
 
 
 def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from jointdreamer.arguments import Positive, Range
 from jointdreamer.errors import UserError
 
 
@@ -32,9 +34,9 @@ class RatedAdamW(torch.optim.AdamW):
 
 def build_optimizer(
     groups: Mapping[str, Iterable[nn.Parameter]],
-    betas: tuple[float, float] = (0.9, 0.99),
-    eps: float = 1e-15,
-    weight_decay: float = 0.01,
+    betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.9, 0.99),
+    eps: Annotated[Positive, Range(high=1)] = 1e-15,
+    weight_decay: Annotated[float, Range(0, 100)] = 0.01,
 ) -> RatedAdamW:
     """An optimiser with one group per name, e.g. {"encoding": [...], "density": [...]}; rates are given to `step`."""
     listed = [{"params": list(params), "name": name} for name, params in groups.items()]

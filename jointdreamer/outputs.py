@@ -62,18 +62,19 @@ def save_energy(
 ) -> Path:
     """What the energy did to one step, decoded, a column for each view of the first rig; returns the PNG.
 
-    Rows: the noisy latents; the prior's guided one-step x0; what the energy wanted, the x0 that it saw, plus
-    dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the energy.
-    Draws no random number.
+    Rows, by the names in the picture: the noised latents; the prior's guided one-step x0; what the energy wants, the x0
+    that it saw plus dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the
+    energy. Draws no random number.
     """
     x_t = noised.latents_noisy
     alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, noised.timesteps)
+    seen = x0_from_noise(x_t, pred.for_energy(energy_x0), alpha_t, sigma_t)
     rows = {
-        "noisy": x_t,
-        "x0": x0_from_noise(x_t, pred.noise, alpha_t, sigma_t),
+        "noised": x_t,
+        "x0 of the prior": x0_from_noise(x_t, pred.noise, alpha_t, sigma_t),
         # dC/dx0 = alpha_t dC/dx_t
-        "wanted": x0_from_noise(x_t, pred.for_energy(energy_x0), alpha_t, sigma_t) + alpha_t * energy_grad,
-        "after": x0_from_noise(x_t, joint_noise_pred, alpha_t, sigma_t),
+        "x0 that the energy wants": seen + alpha_t * energy_grad,
+        "x0 after the energy": x0_from_noise(x_t, joint_noise_pred, alpha_t, sigma_t),
     }
     write_png(path, contact_sheet({name: guidance.decode(latents[:1])[0] for name, latents in rows.items()}))
     return path

@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass, replace
 from math import pi, radians, tau
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from jointdreamer.arguments import Range
 from jointdreamer.cameras import Cameras
 from jointdreamer.errors import UserError
 from jointdreamer.project import shipped
@@ -102,9 +103,9 @@ def encode_prompt(
     negative_prompt: str,
     tokenizer: Any,  # a CLIPTokenizer
     text_encoder: Any,  # a CLIPTextModel
-    front_deg: float = 30.0,
-    back_deg: float = 30.0,
-    overhead_deg: float = 60.0,
+    front_deg: Annotated[float, Range(0, 180)] = 30.0,
+    back_deg: Annotated[float, Range(0, 180)] = 30.0,
+    overhead_deg: Annotated[float, Range(-90, 90)] = 60.0,
     view_dependent: bool = True,
 ) -> TextEmbeddings:
     """Encode "<prompt>, front view" and its three siblings, the empty prompt and the negative one.

@@ -230,8 +230,12 @@ def _is_of_numbers(array: Any) -> bool:
 def find(pattern: str) -> Iterator[Path]:
     """What a glob matches, `**` being any number of folders; one that a link leads to again is not entered again.
 
+    The name of something that is there is no pattern, whatever letters it has: runs/[x]/seed0.
     (`glob` enters it again, forty links deep: with two links that lead upwards it would not end.)
     """
+    if os.path.lexists(os.path.expanduser(pattern)):
+        yield Path(os.path.expanduser(pattern))
+        return
     start, *rest = re.split(r"(?:^|(?<=/))(?:\*\*/+)*\*\*(?:/+|$)", os.path.expanduser(pattern), maxsplit=1)
     if not rest:
         yield from map(Path, glob.iglob(start))

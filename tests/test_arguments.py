@@ -1,10 +1,10 @@
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
-from jointdreamer.arguments import check_arguments
+from jointdreamer.arguments import Pixels, Positive, Range, Share, check_arguments
 from jointdreamer.errors import UserError
 
 
@@ -17,6 +17,9 @@ def reader(
     color: Sequence[float] | None = None,
     mode: Literal["a", "b"] = "a",
     thing: Any = None,
+    share: Share = 0.5,
+    size: Pixels | None = None,
+    betas: tuple[Annotated[float, Range(0, below=1)], Annotated[Positive, Range(high=1)]] = (0.9, 0.99),
 ): ...
 
 
@@ -27,6 +30,8 @@ def reader(
         {"n": 3, "scale": 2, "on": False, "span": [1, 2.5], "color": None, "mode": "b", "thing": object()},
         {"color": [1, 0.5, 0]},
         {"source": Path(".")},
+        {"share": 1, "size": 8, "betas": [0, 1]},
+        {"n": 2**62, "scale": 1e300},
     ],
 )
 def test_what_fits_passes(options):
@@ -44,6 +49,17 @@ def test_what_fits_passes(options):
         ({"span": "ab"}, "it.span='ab'"),
         ({"color": ["red"]}, "it.color=.*a list, each a number or null"),
         ({"mode": "c"}, "it.mode='c': wanted one of a, b"),
+        ({"mode": []}, "it.mode=\\[\\]: wanted one of a, b"),
+        ({"mode": True}, "it.mode=True: wanted one of a, b"),
+        ({"scale": float("nan")}, "it.scale=nan: wanted a number"),
+        ({"scale": float("-inf")}, "it.scale=-inf: wanted a number"),
+        ({"n": 10**20}, "it.n=1000.*: wanted a whole number"),
+        ({"color": [0.0, float("nan")]}, "it.color=.*wanted a list, each a number or null"),
+        ({"share": 1.1}, "it.share=1.1: wanted a number from 0 to 1"),
+        ({"share": float("nan")}, "it.share=nan: wanted a number from 0 to 1"),
+        ({"size": -64}, "it.size=-64: wanted a whole number from 8 to 8192 or null"),
+        ({"betas": [1, 0.5]}, r"wanted \[a number of at least 0 and below 1, a number above 0 of at most 1\]"),
+        ({"betas": []}, r"it.betas=\[\]: wanted \[a number"),
         ({"source": None}, "it.source=None: wanted text or Path"),
         ({"nn": 1}, "unknown key 'it.nn': there are source, n, scale"),
     ],

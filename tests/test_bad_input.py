@@ -116,6 +116,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["energy=mvd"], ["unknown energy 'mvd'", "mvs, none, random", "--config-dir"]),
         (["schedule=fast"], ["unknown schedule 'fast'", "jointdreamer, sd21, smoke, toybox"]),
         (["models=sd15"], ["unknown models 'sd15'", "sd21, toybox"]),
+        (["experiment=table3"], ["unknown experiment 'table3'", "table3/cls", "table3/mvs", "fig7/both", "smoke"]),
         (["experiment=table9"], ["unknown experiment 'table9'", "smoke"]),
         (["nmae=x"], ["unknown key 'nmae'", "prompt, ", "seed, name"]),
         (["schedule.stepz=3"], ["unknown key 'schedule.stepz'", "steps, resolution"]),

@@ -73,6 +73,10 @@ def test_contact_sheet_has_a_column_a_view_and_a_row_a_kind():
     assert sheet[-20, 10].tolist() == [0, 0, 0] and sheet[-55, 10].tolist() == [255, 0, 0]
     assert sheet[-55, 45].tolist() == [0, 255, 0]
     assert contact_sheet({"rgb": rgb}).shape == (36, 70, 3)
+    names, picture = sheet.shape[0] - 2 * 36 - 14, slice(2, -2)  # the azimuths on top take 14, and each name
+    assert names == 2 * 14
+    assert (sheet[:14, picture] < 128).any() and (sheet[-50:-36, picture] < 128).any()
+    assert contact_sheet({"rgb": rgb}, [0, 90]).shape == (50, 70, 3)
     with pytest.raises(ValueError, match="one length"):
         contact_sheet({"rgb": rgb, "opacity": opacity[:1]})
 

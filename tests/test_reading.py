@@ -199,3 +199,11 @@ def test_errors_of_libraries_are_one_of_the_four(tmp_path):
 def test_half_a_character_in_the_name_of_a_folder_comes_back(tmp_path):
     (tmp_path / "file").write_text(yaml.safe_dump({"out_dir": "caf\udce9"}, allow_unicode=True))
     assert read_yaml(tmp_path / "file") == {"out_dir": "caf\udce9"}
+
+
+def test_a_name_that_is_there_is_no_pattern(tmp_path):
+    for name in ("runs [x]", "x", "a*b", "ab"):
+        (tmp_path / name).mkdir()
+    assert list(find(str(tmp_path / "runs [x]"))) == [tmp_path / "runs [x]"]
+    assert list(find(str(tmp_path / "a*b"))) == [tmp_path / "a*b"]
+    assert sorted(find(str(tmp_path / "[x]"))) == [tmp_path / "x"]

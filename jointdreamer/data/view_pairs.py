@@ -284,7 +284,7 @@ class PairSampler:
         if len(indices) < objects:
             raise UserError(
                 f"{source.name}: a group takes {objects} objects, this set has {len(indices)} of {len(source.ids)}; "
-                "give more objects, or another data.held_out_percent or data.objects"
+                "give more objects, another data.held_out_percent, or fewer training.objects"
             )
         self.source, self.indices, self.size = source, indices, size
         self.objects, self.views = objects, views

@@ -2,13 +2,14 @@
 
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
+from jointdreamer.arguments import Pixels, Range, Scale
 from jointdreamer.cameras import camera_numbers
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
@@ -62,13 +63,13 @@ class ClassifierEnergy(Energy):
     def __init__(
         self,
         source: str | Path,
-        image_size: int | None = None,
+        image_size: Pixels | None = None,
         decoder: str | Path | None = None,
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         pairs: str = "neighbours",
         anchor: str | None = None,
-        ascent: int = 0,
-        ascent_step: float = 6.0,
+        ascent: Annotated[int, Range(high=1000)] = 0,
+        ascent_step: Annotated[float, Range(high=1e6)] = 6.0,
         low_memory: bool = True,
         device: str | torch.device = "cpu",
     ):

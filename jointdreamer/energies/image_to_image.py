@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from jointdreamer.arguments import Pixels, Positive, Range, Scale
 from jointdreamer.cameras import Cameras, Rig, look_at
 from jointdreamer.diffusion import alpha_sigma, noise_like
 from jointdreamer.energies.base import Energy, Views, fit_latents
@@ -58,11 +59,11 @@ class ImageToImageEnergy(Energy):
         kind: str = "zero123",
         file: str | None = None,
         vae: str | Path | None = None,
-        image_size: int | None = None,
-        guidance_scale: float = 3.0,
-        steps: int = 1,
+        image_size: Pixels | None = None,
+        guidance_scale: Scale = 3.0,
+        steps: Annotated[int, Range(high=1000)] = 1,
         white: bool = True,
-        x0_limit: float | None = None,
+        x0_limit: Positive | None = None,
         reference: int | str | None = None,
         reference_image: str = "render",
         dtype: str | torch.dtype = "auto",

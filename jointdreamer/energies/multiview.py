@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jointdreamer.arguments import Pixels, Positive, Scale, Share
 from jointdreamer.diffusion import alpha_sigma, noise_like
 from jointdreamer.energies.base import Energy, Views, fit_latents
 from jointdreamer.errors import UserError
@@ -42,10 +43,10 @@ class MultiViewEnergy(Energy):
         source: str | Path | Sequence[str],
         file: str | None = None,
         vae: str | Path | None = None,
-        image_size: int | None = None,
-        guidance_scale: float = 50.0,
-        rescale: float = 0.5,
-        x0_limit: float | None = None,
+        image_size: Pixels | None = None,
+        guidance_scale: Scale = 50.0,
+        rescale: Share = 0.5,
+        x0_limit: Positive | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         compile: bool = False,

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from jointdreamer.arguments import Scale
 from jointdreamer.diffusion import noise_like
 from jointdreamer.energies.base import Energy, Views
 
@@ -14,7 +15,7 @@ class RandomEnergy(Energy):
     what any perturbation would have given.
     """
 
-    def __init__(self, scale: float = 1.0):
+    def __init__(self, scale: Scale = 1.0):
         super().__init__()
         self.scale = scale
 

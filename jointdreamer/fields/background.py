@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.arguments import Share
 from jointdreamer.errors import UserError
 
 
@@ -22,9 +23,9 @@ class SphericalBackground(nn.Module):
 
     def __init__(
         self,
-        random_probability: float = 0.5,
-        random_grey_range: Sequence[float] | None = None,
-        eval_color: Sequence[float] = (1.0, 1.0, 1.0),
+        random_probability: Share = 0.5,
+        random_grey_range: tuple[Share, Share] | None = None,
+        eval_color: tuple[Share, Share, Share] = (1.0, 1.0, 1.0),
     ) -> None:
         super().__init__()
         if not 0 <= random_probability <= 1:

@@ -28,7 +28,7 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from jointdreamer.arguments import Range
 from jointdreamer.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,11 @@ class HashEncoding(nn.Module):
 
     def __init__(
         self,
-        n_levels: int = 16,
-        n_features: int = 2,
+        n_levels: Annotated[int, Range(high=64)] = 16,
+        n_features: Annotated[int, Range(high=64)] = 2,
         log2_table_size: int = 19,
         base_resolution: int = 16,
-        growth: float = 1.447269237440378,
+        growth: Annotated[float, Range(high=64)] = 1.447269237440378,
         backend: str = "auto",
     ) -> None:
         super().__init__()

@@ -1,12 +1,13 @@
 """The Instant-NGP field of the paper: a hash encoding, a density and an albedo network, and a blob to start from."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jointdreamer.arguments import Range
 from jointdreamer.errors import UserError
 from jointdreamer.fields.base import Field, FieldOutput
 from jointdreamer.fields.encoding import HashEncoding
@@ -30,12 +31,12 @@ class HashGridField(Field):
     def __init__(
         self,
         encoding: Mapping[str, Any] | None = None,
-        hidden: int = 64,
-        radius: float = 1.0,
-        blob_scale: float = 10.0,
-        blob_std: float = 0.5,
+        hidden: Annotated[int, Range(1, 4096)] = 64,
+        radius: Annotated[float, Range(1e-3, 1e3)] = 1.0,
+        blob_scale: Annotated[float, Range(-1e6, 1e6)] = 10.0,
+        blob_std: Annotated[float, Range(1e-3, 1e3)] = 0.5,
         normal: str = "analytic",
-        difference: float = 0.01,
+        difference: Annotated[float, Range(1e-6, 1)] = 0.01,
     ) -> None:
         super().__init__()
         if normal not in NORMALS:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jointdreamer.arguments import Pixels, Positive, Share
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
@@ -35,12 +36,12 @@ class LatentDiffusion(AutoencodedGuidance):
     def __init__(
         self,
         source: str | Path | Sequence[str],
-        image_size: int | None = None,
+        image_size: Pixels | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
-        x0_limit: float | None = None,
-        cfg_rescale: float = 0.0,
-        x0_rescale: float = 0.0,
+        x0_limit: Positive | None = None,
+        cfg_rescale: Share = 0.0,
+        x0_rescale: Share = 0.0,
         compile: bool = False,
     ):
         super().__init__()

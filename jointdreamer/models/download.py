@@ -5,6 +5,7 @@ and compares sizes only. So the large files are put into its cache from here, un
 the small ones, the links and the bookkeeping stay its business.
 """
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def download_url(url: str, folder: Path, checksum: str | None = None) -> Path:
 
 def downloaded_url(url: str, folder: Path) -> Path | None:
     """The newest file that `download_url` has brought from there, if it has."""
-    files = [file for file in url_folder(url, folder).glob(f"*/{_name(url)}") if file.is_file()]
+    files = [file for file in url_folder(url, folder).glob(f"*/{glob.escape(_name(url))}") if file.is_file()]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 

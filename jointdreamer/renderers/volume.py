@@ -21,12 +21,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from jointdreamer.arguments import Range, Share
 from jointdreamer.cameras import Cameras, rays
 from jointdreamer.errors import UserError
 from jointdreamer.fields.background import SphericalBackground
@@ -82,14 +83,14 @@ class VolumeRenderer(nn.Module):
     def __init__(
         self,
         field_radius: float = 1.0,
-        grid_resolution: int = 32,
-        n_samples: int = 512,
-        alpha_threshold: float = 0.01,
-        transmittance_threshold: float = 1e-4,
+        grid_resolution: Annotated[int, Range(high=512)] = 32,
+        n_samples: Annotated[int, Range(high=65536)] = 512,
+        alpha_threshold: Share = 0.01,
+        transmittance_threshold: Share = 1e-4,
         prune: bool = True,
-        update_every: int = 16,
-        warmup_steps: int = 256,
-        decay: float = 0.95,
+        update_every: Annotated[int, Range(low=1)] = 16,
+        warmup_steps: Annotated[int, Range(low=0)] = 256,
+        decay: Share = 0.95,
         backend: str = "auto",
     ) -> None:
         super().__init__()
