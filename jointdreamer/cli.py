@@ -21,7 +21,7 @@ from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import ROOT
 from jointdreamer.signals import Stop, hand_on
 from jointdreamer.terminal import safe_output
-from jointdreamer.words import as_typed, for_hydra, quoted, text_keys, unquoted
+from jointdreamer.words import SWEEP_FUNCTION, as_typed, for_hydra, quoted, text_keys, unquoted, without_quotes
 
 CONF = ROOT / "conf"
 GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
@@ -325,6 +325,12 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
             except UnicodeEncodeError as error:
                 raise UserError(f"the {key} is no UTF-8 text: is the terminal's encoding another one?") from error
             word = f"{key}={for_hydra(value, kind, multirun)}"
+        elif equals and (choices := choices_of(key, config_folders(words))):
+            names = [value] if SWEEP_FUNCTION.fullmatch(value) or not multirun else value.split(",")
+            if not all(re.fullmatch(r"[\w./-]+|" + SWEEP_FUNCTION.pattern, without_quotes(name)) for name in names):
+                if not multirun and re.fullmatch(r"[\w./,-]+", value):
+                    raise UserError(f"{word}: several choices are a sweep: add -m")
+                raise UserError(f"{word}: wanted the name of a choice: {', '.join(choices)}")
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
     if has_cuda is not None and _word_of(done, "models") is None and not asks & set(done):
@@ -332,6 +338,12 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
     # its parser breaks where options stand between settings
     options, settings = split_words(done)
     return [*options, *settings]
+
+
+def choices_of(group: str, folders: Sequence[Path]) -> list[str]:
+    """The names of a group of configs, those in folders of their own included; none for what is no group."""
+    files = [(folder / group, file) for folder in folders for file in sorted((folder / group).rglob("*.yaml"))]
+    return list(dict.fromkeys(file.relative_to(top).with_suffix("").as_posix() for top, file in files))
 
 
 def check_words(words: Sequence[str], multirun: bool) -> None:
@@ -404,7 +416,9 @@ def explain(message: str, config_name: str) -> str:
     """Hydra's message; for an unknown key or choice, with those that there are."""
     if "Config group override must be" in message:
         groups = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-        return f"{', '.join(groups)} want the name of a choice, not null: leave the word out"
+        return (
+            f"{', '.join(groups)} want the name of a choice, not null or a number: leave the word out for the default"
+        )
     launcher = re.search(r"Could not (?:find|load) 'hydra/launcher/(\w+)'", message)
     if launcher and launcher[1] in LAUNCHER_EXTRAS:
         chosen = _word_of(_typed, "hydra/launcher") or launcher[1]
@@ -413,9 +427,8 @@ def explain(message: str, config_name: str) -> str:
     missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
-        if (CONF / group).is_dir():  # Hydra leaves out those that lie in a folder of their own
-            every = (file.relative_to(CONF / group).with_suffix("") for file in sorted((CONF / group).rglob("*.yaml")))
-            there = " ".join(dict.fromkeys([*there.split(), *(name.as_posix() for name in every)]))
+        # Hydra leaves out those that lie in a folder of their own
+        there = " ".join(dict.fromkeys([*there.split(), *choices_of(group, config_folders(_typed[1:]))]))
         own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
         return f"unknown {group} {name!r}: choose one of {', '.join(there.split())}{own}"
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)

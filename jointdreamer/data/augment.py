@@ -34,8 +34,8 @@ class Augmentation:
         if not 0 <= self.hue <= 0.5:
             raise UserError(f"augmentation.hue={self.hue}: wanted a number from 0 to 0.5")
         low, high = self.blur_radius
-        if not 0 <= low <= high:
-            raise UserError(f"augmentation.blur_radius=[{low}, {high}]: wanted [low, high] from 0 up")
+        if not 0 <= low <= high <= 1000:
+            raise UserError(f"augmentation.blur_radius=[{low}, {high}]: wanted [low, high] from 0 to 1000")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         """An RGB image, changed."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from jointdreamer.arguments import Pixels, Positive, Scale, Share
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
@@ -39,10 +40,10 @@ class MultiViewGuidance(AutoencodedGuidance):
         source: str | Path | Sequence[str],
         file: str | None = None,
         vae: str | Path | None = None,
-        image_size: int | None = None,
-        guidance_scale: float = 50.0,
-        rescale: float = 0.5,
-        x0_limit: float | None = None,
+        image_size: Pixels | None = None,
+        guidance_scale: Scale = 50.0,
+        rescale: Share = 0.5,
+        x0_limit: Positive | None = None,
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         compile: bool = False,

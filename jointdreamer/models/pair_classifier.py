@@ -30,6 +30,9 @@ CAMERA = "relative pose, OpenGL axes, in distances of the first camera"  # what 
 ROLE = "pair classifier"
 
 
+LARGEST = 65536  # width, depth or size of a classifier
+
+
 @dataclass(frozen=True)
 class ClassifierSettings:
     """The shape of a classifier, and of what it is asked about. The defaults are DINO ViT-S/16's and Appendix A.2's."""
@@ -49,9 +52,9 @@ class ClassifierSettings:
 
     def __post_init__(self):
         numbers = {f.name: getattr(self, f.name) for f in fields(self) if f.type in ("int", int)}
-        low = [name for name, value in numbers.items() if value < (0 if name == "frozen_blocks" else 1)]
-        if low:
-            raise UserError(f"classifier.{low[0]}={numbers[low[0]]}: wanted a positive number")
+        wrong = [name for name, value in numbers.items() if not (name != "frozen_blocks") <= value <= LARGEST]
+        if wrong:
+            raise UserError(f"classifier.{wrong[0]}={numbers[wrong[0]]}: wanted a positive number up to {LARGEST}")
         if self.image_size % self.patch_size or self.hidden_size % self.n_heads:
             raise UserError(
                 f"classifier: image_size {self.image_size} must be a multiple of patch_size {self.patch_size}, and "
