@@ -29,17 +29,13 @@ class Flat(Guidance):
         raise AssertionError("a picture asks no network")
 
 
-def rows(path, n_rows, size, padding=2):
+def rows(path, n_rows, size, padding=2, title=14):
     """The pixels of each row of a contact sheet, by view: (rows, views, size, size) of the red channel."""
     sheet = np.asarray(Image.open(path))[..., 0]
-    step = size + padding
-    views = (sheet.shape[1] - padding) // step
-    return np.array(
-        [
-            [sheet[r * step + padding : (r + 1) * step, c * step + padding : (c + 1) * step] for c in range(views)]
-            for r in range(n_rows)
-        ]
-    )
+    assert len(sheet) == n_rows * (title + size + 2 * padding)
+    tops = [r * (title + size + 2 * padding) + title + padding for r in range(n_rows)]
+    lefts = range(padding, sheet.shape[1], size + padding)
+    return np.array([[sheet[top : top + size, left : left + size] for left in lefts] for top in tops])
 
 
 @pytest.mark.parametrize("seen", ["uncond", "guided"])
