@@ -119,7 +119,7 @@ class Rig:
 
 
 def sample_cameras(rig: Rig, resolution: int, generator: torch.Generator) -> Cameras:
-    """B random rigs of V views (CONVENTIONS section 4), on the generator's device.
+    """B random rigs of V views (docs/conventions.md, Cameras), on the generator's device.
 
     Azimuth of view v is -180 + (u + v) 360 / V degrees with one random phase u per rig; with `rig.azimuth_deg` that of
     the first is -180 + 360 u, and the others stand around it; with `rig.first_azimuth_deg` the first is drawn from

@@ -1,4 +1,4 @@
-"""The noise process x_t = alpha_t x0 + sigma_t noise and its inverses (CONVENTIONS section 1), shared by every layer.
+"""The noise process x_t = alpha_t x0 + sigma_t noise and its inverses (docs/conventions.md, Noise process).
 
 alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t) broadcast against the latents. All functions are differentiable.
 """

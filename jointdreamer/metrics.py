@@ -71,7 +71,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def clip_score(views: np.ndarray, caption: np.ndarray) -> float:
-    """100 times the mean cosine between each view (V, D) and the object's own caption (D,) (CONVENTIONS section 14)."""
+    """100 times the mean cosine of each view (V, D) and the object's caption (D,): docs/conventions.md, Metrics."""
     return float(100 * (unit(views) @ unit(caption)).mean())
 
 

@@ -79,7 +79,7 @@ def directions(
 ) -> Tensor:
     """Index into DIRECTIONS for every camera, (B, V): side, unless front, back or overhead; later rules win.
 
-    All comparisons are strict; azimuth is wrapped into [-180, 180) degrees first (CONVENTIONS section 9).
+    All comparisons are strict; azimuth is wrapped into [-180, 180) degrees first (docs/conventions.md, Prompts).
     """
     azimuth = (azimuth + pi).remainder(tau) - pi
     which = torch.zeros_like(azimuth, dtype=torch.long)

@@ -202,7 +202,7 @@ def tiny_classifier_folder(tmp_path_factory) -> Path:
     return model.save(tmp_path_factory.mktemp("classifier"))
 
 
-# MVDream in the layout of the original code (CONVENTIONS section 3), written down name by name; nothing of diffusers
+# MVDream in the original code's layout (docs/conventions.md, Multi-view UNet), name by name; nothing of diffusers
 
 
 def ldm_unet_shapes(widths, blocks, attends, text, channels=4, camera=16, conv=False, joint=False) -> Shapes:

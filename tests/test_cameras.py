@@ -1,4 +1,4 @@
-"""Cameras against CONVENTIONS section 4, written out in NumPy float64."""
+"""Cameras against docs/conventions.md, Cameras, written out in NumPy float64."""
 
 import math
 

@@ -102,7 +102,7 @@ def test_every_yaml_of_a_choice_opens_with_a_comment():
 
 
 def test_appendix_a1():
-    """The paper's numbers, typed from the paper (and CONVENTIONS section 5), not from the YAML."""
+    """The paper's numbers, typed from the paper (and docs/conventions.md, Stages), not from the YAML."""
     plan = Plan(config("models=sd21", "schedule=jointdreamer")["schedule"])
     assert plan.steps == 6000
     assert [plan.at(s).resolution for s in (0, 2999, 3000, 4999, 5000)] == [64, 64, 256, 256, 512]

@@ -20,7 +20,7 @@ def test_schedule_is_stable_diffusions():
         root = 0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999
         product *= 1 - root * root
         assert float(abar[i]) == pytest.approx(product, rel=1e-5)
-    # ALGORITHM section 2, step 10: lambda sigma_t / (alpha_t B) with lambda 5 and B 4
+    # docs/algorithm.md, From Eq. 5 to an update: lambda sigma_t / (alpha_t B) with lambda 5 and B 4
     alpha_t, sigma_t = alpha_sigma(abar, torch.tensor([980, 500]))
     assert (5 * sigma_t / alpha_t / 4).flatten().tolist() == pytest.approx([16.3, 2.02], rel=0.01)
 

@@ -1,4 +1,4 @@
-"""Imports point down (DESIGN section 3), read from the source without importing anything."""
+"""Imports point down (CONTRIBUTING.md, Where a line belongs), read from the source without importing anything."""
 
 import ast
 from pathlib import Path
@@ -70,7 +70,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__in
 def test_imports_point_down(file):
     relative = file.relative_to(PACKAGE)
     unit = relative.parts[0].removesuffix(".py")
-    assert unit in LAYER_OF or unit in GROUND, f"{relative} has no layer: give it one here and in DESIGN section 3"
+    assert unit in LAYER_OF or unit in GROUND, f"{relative} has no layer: give it one here and in CONTRIBUTING.md"
     package = ".".join(["jointdreamer", *relative.parts[:-1]])
     assert complaints(unit, imported(ast.parse(file.read_text(encoding="utf-8")), package)) == []
 

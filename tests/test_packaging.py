@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 INSTALL = '-c constraints.txt -e ".[dev]"'
 CONDA_ALLOWED = {"python", "pip", "git", "cuda-toolkit", "gcc", "gxx"}
-# they depend on torchvision, which pulls the newest torch with it (MACHINE section 1)
+# they depend on torchvision, which pulls the newest torch with it
 PULL_TORCHVISION = {"torchvision", "lpips", "clean-fid", "timm", "open-clip-torch", "piq", "torch-fidelity", "xformers"}
 
 

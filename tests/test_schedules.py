@@ -1,4 +1,4 @@
-"""Schedules: the examples of DESIGN section 9, by hand."""
+"""Schedules: small examples, by hand."""
 
 import pytest
 

@@ -26,7 +26,7 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 # Named by checkpoints that trainers wrote; as an empty class each is harmless, and nothing of it is kept.
 INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 
-# What a checkpoint holds, by keys that only it has (CONVENTIONS sections 3, 11, 12): the first rule that fits
+# What a checkpoint holds, by keys that only it has (docs/conventions.md): the first rule that fits
 LAYOUTS = (
     ("a multi-view model (MVDream's layout)", r"(model\.diffusion_model\.)?camera_embed\.0\.weight"),
     ("a novel-view model (Zero-1-to-3)", r"cc_projection\.weight"),

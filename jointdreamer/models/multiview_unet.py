@@ -2,7 +2,7 @@
 
 The stock UNet holds every MVDream weight: the 16 camera numbers go in as class labels (class_embed_type "projection")
 and are added to the time embedding. What differs is one attention processor, which lets self-attention see the tokens
-of all V views of a rig at once. The mapping of names and the conventions are CONVENTIONS section 3.
+of all V views of a rig at once. Names and layouts: docs/conventions.md, Multi-view UNet.
 """
 
 import re
@@ -215,7 +215,7 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> MultiViewModel:
     return MultiViewModel(unet, vae, alphas_cumprod, prediction_type)
 
 
-# Layout of the original latent-diffusion code -> diffusers (CONVENTIONS section 3)
+# Layout of the original latent-diffusion code -> diffusers (docs/conventions.md, Multi-view UNet)
 
 
 def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

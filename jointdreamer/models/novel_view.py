@@ -7,7 +7,7 @@ One call serves them all:
 
 `KINDS` says which there are: Zero-1-to-3 (zero123.py), which is told a relative pose, and Wonder3D (wonder3d.py), which
 draws six fixed views together. Both are latent diffusion models with the image at two places: its latents beside the
-noisy ones, and its CLIP embedding where a text would be. CONVENTIONS sections 11 and 12.
+noisy ones, and its CLIP embedding where a text would be. The conventions of both are in docs/conventions.md.
 """
 
 from abc import ABC, abstractmethod

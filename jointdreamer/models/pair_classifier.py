@@ -1,9 +1,9 @@
 """M_CLS: do two views show one object from cameras that stand like this to each other? (Eq. 6, Appendix A.2)
 
 A DINO backbone reads both images, an MLP reads the relative pose, the pose attends to the images' tokens, and a head
-says how coherent the pair is. Where the release and the paper differ, this is what ALGORITHM section 1 decides: the
-first 9 of 12 blocks are frozen (a name that never matches freezes all of them in the release), the pose is a true
-relative pose (there a transpose stands for an inverse), and the logit is unbounded (there a cosine).
+says how coherent the pair is. Where the release and the paper differ (docs/algorithm.md, The classifier), the first 9
+of 12 blocks are frozen (a name that never matches freezes all of them in the release), the pose is a true relative pose
+(there a transpose stands for an inverse), and the logit is unbounded (there a cosine).
 
 Its weights are kept in a folder: `config.json` (the settings below) and `model.safetensors`, with the backbone under
 the names of the original DINO code, since those of `transformers` change with its version.

@@ -1,4 +1,4 @@
-"""Wonder3D: six fixed orthographic views, as normal maps and as colours, drawn together. CONVENTIONS section 12.
+"""Wonder3D: six fixed orthographic views, as normal maps and as colours, drawn together. docs/conventions.md, Wonder3D.
 
 The UNet is the stock one of diffusers. Its self-attention sees the six views of a domain at once, by the same processor
 as MVDream's, and each of its transformer blocks has one more attention, in which a view of one domain sees itself and

@@ -1,4 +1,4 @@
-"""Zero-1-to-3 (XL): any relative pose, as four numbers beside the image's embedding. CONVENTIONS section 11.
+"""Zero-1-to-3 (XL): any relative pose, as four numbers beside the image's embedding. docs/conventions.md, Zero-1-to-3.
 
 Read from the authors' .ckpt, or from a diffusers folder with unet/, image_encoder/, clip_camera_projection/ (or
 cc_projection/), scheduler/, and perhaps vae/. The UNet is the stock one with 8 channels in.

@@ -209,7 +209,7 @@ def _render(packed, c2w, fovy, supersample, out):
 
 @cached_njit()
 def _direction(m, focal, resolution, row, col):
-    """Unit direction through a pixel's centre (CONVENTIONS section 4)."""
+    """Unit direction through a pixel's centre (docs/conventions.md, Cameras)."""
     u, w = (col + 0.5 - 0.5 * resolution) / focal, -(row + 0.5 - 0.5 * resolution) / focal
     dx = m[0, 0] * u + m[0, 1] * w - m[0, 2]
     dy = m[1, 0] * u + m[1, 1] * w - m[1, 2]

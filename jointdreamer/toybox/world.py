@@ -173,7 +173,7 @@ def parse_caption(text: str, words: Words = FIRST) -> Toy | None:
 
 
 def direction_word(azimuth: float, elevation: float) -> str:
-    """The view word of CONVENTIONS section 9, angles in radians: front and back within 30 degrees, overhead over 60."""
+    """The view word (docs/conventions.md, Prompts); radians: front and back within 30 degrees, overhead over 60."""
     degrees = (np.degrees(azimuth) + 180) % 360 - 180
     if np.degrees(elevation) > 60:
         return "overhead"

@@ -186,7 +186,8 @@ def test_poses_are_read_back_whatever_the_camera_s_axes(tmp_path, flip):
     assert read.dtype == np.float32 and np.allclose(read, c2w, atol=1e-6)
     stored = np.load(tmp_path / "a" / "000.npy")
     assert stored.shape == (3, 4)
-    assert np.allclose(-stored[:, :3].T @ stored[:, 3], c2w[0, :3, 3])  # the centre is -R^T t (CONVENTIONS section 11)
+    # the centre is -R^T t (docs/conventions.md, Zero-1-to-3)
+    assert np.allclose(-stored[:, :3].T @ stored[:, 3], c2w[0, :3, 3])
 
 
 def test_images_are_resized_without_colour_from_where_nothing_is(tmp_path):

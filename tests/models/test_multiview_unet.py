@@ -1,6 +1,6 @@
 """MVDream on the stock UNet. The oracle for the mapping is the original code's own layout, written down name by name.
 
-`mvdream_state` (conftest.py) lists every weight of the original UNet from its architecture (CONVENTIONS section 3) and
+`mvdream_state` (conftest.py) lists every weight of the original UNet (docs/conventions.md, Multi-view UNet) and
 knows nothing of diffusers; what the converted network computes is checked by a second forward pass, written from the
 architecture too.
 """
