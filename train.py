@@ -137,7 +137,8 @@ def train(cfg: dict[str, Any]) -> int:
                 noise_pred = limit_x0(noise_pred, noised, distillation["x0_limit"])
                 grad = sds_gradient(noise_pred, noised.noise, noised.weight)
 
-                losses = {"jsd": surrogate_loss(latents, grad), **regularizers(render, now.loss)}
+                losses = {"jsd": surrogate_loss(latents, grad)}
+                losses |= regularizers(render, now.loss, field, cameras, generator)
                 losses |= mvdream_loss(
                     baseline, render.rgb, noised, words, now.loss, generator, memory.images_per_chunk
                 )

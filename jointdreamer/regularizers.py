@@ -1,9 +1,12 @@
-"""What a good object looks like, whatever the prompt: Render -> scalar."""
+"""What a good object looks like, whatever the prompt: a scalar of a render, or of the surface that it shows."""
 
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
+from jointdreamer.cameras import Cameras, rays
+from jointdreamer.fields.base import Field
 from jointdreamer.renderers.volume import Render
 
 
@@ -36,12 +39,56 @@ def z_variance(render: Render) -> Tensor:
     return (render.z_variance * covered).sum() / covered.sum().clamp(min=1)
 
 
-REGULARIZERS = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+def smoothness(
+    render: Render,
+    field: Field,
+    cameras: Cameras,
+    generator: torch.Generator | None,
+    n_points: int = 1024,
+    distance: float = 0.02,
+) -> Tensor:
+    """UNISURF's: mean |n(x) - n(x + e)|^2 over points x of the surface, e a normal draw of `distance` along each axis.
+
+    The points are where random pixels with opacity > 0.5 see the surface in the mean; 0 if there are none. A few
+    thousand points are a small part of a render's, so this costs little where normals of all samples would double it.
+    """
+    opacity, depth = render.opacity.detach().flatten(), render.depth.detach().flatten()
+    covered = torch.nonzero(opacity > 0.5).flatten()
+    if not len(covered):
+        return 0 * render.opacity.sum()
+    device = generator.device if generator is not None else opacity.device
+    rays_o, rays_d = (
+        x.reshape(-1, 3) for x in rays(cameras.c2w, cameras.fovy, cameras.resolution, cameras.orthographic)
+    )
+    chosen = covered[torch.randint(len(covered), (n_points,), generator=generator, device=device).to(covered.device)]
+    x = rays_o[chosen] + (depth[chosen] / opacity[chosen])[:, None] * rays_d[chosen]
+    beside = x + distance * torch.randn(x.shape, generator=generator, device=device).to(x.device)
+    normal = field(torch.cat([x, beside]), normals=True).normal
+    assert normal is not None
+    return (normal[:n_points] - normal[n_points:]).square().sum(1).mean()
 
 
-def regularizers(render: Render, weights: SimpleNamespace) -> dict[str, Tensor]:
-    """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it."""
-    return {name: f(render) for name, f in REGULARIZERS.items() if getattr(weights, name, 0) != 0}
+OF_THE_RENDER = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+REGULARIZERS = (*OF_THE_RENDER, "smooth")
+
+
+def regularizers(
+    render: Render,
+    weights: SimpleNamespace,
+    field: Field | None = None,
+    cameras: Cameras | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it.
+
+    "smooth" asks the field that was rendered, from these cameras; the others need the render alone.
+    """
+    losses = {name: f(render) for name, f in OF_THE_RENDER.items() if getattr(weights, name, 0) != 0}
+    if getattr(weights, "smooth", 0) != 0:
+        if field is None or cameras is None:
+            raise ValueError("the smoothness of a surface needs its field and the cameras of the render")
+        losses["smooth"] = smoothness(render, field, cameras, generator)
+    return losses
 
 
 def needs_normals(weights: SimpleNamespace) -> bool:

@@ -6,7 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jointdreamer.regularizers import needs_normals, opaque, orientation, regularizers, sparsity, z_variance
+from jointdreamer.cameras import orbit_cameras, rays
+from jointdreamer.fields.base import Field, FieldOutput
+from jointdreamer.regularizers import (
+    needs_normals,
+    opaque,
+    orientation,
+    regularizers,
+    smoothness,
+    sparsity,
+    z_variance,
+)
 from jointdreamer.renderers.volume import Render
 
 
@@ -74,3 +84,64 @@ def test_only_what_has_a_weight_is_computed():
     assert losses["sparsity"].item() == pytest.approx(math.sqrt(0.26))  # not yet weighted
     assert not needs_normals(now) and needs_normals(SimpleNamespace(orient=10.0))
     assert regularizers(seen, SimpleNamespace()) == {}
+
+
+class Sphere(Field):
+    """Of normals alone, with waves of some amplitude on them."""
+
+    radius = 1.0
+
+    def __init__(self, waves: float):
+        super().__init__()
+        self.waves = torch.nn.Parameter(torch.tensor(waves))
+
+    def density(self, x):
+        raise NotImplementedError
+
+    def forward(self, x, normals=False, known=None):
+        normal = torch.nn.functional.normalize(x + self.waves * (40 * x).sin(), dim=1)
+        return FieldOutput(x[:, 0], x, normal)
+
+    def parameter_groups(self):
+        return {"density": list(self.parameters())}
+
+
+def seen_sphere(radius=0.5, resolution=16):
+    """A render and the cameras of a sphere of opacity 0.8, whose depth is a sum of weights times distance."""
+    cameras = orbit_cameras(2, resolution, elevation_deg=0, distance=2.0, fovy_deg=40)
+    rays_o, rays_d = rays(cameras.c2w, cameras.fovy, resolution)
+    along = -(rays_o * rays_d).sum(-1)
+    half = (radius**2 - (rays_o.square().sum(-1) - along**2)).clamp(min=0).sqrt()
+    opacity = 0.8 * (half > 0).float()[:, :, None]
+    parts = {"rgb": opacity, "z_variance": opacity, "normal": None, "facing_away": None, "n_samples": 0}
+    return Render(opacity=opacity, depth=opacity * (along - half)[:, :, None], **parts), cameras
+
+
+def test_smoothness_of_a_sphere_is_the_curvature():
+    """|n(x) - n(x + e)|^2 of a sphere is |e tangential|^2 / r^2, which is 2 distance^2 / r^2 in the mean."""
+    render, cameras = seen_sphere()
+    g = torch.Generator().manual_seed(0)
+    loss = smoothness(render, Sphere(0.0), cameras, g, n_points=20_000, distance=0.01)
+    assert loss.item() == pytest.approx(2 * (0.01 / 0.5) ** 2, rel=0.05)
+
+
+def test_smoothness_pulls_waves_flat():
+    render, cameras = seen_sphere()
+    field = Sphere(0.1)
+    loss = smoothness(render, field, cameras, torch.Generator().manual_seed(0))
+    assert loss.item() > 3 * smoothness(render, Sphere(0.0), cameras, torch.Generator().manual_seed(0)).item()
+    loss.backward()
+    assert field.waves.grad is not None and field.waves.grad > 0
+
+
+def test_smoothness_draws_nothing_without_a_weight_and_is_zero_without_a_surface():
+    render, cameras = seen_sphere()
+    g = torch.Generator().manual_seed(0)
+    state = g.get_state()
+    assert regularizers(render, SimpleNamespace(smooth=0.0), Sphere(0.1), cameras, g) == {}
+    assert torch.equal(g.get_state(), state)
+    assert set(regularizers(render, SimpleNamespace(smooth=1.0), Sphere(0.1), cameras, g)) == {"smooth"}
+    nothing, cameras = seen_sphere(radius=0.0)
+    assert smoothness(nothing, Sphere(0.1), cameras, g).item() == 0
+    with pytest.raises(ValueError, match="field"):
+        regularizers(render, SimpleNamespace(smooth=1.0))
