@@ -1,5 +1,6 @@
 """What each toybox model learns from: its networks, its loss, its sample sheet, and the folder that it ships as."""
 
+import copy
 import json
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +19,8 @@ from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, write_text
 from jointdreamer.images import grid, write_png
 from jointdreamer.models.multiview_unet import set_views
+from jointdreamer.models.placement import place
+from jointdreamer.models.precision import network_dtype
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.nerf_views import nerf_views
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION, Edition
@@ -247,7 +250,7 @@ class TextToImage(Recipe):
     """
 
     name, ships_as, lr = "text-to-image", "text_to_image", 1e-3
-    FREEZE_TEXT = 1500  # steps
+    FREEZE_TEXT = 2500  # steps
 
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, batch)
@@ -578,8 +581,6 @@ def retrieval(clip: Any, tokenizer: Any, rgb: Tensor, captions: list[str]) -> fl
 
 def _save_part(module: Any, where: Path) -> Path:
     """Write a diffusers or transformers part as fp16 safetensors; the module itself stays float32."""
-    import copy
-
     copy.deepcopy(module).half().save_pretrained(where, safe_serialization=True)
     return where
 
@@ -610,13 +611,14 @@ def _latents(folder: Path, name: str, pictures: data.Pictures, vae: Any) -> np.n
     """(N, V, C, 16, 16) float16 scaled latents of all pictures, each rig on a light grey of its own; made once."""
     path = folder / name / "latents.npy"
     if not path.exists():
+        cpu = torch.device("cpu")
+        encoder: Any = place(copy.deepcopy(vae).to(network_dtype("auto", cpu)), cpu)  # as a run encodes its renders
         rng, n, v = np.random.default_rng(5), len(pictures), pictures.azimuth.shape[1]
         latents = np.empty((n, v, vae.config.latent_channels, networks.LATENT_SIZE, networks.LATENT_SIZE), np.float16)
         for k in range(0, n, 64):
             rgba = pictures.rgba[k : k + 64]
             rgb = data.composite(rgba, data.random_background(rng, len(rgba))[:, None].repeat(v, 1)).flatten(0, 1)
-            with torch.autocast("cpu", torch.bfloat16):
-                mean = vae.encode(2 * rgb - 1).latent_dist.mean.float()
+            mean = encoder.encode((2 * rgb - 1).to(encoder.dtype)).latent_dist.mean.float()
             latents[k : k + 64] = (mean * vae.config.scaling_factor).unflatten(0, (-1, v)).numpy()
             if k % 6400 == 0:
                 print(f"latents of {name}: {k} of {n}", flush=True)
