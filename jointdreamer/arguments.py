@@ -67,25 +67,26 @@ def check_arguments(function: Callable, options: Any, name: str, whole: bool = T
     except Exception:  # a user's annotation may be anything
         return
     for key, value in options.items():
-        if key in hints and not _fits(value, hints[key]):
+        if key in hints and not fits(value, hints[key]):
             raise UserError(f"{name}.{key}={value!r}: wanted {_words(hints[key])}")
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type; numbers are finite, and whole ones have at most 63 bits."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inside)
+        return any(fits(value, one) for one in inside)
     if origin is Annotated:
         ranges = [one for one in inside[1:] if isinstance(one, Range)]
-        return _fits(value, inside[0]) and all(value in one for one in ranges)
+        return fits(value, inside[0]) and all(value in one for one in ranges)
     if origin is Literal:
         return isinstance(value, str | int | NoneType) and value in inside
     if origin in (tuple, list, Sequence):
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
         if origin is tuple and Ellipsis not in inside:
-            return len(value) == len(inside) and all(map(_fits, value, inside))
-        return all(_fits(item, inside[0]) for item in value)
+            return len(value) == len(inside) and all(map(fits, value, inside))
+        return all(fits(item, inside[0]) for item in value)
     if kind in (int, float):
         right = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         return right and (-(2**63) <= value < 2**63 if isinstance(value, int) else abs(value) < inf)

@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from jointdreamer.arguments import check_arguments
+from jointdreamer.arguments import check_arguments, fits
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import ROOT
 from jointdreamer.signals import Stop, hand_on
@@ -518,13 +518,12 @@ def check(
             raise UserError(f"{key}={value(key)!r}: choose one of {', '.join(words)}")
     for key, (kind, low, high) in numbers.items():
         number = value(key)
-        right = isinstance(number, int if kind is int else int | float) and not isinstance(number, bool)
-        if not right or not low <= number <= high or number == inf:
+        if not fits(number, kind) or not low <= number <= high:
             most = f" to {high:g}" if high < 1e9 else " up"
             raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
     for key in optional:
         limit = value(key)
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < inf):
+        if limit is not None and not (fits(limit, float) and limit > 0):
             raise UserError(f"{key}={limit!r}: wanted a number above 0, or null")
     for key in groups:
         if not isinstance(value(key), Mapping):

@@ -42,4 +42,6 @@ def build_optimizer(
     listed = [{"params": list(params), "name": name} for name, params in groups.items()]
     # On a CPU one pass over each parameter, a quarter of the time; elsewhere torch chooses by itself
     fused = all(p.is_cpu for group in listed for p in group["params"]) or None
-    return RatedAdamW(listed, lr=0.0, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay, fused=fused)
+    return RatedAdamW(
+        listed, lr=0.0, betas=(float(betas[0]), float(betas[1])), eps=eps, weight_decay=weight_decay, fused=fused
+    )

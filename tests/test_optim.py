@@ -58,3 +58,8 @@ def test_names_must_be_those_of_the_groups(rates):
     with pytest.raises(UserError, match="albedo"):
         optimizer.step(SimpleNamespace(**rates))
     assert torch.equal(a, torch.ones_like(a))
+
+
+def test_betas_may_be_whole_numbers():
+    optimizer = build_optimizer({"a": [nn.Parameter(torch.zeros(2))]}, betas=(0, 0))
+    assert optimizer.defaults["betas"] == (0.0, 0.0)

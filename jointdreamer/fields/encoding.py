@@ -65,7 +65,7 @@ class HashEncoding(nn.Module):
         n_features: Annotated[int, Range(high=64)] = 2,
         log2_table_size: int = 19,
         base_resolution: int = 16,
-        growth: Annotated[float, Range(high=64)] = 1.447269237440378,
+        growth: Annotated[float, Range(0.1, 64)] = 1.447269237440378,
         backend: str = "auto",
     ) -> None:
         super().__init__()
