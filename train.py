@@ -47,7 +47,7 @@ def train(cfg: dict[str, Any]) -> int:
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
-    readers |= {"memory": plan_memory, "field.encoding": HashEncoding}
+    readers |= {"energy": build_energy, "memory": plan_memory, "field.encoding": HashEncoding}
     cli.check(cfg, readers)
     plan, rig = Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS]), Rig(**cfg["cameras"])
     generator = seed_everything(cfg["seed"])

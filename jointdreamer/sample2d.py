@@ -85,7 +85,9 @@ def sample(cfg: dict[str, Any]) -> int:
     from jointdreamer.run import run_path, seed_everything
     from jointdreamer.schedules import Plan
 
-    cli.check(cfg, {"cameras": Rig, "models.text_to_image": LatentDiffusion, "prompts": encode_prompt})
+    cli.check(
+        cfg, {"cameras": Rig, "energy": build_energy, "models.text_to_image": LatentDiffusion, "prompts": encode_prompt}
+    )
     plan, rig, generator = Plan(cfg["schedule"]).check(), Rig(**cfg["cameras"]), seed_everything(cfg["seed"])
     now, device = plan.at(plan.steps - 1), cfg["device"]
     device = torch.device("cuda" if device == "auto" and cli.cuda_is_available() else device.replace("auto", "cpu"))

@@ -131,6 +131,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["+field.encoding.level=3"], ["unknown key 'field.encoding.level'", "n_levels"]),
         (["field.encoding=null"], ["field.encoding", "group"]),
         (["+schedule.loss.smooth=1", "schedule.steps=1"], ["schedule.loss.smooth", "orient, sparsity"]),
+        (["energy.name=null"], ["energy.name=None", "text"]),
         (["energy.name=none"], ["unknown key 'energy.source'"]),
         (["energy.name=mine:Energy"], ["no module 'mine'", "PYTHONPATH"]),
         (["steps"], ["steps"]),
