@@ -331,18 +331,22 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions:
 
     prior = LatentDiffusion(**models["text_to_image"], device=device)
     text_parts = prior.text_parts()
-    nothing = embed_texts([""], *text_parts)
+    empty = embed_texts([""], *text_parts)
 
-    def see(rgb: Any, words: Any, scale: float, rng: Any) -> Any:
+    def see(rgb: Any, words: Any, nothing: Any, scale: float, rng: Any) -> Any:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
         return one_step_images(prior, rgb.to(device), *t_range, words, nothing, scale, generator).clamp(0, 1)
 
     def look_through(batch: Any, group: Any, rng: Any) -> Any:
         if rng.random() < guided:
             texts = caption_views([captions[group.ids[n]] for n in group.object], torch.from_numpy(group.c2w))
-            words = embed_texts(texts, *text_parts)
-            return as_guided_estimates(batch, lambda rgb: see(rgb, torch.cat([words, words]), scale, rng))
-        return as_estimates(batch, lambda rgb, rng: rgb if rng.random() >= share else see(rgb, nothing, 0.0, rng), rng)
+            words, nothing = embed_texts([*texts, ""], *text_parts).split([len(texts), 1])
+            return as_guided_estimates(batch, lambda rgb: see(rgb, words.repeat(2, 1, 1), nothing, scale, rng))
+
+        def look(rgb: Any, rng: Any) -> Any:
+            return rgb if rng.random() >= share else see(rgb, empty, empty, 0.0, rng)
+
+        return as_estimates(batch, look, rng)
 
     return look_through
 

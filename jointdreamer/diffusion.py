@@ -49,6 +49,8 @@ def to_x0(prediction: Tensor, latents_noisy: Tensor, alpha_t: Tensor, sigma_t: T
     """What a network of this `prediction_type` predicts, as a clean sample."""
     if kind == "sample":  # exact: not through the noise and back
         return prediction
+    if kind == "v_prediction":  # without a division, which would lose all where x_t is nearly noise
+        return alpha_t * latents_noisy - sigma_t * prediction
     return x0_from_noise(latents_noisy, to_noise(prediction, latents_noisy, alpha_t, sigma_t, kind), alpha_t, sigma_t)
 
 

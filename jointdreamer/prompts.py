@@ -5,6 +5,7 @@ The text encoder is an argument and nothing here keeps it: the caller drops it a
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import pi, radians, tau
 from pathlib import Path
@@ -20,8 +21,10 @@ from jointdreamer.project import shipped
 
 log = logging.getLogger(__name__)
 
+MAX_PARTS = 16  # that a prompt is encoded in: 1200 tokens of CLIP
 WORD_LEVEL = 5000  # a vocabulary smaller than this was made of whole words; CLIP's own has 49408 tokens
 DIRECTIONS = ("side", "front", "back", "overhead")
+VIEW = re.compile(rf"(.*)(, (?:{'|'.join(DIRECTIONS)}) view)", re.DOTALL)  # a text that ends in view words
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,8 @@ def encode_prompt(
 
     The negative prompt gets no view suffix. With `view_dependent=False` all four directions are the bare prompt. The
     embedding is the encoder's last hidden state: Stable Diffusion 2.1 stores 23 layers, so its last is the released
-    penultimate one. Warns about words that the tokenizer does not know and about text that does not fit.
+    penultimate one. What is longer than the encoder reads is encoded in parts, see `embed_texts`. Warns about words
+    that the tokenizer does not know.
 
     Raises UserError for an empty prompt.
     """
@@ -122,20 +126,79 @@ def encode_prompt(
     if unknown := unknown_words(prompt, tokenizer):
         known = ", ".join(vocabulary(tokenizer))
         log.warning("the text encoder does not know %s; it knows: %s", ", ".join(map(repr, unknown)), known)
-    length = text_encoder.config.max_position_embeddings
-    longest = max(len(tokenizer(text).input_ids) for text in prompts)
-    if longest > length:
-        log.warning("the prompt has %d tokens; only the first %d are read", longest, length)
     embeddings = embed_texts([*prompts, "", negative_prompt], tokenizer, text_encoder)
     return TextEmbeddings(embeddings[:4], embeddings[4:], radians(front_deg), radians(back_deg), radians(overhead_deg))
 
 
-def embed_texts(texts: list[str], tokenizer: Any, text_encoder: Any) -> Tensor:
-    """(N, L, D): the encoder's last hidden state, without a graph; texts are padded or cut to the length it reads."""
+def embed_texts(texts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
+    """(N, K L, D): the encoder's last hidden state, without a graph.
+
+    The encoder reads L tokens. What is longer is encoded in K parts, each between a start and an end token of its own,
+    whose embeddings follow each other, as is customary for long prompts; shorter texts are filled up with empty parts.
+    View words at the end of a text are never torn apart. What is longer than MAX_PARTS parts is cut, with a warning.
+    """
     length = text_encoder.config.max_position_embeddings
-    tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    rows = [_framed(parts, tokenizer, length) for parts in _cut(texts, tokenizer, length - 2, MAX_PARTS)]
+    most = max(map(len, rows))
+    if most > 1:
+        log.info("the prompt is longer than the %d tokens of the text encoder: encoded in %d parts", length, most)
+    empty = _framed([[]], tokenizer, length)
+    ids = torch.tensor([[*row, *empty * (most - len(row))] for row in rows])  # (N, K, L)
     with torch.no_grad():
-        return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+        embeddings = text_encoder(ids.flatten(0, 1).to(text_encoder.device)).last_hidden_state
+    return embeddings.unflatten(0, ids.shape[:2]).flatten(1, 2)
+
+
+def shortened(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
+    """Tokens (N, L) of texts for a network that reads no more than L = `length` of them.
+
+    Of what is longer the end is cut off, but for the view words, with a warning that says what was cut.
+    """
+    return torch.tensor([_framed(parts, tokenizer, length)[0] for parts in _cut(texts, tokenizer, length - 2, 1)])
+
+
+def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[list[list[int]]]:
+    """The tokens of each text in at most so many parts of `room` tokens, and a warning that says what does not fit.
+
+    View words at the end stay, and stay together.
+    """
+    found, lost = [], {}
+    for text in texts:
+        whole = _tokens(text, tokenizer)
+        if len(whole) <= room:
+            found.append([whole])
+            continue
+        body, view = _body_and_view(text, tokenizer)
+        kept = body[: most * room - len(view)]
+        if len(kept) < len(body):
+            lost[tokenizer.decode(body)] = tokenizer.decode(body[len(kept) :])
+        parts = [kept[k : k + room] for k in range(0, len(kept), room)]
+        if len(parts[-1]) + len(view) <= room:
+            parts[-1] = parts[-1] + view
+        else:
+            parts.append(view)
+        found.append(parts)
+    for text, end in lost.items():
+        what = f"{text[:60]!r}..., a text that is too long (at most {most * room} tokens are read)"
+        log.warning("of %s, this is cut off: %r", what, end if len(end) <= 300 else f"{end[:300]}...")
+    return found
+
+
+def _body_and_view(text: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of a text, and those of the view words at its end, which may be none."""
+    found = VIEW.fullmatch(text)
+    body, view = found.groups() if found else (text, "")
+    return _tokens(body, tokenizer), _tokens(view, tokenizer)
+
+
+def _framed(parts: list[list[int]], tokenizer: Any, length: int) -> list[list[int]]:
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    return [[start, *part, end, *[pad] * (length - 2 - len(part))] for part in parts]
+
+
+def _tokens(text: str, tokenizer: Any) -> list[int]:
+    """A text's tokens without start and end. Of any length: the tokenizer's own warning would say that it is cut."""
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids if text else []
 
 
 def unknown_words(prompt: str, tokenizer: Any) -> list[str]:

@@ -66,7 +66,7 @@ def _no_bfloat16_units(monkeypatch):
 
 def tiny_tokenizer() -> Any:
     """A CLIPTokenizer that knows the letters and merges of WORDS; any other letter is unknown to it."""
-    from transformers import CLIPTokenizer
+    from jointdreamer.toybox.networks import tokenizer_of
 
     vocab, merges = {"<|startoftext|>": 0, "<|endoftext|>": 1}, []
     for word in WORDS:
@@ -78,7 +78,7 @@ def tiny_tokenizer() -> Any:
                 merges.append((whole, piece))
             whole += piece
             vocab.setdefault(whole, len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=merges)
+    return tokenizer_of(vocab, merges)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ class Encoder:
     config = type("config", (), {"max_position_embeddings": 12})
 
     def __call__(self, ids):
+        assert ids.shape[-1] == 12
         return type("out", (), {"last_hidden_state": ids[..., None].float().repeat(1, 1, 3)})
 
 
@@ -104,11 +105,57 @@ def test_pieces_of_words_mean_nothing_to_a_small_vocabulary_and_all_to_a_large_o
     assert unknown_words("a zoo", tokenizer) == ["zoo"]
 
 
-def test_text_that_does_not_fit_is_said(caplog, tokenizer):
-    with caplog.at_level(logging.WARNING):
-        text = encode_prompt("a red robot with a red hat with a red hat", "", tokenizer, Encoder())
-    assert "only the first 12" in caplog.text
-    assert text.cond.shape == (4, 12, 3)
+def told(tokenizer, embedding):
+    """What the parts (K 12, 3) of an embedding say, without starts, ends and padding."""
+    return [tokenizer.decode(part, skip_special_tokens=True) for part in embedding[:, 0].long().view(-1, 12)]
+
+
+def test_a_long_prompt_is_encoded_in_parts_and_nothing_is_lost(tokenizer):
+    prompt = "a red robot with a red hat with a red hat with"  # 12 tokens; 10 fit between start and end
+    text = encode_prompt(prompt, "hat", tokenizer, Encoder())
+    assert text.cond.shape == (4, 24, 3) and text.uncond.shape == (2, 24, 3)
+    for direction, embedding in zip(DIRECTIONS, text.cond, strict=True):
+        parts = told(tokenizer, embedding)
+        assert " ".join(parts).replace(" ,", ",") == f"{prompt}, {direction} view"
+    assert [told(tokenizer, x) for x in text.uncond] == [["", ""], ["hat", ""]]
+    starts = text.cond[:, ::12, 0]
+    assert (starts == tokenizer.bos_token_id).all()
+    # a long negative prompt alone makes the rest as long
+    assert encode_prompt("a robot", prompt, tokenizer, Encoder()).cond.shape == (4, 24, 3)
+
+
+@pytest.mark.parametrize("words", range(1, 25))
+def test_the_view_is_read_together_whatever_the_length(tokenizer, words):
+    text = encode_prompt(" ".join(["red"] * words), "", tokenizer, Encoder())
+    for direction, embedding in zip(DIRECTIONS, text.cond, strict=True):
+        parts = [part for part in told(tokenizer, embedding) if part]
+        assert parts[-1].replace(" ,", ",").endswith(f", {direction} view")
+        assert sum(part.split().count("red") for part in parts) == words
+
+
+def test_what_fits_is_encoded_as_the_tokenizer_itself_pads_it(tokenizer):
+    for prompt in ("a red robot", "robot, hat"):
+        cond = encode_prompt(prompt, "", tokenizer, Encoder()).cond
+        expected = tokenizer([f"{prompt}, {d} view" for d in DIRECTIONS], padding="max_length", max_length=12)
+        assert cond[..., 0].long().tolist() == expected.input_ids
+
+
+def test_of_a_book_the_views_stay_and_what_is_cut_is_said(tokenizer, caplog):
+    text = encode_prompt("red robot " * 99, "", tokenizer, Encoder())
+    assert text.cond.shape == (4, 16 * 12, 3)
+    assert "of 'red robot red" in caplog.text and "cut off: 'red robot" in caplog.text and len(caplog.records) == 1
+    for direction, embedding in zip(DIRECTIONS, text.cond, strict=True):
+        assert told(tokenizer, embedding)[-1].replace(" ,", ",").endswith(f", {direction} view")
+
+
+def test_stock_encoders_read_long_prompts(tiny_sd_folder, caplog):
+    from jointdreamer.guidance.latent_diffusion import load_text_parts
+
+    parts = load_text_parts(tiny_sd_folder(), torch.float32, "cpu")
+    text = encode_prompt("a red robot with a red hat with a red hat with", "", *parts)
+    front, back = (text.cond[DIRECTIONS.index(word)] for word in ("front", "back"))
+    assert text.cond.shape == (4, 24, 16) and (front - back).abs().max() > 1e-3
+    assert not caplog.records  # the tokenizer's own "indexing errors" for one
 
 
 def test_empty_prompt_is_refused(tokenizer):

@@ -360,11 +360,11 @@ def test_a_dino_backbone_is_taken_and_its_frozen_part_stays(go, words, tmp_path)
     assert str(tmp_path / "dino") in (run / "environment.json").read_text()
 
     del state["blocks.1.norm1.bias"]
-    state["head.weight"] = torch.ones(3)
+    state["odd.weight"] = torch.ones(3)
     save_file(state, tmp_path / "dino" / "model.safetensors")
     assert go(words(*dino, "name=again")) == 2
     said = (tmp_path / "stderr").read_text()
-    assert "first missing: blocks.1.norm1.bias" in said and "first unexpected: head.weight" in said
+    assert "first missing: blocks.1.norm1.bias" in said and "first unexpected: odd.weight" in said
 
 
 # What is refused

@@ -36,7 +36,7 @@ class ImageToImageEnergy(Energy):
 
     source: diffusers folder, the original checkpoint, a hub id, or a list of these
     file: the name of a checkpoint inside a folder
-    kind: zero123 or wonder3d; each has its rig (`models.novel_view.rig`)
+    kind: zero123, stable_zero123 or wonder3d; each has its rig (`models.novel_view.rig`)
     vae: folder or hub id whose vae/ encodes the images; by default the one that comes with `source`
     image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
     guidance_scale: the usual uncond + s (cond - uncond); the authors of both models use 3

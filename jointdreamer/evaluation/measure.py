@@ -26,7 +26,7 @@ from jointdreamer.evaluation.runs import Run, damaged, file_identity
 from jointdreamer.files import atomic_path
 from jointdreamer.metrics import is_janus, zero_shot
 
-VERSION = 1  # of what is measured: add one whenever the same views would give other numbers
+VERSION = 2  # of what is measured: add one whenever the same views would give other numbers
 JUDGE = TOYBOX / "judge" / "model.safetensors"
 DIRECTIONS = ("front", "side", "back")
 SHEET_COLUMNS = 10

@@ -4,6 +4,7 @@ They are named in every result, and their files are part of the key under which 
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.runs import file_identity
+from jointdreamer.prompts import shortened
 
 TOYBOX = Path(__file__).resolve().parents[1] / "toybox" / "weights"
 # CLIP's own pixel statistics (its preprocessor_config.json); the toybox CLIP was trained on [-1, 1]
@@ -71,23 +73,23 @@ class Clip:
     """Pictures and texts to vectors of one space, through transformers' CLIPModel."""
 
     def __init__(self, files: ClipFiles, device: Any = "cpu"):
-        from transformers import CLIPModel, CLIPTokenizer
+        from transformers import CLIPModel
         from transformers.utils import logging as noise
+
+        from jointdreamer.models.weights import load_tokenizer
 
         noise.disable_progress_bar()
         kind: Any = CLIPModel
         try:
-            model, report = kind.from_pretrained(
-                files.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-            tokenizer = CLIPTokenizer.from_pretrained(files.folder, local_files_only=True)
+            model, report = kind.from_pretrained(files.folder, local_files_only=True, output_loading_info=True)
+            tokenizer = load_tokenizer(files.folder)
         except Exception as error:  # whatever a damaged file provokes
             raise UserError(f"cannot load CLIP from {files.folder}: {str(error).splitlines()[0]}") from error
         lacks = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
         if lacks or len(tokenizer) < 3:  # transformers would fill both with nonsense and go on
             what = lacks[0] if lacks else "its vocabulary"
             raise UserError(f"cannot load CLIP from {files.folder}: {what} is missing; download it again")
-        self.model: Any = model.eval().requires_grad_(False).to(device)
+        self.model: Any = model.float().eval().requires_grad_(False).to(device)
         self.tokenizer: Any = tokenizer
         self.size, self.device = files.image_size, device
         mean, std = ((0.5,) * 3, (0.5,) * 3) if files.toybox else (MEAN, STD)
@@ -104,15 +106,11 @@ class Clip:
         return np.concatenate(found)
 
     @torch.no_grad()
-    def texts(self, texts: list[str]) -> np.ndarray:
-        """(N, D) float32, not normalised; a text that is too long is cut."""
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32, not normalised; of a text that is too long the end is cut, but for its view words."""
         longest = self.model.config.text_config.max_position_embeddings
-        found = []
-        for k in range(0, len(texts), BATCH):
-            words = self.tokenizer(
-                texts[k : k + BATCH], padding="max_length", max_length=longest, truncation=True, return_tensors="pt"
-            )
-            found.append(_vectors(self.model.get_text_features(input_ids=words.input_ids.to(self.device))))
+        rows = shortened(texts, self.tokenizer, longest)
+        found = [_vectors(self.model.get_text_features(input_ids=ids.to(self.device))) for ids in rows.split(BATCH)]
         return np.concatenate(found)
 
 

@@ -11,10 +11,10 @@ from jointdreamer.arguments import Pixels, Positive, Share
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
 from jointdreamer.errors import UserError
 from jointdreamer.guidance.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
-from jointdreamer.models.autoencoder import scale_factor
+from jointdreamer.models.autoencoder import check_autoencoder, scale_factor
 from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
-from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
+from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part, load_tokenizer
 from jointdreamer.prompts import Conditioning
 
 
@@ -63,6 +63,7 @@ class LatentDiffusion(AutoencodedGuidance):
                 f"(class_embed_type {config.class_embed_type!r}, addition_embed_type {config.addition_embed_type!r}, "
                 f"{config.in_channels} channels in, {config.out_channels} out); use a Stable Diffusion 1 or 2 base"
             )
+        check_autoencoder(self.vae, config.in_channels, self.folder)
         self.image_size = image_size or config.sample_size * scale_factor(self.vae)
         self.x0_limit = x0_limit
         self.cfg_rescale = cfg_rescale
@@ -114,14 +115,14 @@ def load_text_parts(folder: Path, dtype: torch.dtype, device: torch.device | str
 
     Raises UserError, one line, if either is missing, damaged, or if they do not belong together.
     """
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar per loaded file, on the stderr where our own messages go
     encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype).to(device)
     where = folder / "tokenizer"
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(where, local_files_only=True)
+        tokenizer = load_tokenizer(where)
     except Exception as error:  # whatever a damaged file provokes
         raise UserError(f"cannot load the tokenizer in {where}: {error}".splitlines()[0]) from error
     # transformers 5 answers missing vocabulary files with a tokenizer of two tokens

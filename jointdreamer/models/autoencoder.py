@@ -1,6 +1,7 @@
 """Images to latents and back with a diffusers AutoencoderKL, for everything that owns one."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,11 +9,37 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.diffusion import noise_like
+from jointdreamer.errors import UserError
+from jointdreamer.reading import is_number
 
 
 def scale_factor(vae: Any) -> int:
     """Pixels per latent, along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def check_autoencoder(vae: Any, channels: int, where: str | Path) -> None:
+    """Refuse an AutoencoderKL whose latents are not those of a UNet of so many latent channels. Raises UserError.
+
+    where: what to name in the error
+    """
+    config = vae.config
+    if config.latent_channels != channels:
+        raise UserError(
+            f"{where}: the autoencoder makes latents of {config.latent_channels} channels, its UNet reads {channels}: "
+            "take both from one model"
+        )
+    for name, low in (("scaling_factor", 1e-6), ("shift_factor", -1e6)):
+        value = config.get(name)
+        if not is_number(value, low) and not (name == "shift_factor" and value is None):
+            raise UserError(f"{where}: the autoencoder's {name} must be a number, got {value!r} in its config.json")
+    # what a config leaves out is Stable Diffusion 1's and 2's, whose latents have 4 channels
+    if channels != 4 and "scaling_factor" in config.get("_use_default_values", ()):
+        raise UserError(
+            f"{where}: the autoencoder's config.json has no scaling_factor: add it, from the model's authors"
+        )
+    if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+        raise UserError(f"{where}: latents that are scaled channel by channel (latents_mean, latents_std) are not read")
 
 
 def encode_images(
@@ -22,7 +49,7 @@ def encode_images(
     generator: torch.Generator | None,
     chunk: int | None = None,
 ) -> Tensor:
-    """A sample of the posterior, times the scaling factor: latents (B, V, C, h, w), float32, differentiable.
+    """A sample of the posterior, shifted and scaled: latents (B, V, C, h, w), float32, differentiable.
 
     The images are resized bilinearly (align_corners off) to `image_size` and enter as 2 rgb - 1.
     chunk: images in the encoder at a time, all by default. With fewer, backward encodes each chunk once more instead of
@@ -36,8 +63,13 @@ def encode_images(
     encode = _posterior if chunk == len(images) else partial(checkpoint, _posterior, use_reentrant=False)
     moments = [encode(vae, part) for part in images.split(chunk)]
     mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
-    latents = (mean + std * noise_like(mean, generator)) * vae.config.scaling_factor
+    latents = (mean + std * noise_like(mean, generator) - _shift(vae)) * vae.config.scaling_factor
     return latents.unflatten(0, rgb.shape[:2])
+
+
+def _shift(vae: Any) -> float:
+    """What is taken from latents before they are scaled; 0 for most."""
+    return vae.config.get("shift_factor") or 0.0
 
 
 def _posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +80,6 @@ def _posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Latents (B, V, C, h, w) -> images (B, V, 3, H, W), about [0, 1], not clamped, float32, differentiable."""
-    rows = (latents.flatten(0, 1) / vae.config.scaling_factor).to(vae.dtype)
+    rows = (latents.flatten(0, 1) / vae.config.scaling_factor + _shift(vae)).to(vae.dtype)
     images = vae.decode(rows).sample.float()
     return (images / 2 + 0.5).unflatten(0, latents.shape[:2])

@@ -12,7 +12,6 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,27 +23,55 @@ log = logging.getLogger(__name__)
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 # Named by checkpoints that trainers wrote; as an empty class each is harmless, and nothing of it is kept.
-INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
+# Under what trainers keep a network's tensors; of several the first is what the authors use: DINO's teacher
+WRAPPERS = ("state_dict", "teacher", "model_state_dict", "model", "module")
 
-# What a checkpoint holds, by keys that only it has (docs/conventions.md): the first rule that fits
+SOURCE = "name it as models.{}.source"
+SINGLE_FILE = (
+    'convert it once, where there is a network: python -c "from diffusers import StableDiffusionPipeline as P; '
+    "P.from_single_file('FILE').save_pretrained('FOLDER')\", then models.text_to_image.source=FOLDER"
+)
+FOREIGN = "nothing here reads it: take a Stable Diffusion 1 or 2 base"
+PART = "it is one part of a folder: put it there, and name the folder"
+
+# What a checkpoint holds, by keys that only it has (docs/conventions.md), and where it belongs: the first rule that fits
 LAYOUTS = (
-    ("a multi-view model (MVDream's layout)", r"(model\.diffusion_model\.)?camera_embed\.0\.weight"),
-    ("a novel-view model (Zero-1-to-3)", r"cc_projection\.weight"),
-    ("a novel-view model (Wonder3D)", r".*\.attn_joint_(mid|twice)\..*"),
-    ("a text-to-image model (Stable Diffusion's original layout)", r"model\.diffusion_model\..*"),
-    ("a classifier backbone (DINO's original layout)", r"(.*\.)?blocks\.0\.attn\.qkv\.weight"),
-    ("a classifier backbone (DINO)", r"(vit\.)?encoder\.layer\.0\.attention\.attention\.query\.weight"),
-    ("a CLIP", r"visual_projection\.weight"),
-    ("a text encoder", r"(text_model\.)?embeddings\.token_embedding\.weight"),
-    ("a multi-view model's UNet (diffusers' layout)", r"class_embedding\.linear_1\.weight"),
-    ("a text-to-image model's UNet (diffusers' layout)", r"time_embedding\.linear_1\.weight"),
-    ("an autoencoder (diffusers' layout)", r"post_quant_conv\.weight"),
-    ("a small decoder (TAESD)", r"decoder\.layers\.0\.weight"),
+    ("a LoRA", r"lora_(unet|te\d?)_.*|.*\.lora(_[AB]|_down|_up|\.down|\.up)(\..*)?\.weight", "merge it into its base"),
+    ("a ControlNet", r"control_model\..*|controlnet_cond_embedding\..*", FOREIGN),
+    ("a textual inversion", r"string_to_param.*|emb_params", FOREIGN),
+    ("an image-conditioned multi-view model (ImageDream)", r".*image_embed\..*|.*\.attn2\.to_k_ip\.weight", FOREIGN),
+    ("a multi-view model (MVDream's layout)", r"(model\.diffusion_model\.)?camera_embed\.0\.weight", "multi_view"),
+    ("a novel-view model (Zero-1-to-3)", r"cc_projection\.weight", "novel_view"),
+    ("a novel-view model (Wonder3D)", r".*\.attn_joint_(mid|twice)\..*", "wonder3d"),
+    ("a Stable Diffusion XL model", r"conditioner\.embedders\..*|add_embedding\.linear_1\.weight", FOREIGN),
+    (
+        "a flow-matching transformer (Stable Diffusion 3, FLUX)",
+        r"(model\.diffusion_model\.)?(joint|double|transformer)_blocks\.0\..*",
+        None,
+    ),
+    ("a text-to-image model (Stable Diffusion's original layout)", r"model\.diffusion_model\..*", SINGLE_FILE),
+    ("a pair classifier", r"key_value\.weight", "name its folder, models.classifier.source=FOLDER"),
+    ("a DINOv2", r"(.*\.)?blocks\.(0\.)?0\.ls1\.gamma|(.*\.)?layer\.0\.layer_scale1\..*", "take DINO ViT-S/16"),
+    ("a classifier backbone (DINO's original layout)", r"(.*\.)?blocks\.0\.attn\.qkv\.weight", "classifier_backbone"),
+    (
+        "a classifier backbone (DINO)",
+        r"(.*\.)?(encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.weight",
+        "classifier_backbone",
+    ),
+    ("a CLIP", r"visual_projection\.weight", "clip"),
+    ("a text encoder", r"(text_model\.)?embeddings\.token_embedding\.weight", PART),
+    ("a multi-view model's UNet (diffusers' layout)", r"class_embedding\.linear_1\.weight", PART),
+    ("a text-to-image model's UNet (diffusers' layout)", r"time_embedding\.linear_1\.weight", PART),
+    ("a UNet (the original layout)", r"time_embed\.0\.weight", PART),
+    ("an autoencoder (diffusers' layout)", r"(.*_)?quant_conv\.weight|encoder\.down_blocks\.0\..*", PART),
+    ("an autoencoder (the original layout)", r"(first_stage_model\.)?encoder\.down\.0\..*", PART),
+    ("a small decoder (TAESD)", r"decoder\.layers\.0\.weight", "small_decoder"),
 )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by name; a `state_dict` around them is taken off, whatever is no tensor is left out.
+    """The tensors of a checkpoint, by name; what a trainer put around them (WRAPPERS) is taken off, as is all else.
 
     Raises UserError, one line, if the file is damaged, no checkpoint, or wants to run code.
     """
@@ -86,22 +113,47 @@ def is_current(copy: Path, path: Path) -> bool:
 
 def recognise(keys: Iterable[str]) -> str | None:
     """What a checkpoint with these keys holds, in words; None if we do not know it."""
+    return _layout(keys)[0]
+
+
+def advice(keys: Iterable[str], place: str = "") -> str:
+    """ "; it looks like X: what to do with it", for the end of an error; nothing if we do not know it.
+
+    place: the role that asked, of whose own kind there is nothing to say.
+    """
+    what, where = _layout(keys)
+    if not what or (place and where == place):
+        return ""
+    todo = SOURCE.format(where) if (where or "").isidentifier() else where or FOREIGN
+    return f"; it looks like {what}: {todo}"
+
+
+def _layout(keys: Iterable[str]) -> tuple[str | None, str | None]:
     keys = list(keys)
-    return next((what for what, rule in LAYOUTS if any(re.fullmatch(rule, key) for key in keys)), None)
+    found = (
+        (what, where)
+        for what, rule, where in LAYOUTS
+        if (known := re.compile(rule)) and any(map(known.fullmatch, keys))
+    )
+    return next(found, (None, None))
+
+
+def file_keys(path: Path) -> list[str]:
+    """The names of the tensors in one file, without a copy of it; none if it cannot be read."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as stored:
+                return list(stored.keys())
+        return list(_read_pickle(path))
+    except Exception:  # it only serves a message
+        return []
 
 
 def stored_keys(folder: Path) -> list[str]:
     """Names of the tensors in a folder's safetensors files; files that cannot be read are passed over."""
-    from safetensors import safe_open
-
-    keys: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as stored:
-                keys += stored.keys()
-        except Exception:
-            continue
-    return keys
+    return [key for file in sorted(folder.glob("*.safetensors")) for key in file_keys(file)]
 
 
 def differences(wanted: Iterable[str], came: Iterable[str], seen: Iterable[str] | None = None) -> str:
@@ -112,8 +164,7 @@ def differences(wanted: Iterable[str], came: Iterable[str], seen: Iterable[str] 
     wanted, came = dict.fromkeys(wanted), dict.fromkeys(came)
     missing = next((key for key in wanted if key not in came), "(none)")
     unexpected = next((key for key in came if key not in wanted), "(none)")
-    what = recognise(came if seen is None else seen)
-    looks = f"; it looks like {what}" if what else ""
+    looks = advice(came if seen is None else seen)
     return f"first missing key {missing}, first unexpected key {unexpected}{looks}"
 
 
@@ -127,10 +178,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    _allow_inert()
     try:
-        with _inert_names():
-            # mmap: of five gigabytes a third may be for nobody
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # mmap: of five gigabytes a third may be for nobody
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # whatever a damaged file provokes
         # torch's own advice, to load without weights_only, would run it
         if code := re.search(r"GLOBAL (\S+)|unrecognized function (\S+)|class (\S+)", str(error)):
@@ -141,26 +192,30 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             ) from error
         why = "it is damaged or no checkpoint" if "weights_only" in str(error) else first_line(error)
         raise UserError(f"cannot read the checkpoint {path}: {why}; download it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)} if state else {}
+    state = loaded if isinstance(loaded, Mapping) else {}
+    while inner := [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]:
+        state = state[inner[0]]
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"cannot read the checkpoint {path}: there are no named tensors in it; name another file")
     return tensors
 
 
-def _inert_names() -> Any:
-    """A context in which the names of INERT stand for empty classes."""
-    from contextlib import nullcontext
-
-    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
-        return nullcontext()
-    return torch.serialization.safe_globals([(type("Inert", (), {}), name) for name in INERT])  # pyright: ignore
+def _allow_inert() -> None:
+    """From now on the names of INERT stand for empty classes when a pickle is read."""
+    names = [name.rpartition(".") for name in INERT]
+    torch.serialization.add_safe_globals([type(name, (), {"__module__": module}) for module, _, name in names])
 
 
 def _mark(path: Path) -> dict[str, str]:
     """What the copy remembers of its original."""
     about = path.stat()
-    return {"source": str(path.resolve()), "size": str(about.st_size), "mtime_ns": str(about.st_mtime_ns)}
+    return {
+        "format": "pt",
+        "source": str(path.resolve()),
+        "size": str(about.st_size),
+        "mtime_ns": str(about.st_mtime_ns),
+    }
 
 
 def _keep(state: dict[str, Tensor], copy: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ of all V views of a rig at once. Names and layouts: docs/conventions.md, Multi-v
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from torch import Tensor
 from jointdreamer.cameras import mvdream_camera
 from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_x0
 from jointdreamer.errors import UserError
-from jointdreamer.models.checkpoint import differences, read_checkpoint
+from jointdreamer.models.autoencoder import check_autoencoder
+from jointdreamer.models.checkpoint import advice, differences, first_line, read_checkpoint
 from jointdreamer.models.placement import place, place_unet
 from jointdreamer.models.precision import network_dtype
-from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part
+from jointdreamer.models.weights import find_weights, load_noise_schedule, load_part, part_keys, read_part
 
 SHARED = "shared"  # the autoencoder that is the text-to-image model's
+HEADS = 8  # of every attention of Stable Diffusion 1
 HEAD_CHANNELS = 64  # channels per attention head in Stable Diffusion 2 and MVDream
+LDM_UNET = "model.diffusion_model."
 SCALING_FACTOR = 0.18215
 
 
@@ -141,17 +144,23 @@ def load_multiview(path: str | Path, dtype: torch.dtype = torch.float32) -> Mult
     if path.is_dir():
         return _load_folder(path, dtype)
     state = read_checkpoint(path)
-    try:
-        unet = unet_from_ldm(state, dtype)
-        has_vae = any(key.startswith("first_stage_model.") for key in state)
-        vae = vae_from_ldm(state, dtype) if has_vae else None
-    except UserError as error:
-        raise UserError(f"{path} is no complete MVDream checkpoint: {error}") from error
-    except (KeyError, RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is no complete MVDream checkpoint: {type(error).__name__}: {first}") from error
+    unet = _original(lambda: unet_from_ldm(state, dtype), path)
+    has_vae = any(key.startswith("first_stage_model.") for key in state)
+    vae = _original(lambda: vae_from_ldm(state, dtype), path) if has_vae else None
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
     return MultiViewModel(unet, vae, alphas_cumprod, "epsilon")
+
+
+def _original(build: Callable[[], Any], where: Path) -> Any:
+    """A network that `build` makes of weights with the original names. Raises UserError where they are not whole."""
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{where} is no complete MVDream checkpoint: {error}") from error
+    except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{where} is no complete MVDream checkpoint: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def find_multiview(
@@ -189,6 +198,8 @@ def find_multiview(
         autoencoder = model.vae
     else:
         raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
+    if autoencoder is not None:
+        check_autoencoder(autoencoder, model.unet.config.in_channels, path)
     unet = place_unet(model.unet, device, compile)
     autoencoder = autoencoder if autoencoder is None else place(autoencoder, device)
     return MultiViewModel(unet, autoencoder, model.alphas_cumprod.to(device), model.prediction_type), path
@@ -204,12 +215,17 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> MultiViewModel:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     alphas_cumprod, prediction_type = load_noise_schedule(folder)
-    unet = load_part(UNet2DConditionModel, folder, "unet", dtype)
+    if any(key.endswith("camera_embed.0.weight") for key in part_keys(folder / "unet")):
+        # the widely used diffusers copies keep the original names, for a class of their own
+        unet = _original(lambda: unet_from_ldm(read_part(folder / "unet"), dtype), folder / "unet")
+    else:
+        unet = load_part(UNet2DConditionModel, folder, "unet", dtype)
     labels = (unet.config.class_embed_type, unet.config.projection_class_embeddings_input_dim)
     if labels != ("projection", 16):
         raise UserError(
             f"{folder / 'unet'} is no multi-view UNet: its config needs class_embed_type 'projection' with "
             f"projection_class_embeddings_input_dim 16 (the camera), got {labels[0]!r} with {labels[1]}"
+            f"{advice(part_keys(folder / 'unet'), 'multi_view')}"
         )
     vae = load_part(AutoencoderKL, folder, "vae", dtype) if (folder / "vae").is_dir() else None
     return MultiViewModel(unet, vae, alphas_cumprod, prediction_type)
@@ -252,22 +268,23 @@ def unet_from_ldm(state: dict[str, Tensor], dtype: torch.dtype = torch.float32) 
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    ldm = _strip(state, "model.diffusion_model.")
+    ldm = _strip(state, LDM_UNET) or (state if "camera_embed.0.weight" in state else {})  # or the UNet alone
     if "camera_embed.0.weight" not in ldm:
         what = "has no camera_embed: a single-view model" if ldm else "has no model.diffusion_model.* weights"
-        known = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+        known = (LDM_UNET, "first_stage_model.", "cond_stage_model.")
         odd = [key for key in state if not key.startswith(known)]
-        keys = differences(["model.diffusion_model.camera_embed.0.weight"], odd, seen=state)
+        keys = differences([f"{LDM_UNET}camera_embed.0.weight"], odd, seen=state)
         raise UserError(f"it {what} ({keys}); expected e.g. sd-v2.1-base-4view.pt")
     config, per_level = ldm_unet_config(ldm)
     mapped = {_unet_key(key, per_level): value for key, value in ldm.items()}
     return _build(UNet2DConditionModel, config, mapped, dtype)
 
 
-def ldm_unet_config(ldm: dict[str, Tensor], heads: int | None = None) -> tuple[dict[str, Any], int]:
+def ldm_unet_config(ldm: dict[str, Tensor]) -> tuple[dict[str, Any], int]:
     """The UNet2DConditionModel config that weights of `model.diffusion_model` fit, and the modules a level has there.
 
-    heads: their number at every level (Stable Diffusion 1); by default what makes 64 channels a head (2).
+    No weight tells the number of heads, but what surrounds them does: Stable Diffusion 1, whose transformers stand
+    between 1x1 convolutions, has 8 at every level; 2, with linear maps there, has heads of 64 channels.
     Raises KeyError if the weights that tell are missing.
     """
     n_inputs = _count(ldm, r"input_blocks\.(\d+)\.")
@@ -279,6 +296,7 @@ def ldm_unet_config(ldm: dict[str, Tensor], heads: int | None = None) -> tuple[d
     attends = [f"input_blocks.{i}.1.norm.weight" in ldm for i in first]
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends]
     up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)]
+    linear = ldm["middle_block.1.proj_in.weight"].ndim == 2
     config: dict[str, Any] = {
         "sample_size": 32,
         "in_channels": ldm["input_blocks.0.0.weight"].shape[1],
@@ -289,8 +307,8 @@ def ldm_unet_config(ldm: dict[str, Tensor], heads: int | None = None) -> tuple[d
         "up_block_types": tuple(up),
         "cross_attention_dim": ldm["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         # historic name: NUMBER of heads
-        "attention_head_dim": tuple(heads or max(1, c // HEAD_CHANNELS) for c in channels),
-        "use_linear_projection": ldm["middle_block.1.proj_in.weight"].ndim == 2,
+        "attention_head_dim": tuple(max(1, c // HEAD_CHANNELS) if linear else HEADS for c in channels),
+        "use_linear_projection": linear,
     }
     if "camera_embed.0.weight" in ldm:
         config["class_embed_type"] = "projection"

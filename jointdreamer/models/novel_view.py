@@ -5,9 +5,10 @@ One call serves them all:
     model = load_novel_view("zero123", path)
     x0 = model(image, reference, latents_noisy, timesteps, cameras, guidance_scale=3.0)
 
-`KINDS` says which there are: Zero-1-to-3 (zero123.py), which is told a relative pose, and Wonder3D (wonder3d.py), which
-draws six fixed views together. Both are latent diffusion models with the image at two places: its latents beside the
-noisy ones, and its CLIP embedding where a text would be. The conventions of both are in docs/conventions.md.
+`KINDS` says which there are: Zero-1-to-3 (zero123.py), which is told a relative pose, Stable Zero123, which is also
+told where the image was taken from, and Wonder3D (wonder3d.py), which draws six fixed views together. All are latent
+diffusion models with the image at two places: its latents beside the noisy ones, and its CLIP embedding where a text
+would be. Their conventions are in docs/conventions.md.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +25,7 @@ from torch.nn.functional import interpolate
 from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_x0
 from jointdreamer.errors import UserError
-from jointdreamer.models.autoencoder import encode_images, scale_factor
+from jointdreamer.models.autoencoder import check_autoencoder, encode_images, scale_factor
 from jointdreamer.models.checkpoint import differences
 from jointdreamer.models.weights import find_weights, load_part
 
@@ -33,6 +34,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 KINDS = {  # name -> its class, imported only when chosen
     "zero123": "jointdreamer.models.zero123:Zero123",
+    "stable_zero123": "jointdreamer.models.zero123:StableZero123",
     "wonder3d": "jointdreamer.models.wonder3d:Wonder3D",
 }
 
@@ -175,7 +177,9 @@ def load_novel_view(
     if vae is not None:
         folder = find_weights(vae, "autoencoder of the novel-view model", needs=("vae/config.json",), download=download)
         autoencoder = load_part(_autoencoder(), folder, "vae", dtype)
-    return cls(cls.read(Path(path), autoencoder, dtype), image_size, x0_limit).eval().requires_grad_(False)
+    parts = cls.read(Path(path), autoencoder, dtype)
+    check_autoencoder(parts.vae, parts.unet.config.out_channels, path)
+    return cls(parts, image_size, x0_limit).eval().requires_grad_(False)
 
 
 def folder_parts(folder: Path, vae: Any, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -22,8 +22,8 @@ from torch.nn.functional import interpolate, logsigmoid, scaled_dot_product_atte
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, to_json, write_text
-from jointdreamer.models.checkpoint import read_checkpoint, recognise
-from jointdreamer.models.weights import find_weights
+from jointdreamer.models.checkpoint import advice, read_checkpoint
+from jointdreamer.models.weights import find_weights, read_part, weight_files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAMERA = "relative pose, OpenGL axes, in distances of the first camera"  # what `cameras.camera_numbers` makes
@@ -146,10 +146,13 @@ class PairClassifier(nn.Module):
     # Weights
 
     def load_backbone(self, state: Mapping[str, Tensor], where: str) -> None:
-        """Take a backbone in the layout of the original DINO code or of either generation of `transformers`.
+        """Take a backbone in the layout of the original DINO code (and timm) or of either generation of `transformers`.
 
-        Raises UserError, one line, with the first missing and the first unexpected name; every tensor is used once.
+        Behind a prefix (teacher.backbone., module., vit.) and beside a head too, of whatever training it comes from.
+        Raises UserError, one line, with the first missing and the first unexpected name; every tensor of the backbone
+        is used once.
         """
+        state = _backbone(state)
         _load_strictly(self.backbone, _for_vit(self.backbone, _dino_names(state)), state, "DINO backbone", where)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -244,10 +247,7 @@ def read_dino(source: str | Path | Sequence[str], download: bool = True) -> tupl
     """
     path = find_weights(source, "classifier_backbone", download=download)
     if path.is_dir():
-        names = [name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()]
-        if not names:
-            raise UserError(f"no weights in {path}: wanted model.safetensors; download it again")
-        path = path / names[0]
+        return read_part(path), (weight_files(path) or [path])[0]
     return read_checkpoint(path), path
 
 
@@ -304,6 +304,20 @@ BLOCK = {
 BLOCK_PREFIX = (r"layers\.(\d+)\.", r"encoder\.layer\.(\d+)\.")
 
 
+FIRST = (
+    r"(.*?)(blocks\.0\.attn\.qkv|encoder\.layer\.0\.attention\.attention\.query|layers\.0\.attention\.q_proj)\.weight"
+)
+HEADS = re.compile(r"(head|fc|fc_norm|classifier|pooler|mask_token|embeddings\.mask_token|norm_pre)(\..*|_.*)?")
+
+
+def _backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one vision transformer without what stands before its names; of two networks the teacher's."""
+    prefixes = sorted({found[1] for key in state if (found := re.fullmatch(FIRST, key))}, key=len)
+    prefix = next((one for one in prefixes if "teacher" in one), prefixes[0] if prefixes else "")
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in inside.items() if not (prefixes and HEADS.fullmatch(key))}
+
+
 def _dino_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Any layout -> the original one, with q, k and v in one tensor. Names that are none of ours stay as they are."""
     renamed = {_dino_name(key): value for key, value in state.items()}
@@ -347,13 +361,13 @@ def _for_vit(vit: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_strictly(model: nn.Module, state: dict[str, Tensor], given: Any, role: str, where: str) -> None:
-    looks = recognise(given)
+    looks = advice(given, "classifier_backbone")
     _check_names(_dino_names(model.state_dict()), _dino_names(given), role, where, looks)
     model.load_state_dict(state)
 
 
 def _check_names(
-    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role: str, where: str, looks: str | None = None
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], role: str, where: str, looks: str = ""
 ) -> None:
     """Raise UserError unless both hold the same names and shapes."""
     missing, unexpected = ([key for key in a if key not in b] for a, b in ((wanted, given), (given, wanted)))
@@ -365,7 +379,7 @@ def _check_names(
     if other:
         shapes = tuple(wanted[other[0]].shape), tuple(given[other[0]].shape)
         said += [f"first of another shape: {other[0]}, wanted {shapes[0]}, got {shapes[1]}"]
-    said += [f"it looks like {looks}"] if looks else []
     raise UserError(
-        f"{where} does not hold the weights of this {role} ({'; '.join(said)}): name a file of the same architecture"
+        f"{where} does not hold the weights of this {role} ({'; '.join(said)}{looks}): name a file of the same "
+        "architecture"
     )

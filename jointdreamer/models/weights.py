@@ -10,7 +10,10 @@ import fnmatch
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,26 @@ from torch import Tensor
 
 from jointdreamer.diffusion import PREDICTION_TYPES
 from jointdreamer.errors import UserError
-from jointdreamer.models.checkpoint import cache_folder, first_line, recognise, stored_keys
+from jointdreamer.models.checkpoint import (
+    advice,
+    cache_folder,
+    converted,
+    file_keys,
+    first_line,
+    is_current,
+    read_checkpoint,
+    recognise,
+)
 from jointdreamer.models.download import download_hub_files, download_url, downloaded_url
+from jointdreamer.reading import Unreadable, is_number, is_whole, read_json
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
 PROBE_SECONDS = 7.0
 UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+# What both libraries call their pickles, one or several of them; .fp16 where they are in half precision
+PICKLED = r"(?:(?:diffusion_)?pytorch_)?model(\.fp16)?(?:[-.]\d+-of-\d+)?(?:\.fp16)?\.bin"
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Role:
     needs: tuple[str, ...]  # files that a folder or repository must contain
     hint: str = ""  # what to do when it is nowhere; by default to name a folder or file
     option_of: str = ""  # what reads it where no energy needs it
+    one_file: bool = False  # whether one file may hold it all: the authors' checkpoint
 
     @property
     def use(self) -> str:
@@ -68,6 +84,7 @@ ROLES = {
         "OpenRAIL (code: MIT)",
         5.0,
         ("unet/config.json", "scheduler/scheduler_config.json"),
+        one_file=True,
     ),
     "novel_view": Role(
         "novel-view model (Zero-1-to-3 XL)",
@@ -75,6 +92,7 @@ ROLES = {
         "not stated for the weights (code: MIT)",
         15.0,
         ("unet/config.json", "vae/config.json", "image_encoder/config.json", "clip_camera_projection/config.json"),
+        one_file=True,
     ),
     "wonder3d": Role(
         "novel-view model (Wonder3D)",
@@ -100,6 +118,7 @@ ROLES = {
         0.09,
         ("config.json",),
         option_of="train_classifier.py",
+        one_file=True,
     ),
     "clip": Role(
         "CLIP ViT-B/32 (metrics)",
@@ -166,13 +185,18 @@ def find_weights(
     if needs is None:
         needs = known.needs if known and not file else ()
     wanted = [file] if file else list(needs)
+    folder_only = bool(needs) and not file and not (known and known.one_file)
     all_sources = sources(source, role)
     tried: dict[str, list[str]] = {str(one): [] for one in all_sources}
     for one in all_sources:
         found = _at_hand(one, file, wanted, tried[str(one)], patient=download and not _offline())
         if found is not None:
+            if folder_only and found.is_file():
+                raise UserError(_not_a_folder(found, known.title if known else role, needs, file_keys(found)))
             return found
     for one in all_sources:
+        if folder_only and _is_url(one):
+            raise UserError(_not_a_folder(one, known.title if known else role, needs, []))
         found = _from_network(one, file, wanted, tried[str(one)], download)
         if found is not None:
             return found
@@ -187,6 +211,12 @@ def find_weights(
     title = known.title if known else role
     found_not = ", ".join(f"{one} ({'; '.join(reasons)})" for one, reasons in tried.items())
     raise UserError(f"{title} not found: {found_not}; {hint}")
+
+
+def _not_a_folder(source: str | Path, title: str, needs: Sequence[str], keys: Sequence[str]) -> str:
+    """What to say of a file where a folder is wanted: what it holds, and what to do with it."""
+    what = advice(keys).replace("from_single_file('FILE')", f"from_single_file({str(source)!r})")
+    return f"{title}: {source} is one file: wanted a folder with {', '.join(needs)}{what}"
 
 
 def sources(source: str | Path | Sequence[str], role: str) -> list[str | Path]:
@@ -319,7 +349,7 @@ def wanted_files(files: Sequence[str], needs: Sequence[str]) -> list[str]:
         keep = [name for name in here if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
         if not any(name.endswith(".safetensors") for name in keep):
             half = [name for name in here if name.endswith(".fp16.safetensors")]
-            keep += half or [name for name in here if name.endswith("model.bin")]
+            keep += half or [name for name in here if Path(name).name in pickles([Path(name).name for name in here])]
         chosen += keep
     return chosen
 
@@ -363,58 +393,221 @@ def known_checksums(source: str | Path, path: Path) -> dict[Path, str]:
     return known
 
 
+def pickles(names: Sequence[str]) -> list[str]:
+    """Those of a folder's file names that are a model's pickles; of two precisions the full one."""
+    found = [(name, match) for name in sorted(names) if (match := re.fullmatch(PICKLED, name))]
+    full = [name for name, _ in found if ".fp16" not in name]
+    return full or [name for name, _ in found]
+
+
+def weight_files(where: Path) -> list[Path]:
+    """The files of a part's tensors: safetensors, in full precision where there is a choice, or else pickles."""
+    names = sorted(path.name for path in where.glob("*.safetensors"))
+    full = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
+    return [where / name for name in full or names or pickles([path.name for path in where.glob("*.bin")])]
+
+
+def part_keys(where: Path) -> list[str]:
+    """The names of a part's tensors; none if there are none to read."""
+    return [key for file in weight_files(where) for key in file_keys(file)]
+
+
+def read_part(where: Path) -> dict[str, Tensor]:
+    """The tensors of a part. Raises UserError if there are none, or if they cannot be read."""
+    files = weight_files(where)
+    if not files:
+        raise UserError(f"cannot load the {where.name}: there are no weights in {where}; download it again")
+    return {key: value for file in files for key, value in read_checkpoint(file).items()}
+
+
 def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     """One model of a diffusers folder, `kind.from_pretrained(folder / part)`, frozen, in eval mode, on the CPU.
 
-    Both libraries fill weights that a file lacks with random numbers and a log line; here that is an error.
-    Raises UserError, one line, if the part is missing, damaged or incomplete.
+    Both libraries fill weights that a file lacks with random numbers and a log line; here that is an error. Pickles
+    are read as `read_checkpoint` does, which executes nothing.
+
+    Raises UserError, one line, if the part is missing, damaged, incomplete, or something else.
     """
     where = folder / part
-    stored = sorted(path.name for path in where.glob("*.safetensors"))
-    if not stored:  # the libraries would turn to pickles
-        raise UserError(f"cannot load the {part}: there is no .safetensors file in {where}; download it again")
-    try:
+    library = kind.__module__.partition(".")[0]
+    # transformers calls its argument by another name in every generation, and casts afterwards just as well
+    cast = {"torch_dtype": dtype} if library == "diffusers" else {}
+    with _as_safetensors(where) as there:
+        stored = [path.name for path in there.glob("*.safetensors")]
         variant = "fp16" if all(".fp16" in name for name in stored) else None
-        cast = {"torch_dtype" if kind.__module__.startswith("diffusers") else "dtype": dtype}
-        model, report = kind.from_pretrained(
-            folder, subfolder=part, local_files_only=True, variant=variant, output_loading_info=True, **cast
-        )
-    except Exception as error:  # whatever a damaged file provokes: OSError, SafetensorError, KeyError, ...
-        raise UserError(
-            f"cannot load the {part} in {where}: {first_line(error)}; "
-            f"it is missing, damaged, or no {kind.__name__}: download it again"
-        ) from error
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:
-        unexpected = min(map(str, report["unexpected_keys"]), default=None)
-        what = recognise(stored_keys(where))
-        raise UserError(
-            f"cannot load the {part} in {where}: {len(missing)} weights are missing or of another shape, "
-            f"the first is {missing[0]}{f'; first unexpected key {unexpected}' if unexpected else ''}"
-            f"{f'; it looks like {what}' if what else ''}; download it again"
-        )
+        try:
+            model, report = kind.from_pretrained(
+                there, local_files_only=True, variant=variant, output_loading_info=True, **cast
+            )
+        except Exception as error:  # whatever a damaged file provokes: OSError, SafetensorError, KeyError, ...
+            looks = _looks(kind, where)
+            raise UserError(
+                f"cannot load the {part} in {where}: {first_line(error)}; "
+                f"it is missing, damaged, or no {kind.__name__}{looks or ': download it again'}"
+            ) from error
+        missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        if missing and library == "transformers":
+            missing = _load_other_generation(model, there, missing)
+        if missing:
+            unexpected = min(map(str, report["unexpected_keys"]), default=None)
+            came = f"; first unexpected key {unexpected}" if unexpected else "; download it again"
+            raise UserError(
+                f"cannot load the {part} in {where}: {len(missing)} weights are missing or of another shape than its "
+                f"config.json says, the first is {missing[0]}{came}{_looks(kind, where)}"
+            )
+    model = model if cast else model.to(dtype)
     return model.eval().requires_grad_(False)
 
 
+KIND_OF_PART = {"UNet2DConditionModel": "UNet", "AutoencoderKL": "autoencoder", "CLIPTextModel": "text encoder"}
+
+
+def _looks(kind: Any, where: Path) -> str:
+    """What a part's tensors look like, and what to do, where that is something else than what was wanted."""
+    keys = part_keys(where)
+    own = KIND_OF_PART.get(kind.__name__)
+    return "" if own and own in (recognise(keys) or "") else advice(keys)
+
+
+@contextmanager
+def _as_safetensors(where: Path) -> Iterator[Path]:
+    """The folder itself, or a temporary one that has its config and, as safetensors, the tensors of its pickles."""
+    if any(where.glob("*.safetensors")):
+        yield where
+        return
+    from safetensors.torch import save_file
+
+    state, files = read_part(where), weight_files(where)
+    stem = "diffusion_pytorch_model" if files[0].name.startswith("diffusion") else "model"
+    with tempfile.TemporaryDirectory(prefix="jointdreamer-") as scratch:
+        if (where / "config.json").exists():
+            shutil.copy(where / "config.json", scratch)
+        there = Path(scratch) / f"{stem}.safetensors"
+        try:  # the copy that reading has kept, though its metadata is ours; without one, one more
+            if len(files) > 1 or not is_current(converted(files[0]), files[0]):
+                raise OSError("no single copy")
+            there.symlink_to(converted(files[0]))
+        except OSError:
+            # copies: safetensors knows no tensors that share their memory
+            apart = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
+            save_file(apart, there, {"format": "pt"})
+        yield Path(scratch)
+
+
+def _load_other_generation(model: Any, folder: Path, missing: list[str]) -> list[str]:
+    """Load a text encoder whose names have no `text_model.` before them where this transformers has, or the other way.
+
+    Releases from 5.6 on save without it and read both, earlier ones read only their own. Returns what is missing still.
+    """
+    stored = {key.removeprefix("text_model."): value for key, value in read_part(folder).items()}
+    state = {key: stored.get(key.removeprefix("text_model.")) for key in missing}
+    wanted = model.state_dict()
+    if any(value is None or key not in wanted or value.shape != wanted[key].shape for key, value in state.items()):
+        return missing
+    model.load_state_dict(state, strict=False)
+    return []
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A CLIP tokenizer, from tokenizer.json or from vocab.json and merges.txt, in every transformers that we allow.
+
+    Raises whatever a missing or damaged file provokes.
+    """
+    return clip_tokenizer_class().from_pretrained(folder, local_files_only=True)
+
+
+def clip_tokenizer_class() -> Any:
+    """CLIP's tokenizer on top of `tokenizers`: since transformers 5 there is no other, and its name has no Fast."""
+    import transformers
+
+    return getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
+
+
+MAX_TIMESTEPS = 100_000
+SMALLEST_ABAR = 2.0**-24
+SCHEDULE = ("num", "beta", "trained", "rescale")  # num_train_timesteps, beta_*, trained_betas, rescale_betas_zero_snr
+
+
 def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
-    """alphas_cumprod (1000,) and prediction_type of a folder's scheduler/scheduler_config.json.
+    """alphas_cumprod (T,) and prediction_type of a folder's scheduler/scheduler_config.json.
+
+    With zero terminal SNR (rescale_betas_zero_snr) the last alphas_cumprod is 0, by which a clean estimate is divided:
+    it becomes 2^-24, as diffusers' Euler sampler has it.
 
     Raises UserError if there is none, or none that we know.
     """
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     path = folder / "scheduler" / "scheduler_config.json"
-    try:
-        config = json.loads(path.read_text())
-        # Only what the noise process is made of: a sampler's own settings would draw a warning each.
-        known = inspect.signature(DDPMScheduler.__init__).parameters
-        scheduler = DDPMScheduler(**{k: v for k, v in config.items() if k in known and k.split("_")[0] in SCHEDULE})
-    except (OSError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}; it must be a diffusers scheduler config") from error
-    kind = config.get("prediction_type", "epsilon")
+    config = _schedule_config(path)
+    kind = config["prediction_type"] if "prediction_type" in config else _default_prediction(folder, path)
     if kind not in PREDICTION_TYPES:
-        raise UserError(f"{path}: prediction_type {kind!r} is not one of {', '.join(PREDICTION_TYPES)}")
-    return scheduler.alphas_cumprod.float(), kind
+        raise UserError(f"{path}: prediction_type {_short(kind)} is not one of {', '.join(PREDICTION_TYPES)}")
+    # Only what the noise process is made of: a sampler's own settings would draw a warning each.
+    known = inspect.signature(DDPMScheduler.__init__).parameters
+    try:
+        scheduler = DDPMScheduler(**{k: v for k, v in config.items() if k in known and k.split("_")[0] in SCHEDULE})
+    except Exception as error:  # whatever odd betas provoke in torch and numpy
+        raise UserError(f"cannot read {path}: {first_line(error)}; it must be a diffusers scheduler config") from error
+    abar = scheduler.alphas_cumprod.float()
+    falls = (abar[1:] <= abar[:-1]).all()
+    if abar.ndim != 1 or len(abar) < 2 or not abar.isfinite().all() or not falls or not 1 > abar[0] > abar[-1] >= 0:
+        raise UserError(f"{path}: its betas make no noise schedule: wanted numbers between 0 and 1, at least two")
+    if abar[-1] < SMALLEST_ABAR:
+        if kind == "epsilon":
+            raise UserError(
+                f"{path}: a schedule that ends in pure noise (zero terminal SNR, rescale_betas_zero_snr) with "
+                "prediction_type 'epsilon' has no clean estimate there: wanted 'v_prediction' or 'sample', or "
+                "rescale_betas_zero_snr false"
+            )
+        abar = abar.clamp_min(SMALLEST_ABAR)
+    return abar, kind
 
 
-SCHEDULE = ("num", "beta", "trained", "rescale")  # num_train_timesteps, beta_*, trained_betas, rescale_betas_zero_snr
+def _default_prediction(folder: Path, path: Path) -> str:
+    """What a UNet predicts whose scheduler does not say it: noise.
+
+    Raises UserError for the 768-pixel Stable Diffusion 2, which does not.
+    """
+    try:
+        unet = read_json(folder / "unet" / "config.json")
+    except Unreadable:  # the reader of the UNet will say it
+        return "epsilon"
+    if isinstance(unet, dict) and (unet.get("sample_size"), unet.get("cross_attention_dim")) == (96, 1024):
+        raise UserError(
+            f"{path} does not say what the UNet predicts, and that of the 768-pixel Stable Diffusion 2 predicts "
+            '"v_prediction", others "epsilon": add "prediction_type"'
+        )
+    return "epsilon"
+
+
+def _short(value: Any) -> str:
+    """A value of somebody's file, for an error."""
+    return repr(value)[:60]
+
+
+def _schedule_config(path: Path) -> dict[str, Any]:
+    """A scheduler's config whose noise schedule has numbers where they belong. Raises UserError, one line."""
+    try:
+        config = read_json(path)
+    except Unreadable as error:
+        raise UserError(f"cannot read {path}: {error.why}; it must be a diffusers scheduler config") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: wanted a diffusers scheduler config, got {type(config).__name__}")
+    name = str(config.get("_class_name", "its schedule"))
+    if "FlowMatch" in name or not ("beta_schedule" in config or config.get("trained_betas")):
+        raise UserError(
+            f"{path}: {name} has no betas: wanted the noise schedule of a diffusion model (beta_start, beta_end, "
+            "beta_schedule); flow-matching models (Stable Diffusion 3, FLUX) are not read here"
+        )
+    steps = config.get("num_train_timesteps", 1000)
+    if not is_whole(steps, 2, MAX_TIMESTEPS):
+        raise UserError(f"{path}: num_train_timesteps={_short(steps)}: wanted a whole number from 2 to {MAX_TIMESTEPS}")
+    for key in ("beta_start", "beta_end"):
+        beta = config.get(key, 0.0)
+        if not is_number(beta, 0, 1):
+            raise UserError(f"{path}: {key}={_short(beta)}: wanted a number from 0 to 1")
+    zero_snr = config.get("rescale_betas_zero_snr")
+    if not isinstance(zero_snr, bool | None):
+        raise UserError(f"{path}: rescale_betas_zero_snr={_short(zero_snr)}: wanted true or false")
+    return config

@@ -4,6 +4,8 @@ Read from the authors' .ckpt, or from a diffusers folder with unet/, image_encod
 cc_projection/), scheduler/, and perhaps vae/. The UNet is the stock one with 8 channels in.
 """
 
+import re
+from math import pi
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,12 @@ from torch import Tensor, nn
 from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
-from jointdreamer.models.checkpoint import differences, read_checkpoint
+from jointdreamer.models.checkpoint import advice, differences, read_checkpoint
 from jointdreamer.models.multiview_unet import _strip, _unet_key, ldm_unet_config, vae_from_ldm
 from jointdreamer.models.novel_view import Condition, NovelView, Parts, build_exactly, check_unet, folder_parts, guide
 from jointdreamer.models.weights import load_noise_schedule, load_part
 
 POSE = 4  # numbers
-HEADS = 8  # of every attention of Stable Diffusion 1
 HEAD_CHANNELS = 64  # of OpenAI's CLIP
 PROJECTIONS = ("clip_camera_projection", "cc_projection")  # folders, after two conversions of the checkpoint
 UNET, EMA, VAE, CLIP, PROJECTION = (
@@ -42,8 +43,27 @@ SIGNATURE = (
 )
 
 
+def relative_numbers(reference: Cameras, cameras: Cameras) -> Tensor:
+    """(B, V, 4): difference of the polar angle from +z, sine and cosine of that of the azimuth, and of the distance.
+
+    reference (B, 1), cameras (B, V). Target minus reference; radians and world units. The polar angle falls where the
+    elevation rises.
+    """
+    polar = reference.elevation - cameras.elevation
+    azimuth = cameras.azimuth - reference.azimuth
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), cameras.distance - reference.distance], -1)
+
+
+def stable_numbers(reference: Cameras, cameras: Cameras) -> Tensor:
+    """(B, V, 4) of Stable Zero123: as `relative_numbers`, but last the polar angle of the reference itself, radians."""
+    polar = (pi / 2 - reference.elevation).expand_as(cameras.elevation)
+    return torch.cat([relative_numbers(reference, cameras)[..., :3], polar[..., None]], -1)
+
+
 class Zero123(NovelView):
     """Views of arbitrary pose relative to the image's; each is drawn for itself."""
+
+    numbers = staticmethod(relative_numbers)  # what the network is told of a pose
 
     def __init__(self, parts: Parts, image_size: int | None = None, x0_limit: float | None = None):
         super().__init__(parts, image_size, x0_limit)
@@ -52,7 +72,17 @@ class Zero123(NovelView):
 
     @classmethod
     def read(cls, path: Path, vae: Any, dtype: torch.dtype) -> Parts:
+        cls.check_name(path)
         return _read_folder(path, vae, dtype) if path.is_dir() else _read_checkpoint(path, vae, dtype)
+
+    @classmethod
+    def check_name(cls, path: Path) -> None:
+        """Raise UserError for Stable Zero123, which has the same names and shapes, and another pose."""
+        if _is_stable(path):
+            raise UserError(
+                f"{path} is Stable Zero123 by its name: it has Zero-1-to-3's weights, but wants the reference's polar "
+                "angle where that wants a distance: models.novel_view.kind=stable_zero123"
+            )
 
     def check_rig(self, rig: Rig) -> None:
         if rig.projection != "perspective" or rig.n_views < 2:
@@ -70,7 +100,7 @@ class Zero123(NovelView):
     ) -> Tensor:
         """The unconditional half sees zeros for both latents and context (after the projection)."""
         b, v = x_t.shape[:2]
-        pose = relative_numbers(reference, cameras).to(x_t.device)
+        pose = self.numbers(reference, cameras).to(x_t.device)
         token = torch.cat([condition.embedding[:, None].expand(-1, v, -1), pose], -1)
         context = self.cc_projection(token.to(self.unet.dtype)).flatten(0, 1)[:, None]  # (B V, 1, D)
         beside = condition.latents.to(self.unet.dtype).repeat_interleave(v, 0)
@@ -88,15 +118,26 @@ class Zero123(NovelView):
         return self.unet(torch.cat([rows, beside], 1), timesteps, context, return_dict=False)[0]
 
 
-def relative_numbers(reference: Cameras, cameras: Cameras) -> Tensor:
-    """(B, V, 4): difference of the polar angle from +z, sine and cosine of that of the azimuth, and of the distance.
+class StableZero123(Zero123):
+    """Zero-1-to-3 trained further, told where the image was taken from instead of how far away a view is."""
 
-    reference (B, 1), cameras (B, V). Target minus reference; radians and world units. The polar angle falls where the
-    elevation rises.
+    numbers = staticmethod(stable_numbers)
+
+    @classmethod
+    def check_name(cls, path: Path) -> None:
+        pass
+
+
+def _is_stable(path: Path) -> bool:
+    """Whether a file, or the folder or hub repository that it is from, is called after Stable Zero123.
+
+    Its weights do not tell it from Zero-1-to-3 XL.
     """
-    polar = reference.elevation - cameras.elevation
-    azimuth = cameras.azimuth - reference.azimuth
-    return torch.stack([polar, azimuth.sin(), azimuth.cos(), cameras.distance - reference.distance], -1)
+    names = [path.name, *(part for part in path.parts if part.startswith("models--"))]
+    names += [path.parent.name] if path.is_file() else []
+    if (path / "model_index.json").is_file():
+        names.append((path / "model_index.json").read_text(encoding="utf-8", errors="replace"))
+    return any(re.search(r"stable[-_ ]?zero", name, re.IGNORECASE) for name in names)
 
 
 def _read_folder(folder: Path, vae: Any, dtype: torch.dtype) -> Parts:
@@ -151,6 +192,7 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
     if missing or unexpected:
         raise UserError(
             f"{where}: first missing key {missing or '(none)'}, first unexpected key {unexpected or '(none)'}"
+            f"{advice(state, 'novel_view')}"
         )
     unet = _unet(_averaged(state, where), dtype, where)
     image_encoder = _image_encoder(_strip(state, CLIP), dtype, where)
@@ -196,7 +238,7 @@ def _unet(ldm: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     try:
-        config, per_level = ldm_unet_config(ldm, heads=HEADS)
+        config, per_level = ldm_unet_config(ldm)
     except (KeyError, IndexError) as error:
         raise UserError(f"{where}: first missing key {UNET}{error.args[0]}, first unexpected key (none)") from error
     mapped, names = {}, {}

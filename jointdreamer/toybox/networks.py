@@ -1,11 +1,16 @@
 """The architectures of the toybox models: stock diffusers and transformers classes, small."""
 
+import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.files import write_text
+from jointdreamer.models.weights import clip_tokenizer_class
 from jointdreamer.toybox.world import COLORS, FIRST, SECOND, Words, vocabulary
 
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
@@ -32,8 +37,6 @@ def build_tokenizer(words: Words = FIRST) -> Any:
 
     The merges build each word from its letters, left to right, so the stock class needs nothing else.
     """
-    from transformers import CLIPTokenizer
-
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     ranks: dict[tuple[str, str], int] = {}
@@ -47,8 +50,15 @@ def build_tokenizer(words: Words = FIRST) -> Any:
     tokens = list(dict.fromkeys(tokens))
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}
-    merges: Any = list(ranks)  # pairs, which its annotation forgets
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
+    return tokenizer_of(vocab, list(ranks), model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
+
+
+def tokenizer_of(vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> Any:
+    """A CLIPTokenizer of these tokens and merges, through the files that every release of transformers reads."""
+    with tempfile.TemporaryDirectory(prefix="jointdreamer-") as folder:
+        write_text(Path(folder) / "vocab.json", json.dumps(vocab))
+        write_text(Path(folder) / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
+        return clip_tokenizer_class().from_pretrained(folder, **options)
 
 
 def _merge(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:

@@ -143,8 +143,19 @@ def shipped_weights(model: str, network: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     folder, prefix = SHIPPED[model, network]
+    if network == "text":
+        prefix = _text_prefix()
     file = next((WEIGHTS / folder).glob("*.safetensors"))
     return {key.removeprefix(prefix): value.float() for key, value in load_file(file).items()}
+
+
+def _text_prefix() -> str:
+    """What the names of the shipped text encoder begin with, and those of the installed transformers' do not."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        names = CLIPTextModel(CLIPTextConfig(num_hidden_layers=1)).state_dict()
+    return "" if any(name.startswith("text_model.") for name in names) else "text_model."
 
 
 class Recipe(ABC):
@@ -294,7 +305,7 @@ class TextToImage(Recipe):
         # transformers reads weights into the type that the config names, diffusers into float32: a pipeline needs one
         write_text(text, json.dumps({**json.loads(text.read_text()), "dtype": "float32"}, indent=2) + "\n")
         _save_part(self.vae, where / "vae")
-        self.tokenizer.save_pretrained(where / "tokenizer")
+        _save_tokenizer(self.tokenizer, where / "tokenizer")
         networks.build_scheduler().save_pretrained(where / "scheduler")
         index = {
             "_class_name": "StableDiffusionPipeline",
@@ -415,7 +426,7 @@ class Clip(Recipe):
 
     def save(self, where: Path) -> Path:
         _save_part(self.networks["clip"], where)
-        self.tokenizer.save_pretrained(where)
+        _save_tokenizer(self.tokenizer, where)
         return where
 
 
@@ -580,8 +591,27 @@ def retrieval(clip: Any, tokenizer: Any, rgb: Tensor, captions: list[str]) -> fl
 
 
 def _save_part(module: Any, where: Path) -> Path:
-    """Write a diffusers or transformers part as fp16 safetensors; the module itself stays float32."""
+    """Write a diffusers or transformers part as fp16 safetensors; the module itself stays float32.
+
+    As every release of transformers that we allow reads it: a text encoder by the names of the hub's files, which
+    releases from 5.6 on no longer write and earlier ones need; and to be computed in float32 like its neighbours, which
+    diffusers loads so unless it is told otherwise: half precision is how the files are stored.
+    """
+    from safetensors.torch import load_file, save_file
+
     copy.deepcopy(module).half().save_pretrained(where, safe_serialization=True)
+    config, weights = where / "config.json", where / "model.safetensors"
+    if not weights.exists():  # of diffusers
+        return where
+    said = json.loads(config.read_text())
+    for key in {"dtype", "torch_dtype"} & said.keys():
+        said[key] = "float32"
+    config.write_text(json.dumps(said, indent=2) + "\n")
+    state = load_file(weights)
+    if "embeddings.token_embedding.weight" in state:
+        state = {f"text_model.{key}": value for key, value in state.items()}
+        with atomic_path(weights) as temporary:
+            save_file(state, temporary, metadata={"format": "pt"})
     return where
 
 
@@ -592,6 +622,13 @@ def trained_family(folder: Path) -> Path:
         return trained
     refuse_shipped(folder, TextToImage.name)
     return FAMILY
+
+
+def _save_tokenizer(tokenizer: Any, where: Path) -> None:
+    """Write tokenizer.json and, for the CLIPTokenizer of transformers 4, vocab.json and merges.txt."""
+    tokenizer.save_pretrained(where)
+    if hasattr(tokenizer, "backend_tokenizer"):
+        tokenizer.backend_tokenizer.model.save(str(where))
 
 
 def _load_vae(folder: Path) -> Any:

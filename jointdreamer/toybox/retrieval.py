@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jointdreamer.images import grid, write_png
+from jointdreamer.models.weights import load_tokenizer
 from jointdreamer.toybox.judge import load_judge
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, held_out_fronts, retrieval
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, parse_caption
@@ -36,10 +37,10 @@ def sample(captions: list[str], steps: int, guidance_scale: float, seed: int, ba
 
 def load_clip() -> tuple[Any, Any]:
     """The toybox CLIP and its tokenizer."""
-    from transformers import CLIPModel, CLIPTokenizer
+    from transformers import CLIPModel
 
     clip: Any = CLIPModel.from_pretrained(WEIGHTS / "clip", local_files_only=True)
-    return clip.float().eval(), CLIPTokenizer.from_pretrained(WEIGHTS / "clip")
+    return clip.float().eval(), load_tokenizer(WEIGHTS / "clip")
 
 
 @torch.no_grad()

@@ -187,3 +187,12 @@ def test_names_say_which_networks_looked(tmp_path):
     mixed = instruments(fid_file=tmp_path / "net.pt")
     assert mixed.names["fid"].startswith("Inception net.pt, ") and mixed.key("a") != instruments().key("a")
     assert json.dumps(names)
+
+
+def test_the_directions_of_a_long_prompt_are_told_apart():
+    """Whatever the pictures show: three times one text would call every run Janus."""
+    clip = toybox_clip().load()
+    prompt = "a small photo of a toy of a spotted red bear wearing an orange flag and a photo of the one small toy"
+    features = np.random.default_rng(0).normal(size=(20, 128)).astype(np.float32)
+    found = measure._directions(SimpleNamespace(prompt=prompt), features, SimpleNamespace(clip=clip))  # type: ignore
+    assert found["janus_confidence"] > 0.34

@@ -1,6 +1,7 @@
 import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ def test_the_toybox_clip_answers_as_transformers_own_forward_does():
 
     rgb, captions = held_out_fronts(3)
     clip = toybox_clip().load()
-    model: Any = CLIPModel.from_pretrained(TOYBOX / "clip", dtype=torch.float32)
+    model: Any = CLIPModel.from_pretrained(TOYBOX / "clip").float()
     tokenizer = CLIPTokenizer.from_pretrained(TOYBOX / "clip")
     with torch.no_grad():
         out = model(input_ids=tokens(tokenizer, captions), pixel_values=2 * rgb - 1)
@@ -69,3 +70,15 @@ def test_inception_is_shown_bytes(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"no network")
     with pytest.raises(UserError, match="no TorchScript network"):
         Inception(tmp_path / "net.pt")
+
+
+def test_of_a_text_that_is_too_long_the_ending_stays_and_what_is_cut_is_said(caplog):
+    clip = toybox_clip().load()
+    longest = clip.model.config.text_config.max_position_embeddings
+    text = "a red robot and " * 9
+    front, back = clip.texts([f"{text}, front view", f"{text}, back view"])
+    assert np.abs(front - back).max() > 1e-3
+    assert f"at most {longest - 2} tokens" in caplog.text and "cut off: 'and a red robot" in caplog.text
+    caplog.clear()
+    clip.texts(["a red robot, front view"])
+    assert not caplog.records

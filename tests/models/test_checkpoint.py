@@ -1,8 +1,10 @@
 """Pickled checkpoints: read once, without running what is in them, and recognised by their keys."""
 
+import argparse
 import os
 import sys
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +118,16 @@ def test_a_trainer_s_callback_is_no_reason_to_refuse(cache, tmp_path, monkeypatc
     assert same(read_checkpoint(tmp_path / "model.ckpt"), state())
 
 
+@pytest.mark.parametrize("wrap", [["model"], ["teacher"], ["state_dict"], ["model", "module"], ["model_state_dict"]])
+def test_what_trainers_put_around_the_tensors_is_taken_off(cache, tmp_path, wrap):
+    whole: dict[str, Any] = state()
+    for name in reversed(wrap):
+        whole = {name: whole, "student": state(0.0), "optimizer": {"lr": torch.ones(1)}, "epoch": 3}
+    whole["args"] = argparse.Namespace(lr=0.1)  # DINO's own checkpoints
+    torch.save(whole, tmp_path / "model.pth")
+    assert same(read_checkpoint(tmp_path / "model.pth"), state())
+
+
 @pytest.mark.parametrize("content", [b"", b"half a download", b"PK\x03\x04 and no more"])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_one_line(cache, tmp_path, content, suffix):
@@ -150,6 +162,25 @@ def test_the_layouts_of_the_field_are_told_apart(mvdream_state, tiny_sd_folder, 
     assert recognise(["something.weight"]) is None
 
 
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "a LoRA"),
+        ("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight", "a LoRA"),
+        ("control_model.input_blocks.0.0.weight", "ControlNet"),
+        ("model.diffusion_model.image_embed.proj.weight", "ImageDream"),
+        ("add_embedding.linear_1.weight", "XL"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "flow-matching"),
+        ("blocks.0.ls1.gamma", "DINOv2"),
+        ("teacher.backbone.blocks.0.attn.qkv.weight", "DINO's original"),
+        ("vit.encoder.layer.0.attention.attention.query.weight", "DINO"),
+        ("first_stage_model.encoder.down.0.block.0.conv1.weight", "an autoencoder (the original"),
+    ],
+)
+def test_what_is_read_nowhere_is_known_too(key, what):
+    assert what in str(recognise([key]))
+
+
 def test_dino_clip_and_the_small_decoder_are_known_by_their_libraries_own_keys():
     from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
     from transformers import CLIPConfig, CLIPModel
@@ -166,9 +197,8 @@ def test_differences_name_the_first_key_of_each_kind():
     said = differences(["a", "b", "c"], ["a", "x", "y"])
     assert said == "first missing key b, first unexpected key x"
     assert differences(["a"], ["a"]) == "first missing key (none), first unexpected key (none)"
-    assert differences(["a"], ["b"], seen=["cc_projection.weight"]).endswith(
-        "looks like a novel-view model (Zero-1-to-3)"
-    )
+    said = differences(["a"], ["b"], seen=["cc_projection.weight"])
+    assert said.endswith("looks like a novel-view model (Zero-1-to-3): name it as models.novel_view.source")
 
 
 def test_keys_of_a_folder_pass_over_what_cannot_be_read(tmp_path):

@@ -5,16 +5,19 @@ knows nothing of diffusers; what the converted network computes is checked by a 
 architecture too.
 """
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import conv2d, group_norm, pad, silu
 
 from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.models.multiview_unet import load_multiview, load_multiview_unet, predict, set_views
+from tests.conftest import ldm_unet_shapes, random_state
 from tests.ldm_oracle import ldm_forward
 
 WIDTHS, BLOCKS, ATTENDS, TEXT = (64, 128, 128), 2, (True, True, False), 24
@@ -88,6 +91,47 @@ def test_the_converted_unet_computes_what_the_original_does(checkpoint, state):
         out = predict(unet, x, t, text, c2w)
     assert out.shape == x.shape
     torch.testing.assert_close(out.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_stable_diffusion_1_s_layout_has_eight_heads(tmp_path):
+    """sd-v1.5-4view.pt: no weight tells the heads; its transformers stand between 1x1 convolutions."""
+    sizes = {"widths": (64, 128), "blocks": 1, "attends": (True, False)}
+    state = random_state(ldm_unet_shapes(**sizes, text=TEXT, conv=True))
+    torch.save({f"model.diffusion_model.{k}": v for k, v in state.items()}, tmp_path / "sd-v1.5-4view.pt")
+    unet = load_multiview_unet(tmp_path / "sd-v1.5-4view.pt")
+    assert tuple(unet.config.attention_head_dim) == (8, 8) and not unet.config.use_linear_projection
+    x, t, text, c2w = inputs()
+    rows = (x.flatten(0, 1), t.repeat_interleave(4), text.flatten(0, 1), mvdream_camera(c2w).flatten(0, 1))
+    expected = ldm_forward(state, *rows, **sizes, heads=8, views=4)
+    with torch.no_grad():
+        out = predict(unet, x, t, text, c2w)
+    torch.testing.assert_close(out.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_the_diffusers_copies_with_the_original_names_are_read(state, checkpoint, tmp_path, prefix, suffix):
+    """unet/ of the widely used copies belongs to a class of their own, which keeps the authors' names."""
+    own = {k.removeprefix("model.diffusion_model."): v for k, v in state.items() if k.startswith("model.diff")}
+    own = {prefix + k: v for k, v in own.items()}
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "scheduler").mkdir()
+    file = tmp_path / "unet" / f"diffusion_pytorch_model{suffix}"
+    save_file(own, file) if suffix == ".safetensors" else torch.save(own, file)
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "MultiViewUNetModel", "model_channels": 64}')
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
+    ours, theirs = load_multiview(tmp_path).unet.state_dict(), load_multiview_unet(checkpoint).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    (lacking := dict(own)).pop(f"{prefix}out.2.bias")
+    save_file(lacking, file) if suffix == ".safetensors" else torch.save(lacking, file)
+    with pytest.raises(UserError, match="first missing key conv_out.bias"):
+        load_multiview(tmp_path)
+
+
+def test_a_folder_of_another_model_says_what_it_is(tiny_sd_folder, tmp_path):
+    with pytest.raises(UserError, match="no multi-view UNet.*looks like a text-to-image model's UNet"):
+        load_multiview(tiny_sd_folder())
 
 
 def test_the_converted_vae_encodes_what_the_original_does(checkpoint, state):

@@ -16,7 +16,7 @@ from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.models.novel_view import CLIP_MEAN, CLIP_STD, load_novel_view
 from jointdreamer.models.wonder3d import AZIMUTH_DEG, class_labels
-from jointdreamer.models.zero123 import relative_numbers
+from jointdreamer.models.zero123 import relative_numbers, stable_numbers
 from tests.ldm_oracle import ldm_forward
 
 SIZES = {"widths": (32, 64), "blocks": 1, "attends": (True, False), "heads": 8}
@@ -461,3 +461,30 @@ def test_the_six_cameras_turn_about_the_reference_s_own_up():
         c, s = math.cos(angle), math.sin(angle)
         about_up = torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]]).double()
         torch.testing.assert_close(pose, about_up.expand(2, 3, 3), atol=1e-5, rtol=0)
+
+
+# Stable Zero123: the same names and shapes, another fourth number
+
+
+@pytest.mark.parametrize(
+    "name", ["stable_zero123.ckpt", "stable-zero123-v1.ckpt", "models--stabilityai--stable-zero123/a.ckpt"]
+)
+def test_stable_zero123_is_not_taken_for_its_ancestor(zero123_file, tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    shutil.copy(zero123_file, file)
+    with pytest.raises(UserError, match="Stable Zero123 by its name.*models.novel_view.kind=stable_zero123") as error:
+        load_novel_view("zero123", file)
+    assert "\n" not in str(error.value)
+    assert load_novel_view("stable_zero123", file, image_size=16).numbers is stable_numbers
+
+
+def test_stable_zero123_hears_where_the_image_was_taken_from(zero123_file):
+    """threestudio's: the last number is the reference's polar angle, 90 degrees minus its elevation, in radians."""
+    given = inputs(Rig(n_rigs=2, n_views=3))
+    numbers = stable_numbers(given["reference"], given["cameras"])
+    assert torch.equal(numbers[..., :3], relative_numbers(given["reference"], given["cameras"])[..., :3])
+    elevation = given["reference"].elevation.rad2deg()
+    torch.testing.assert_close(numbers[..., 3], torch.deg2rad(90 - elevation).expand(2, 3))
+    stable, plain = (load_novel_view(kind, zero123_file, image_size=16) for kind in ("stable_zero123", "zero123"))
+    assert (stable(**given) - plain(**given)).abs().max() > 1e-3

@@ -1,5 +1,6 @@
 """M_CLS against a plain float64 twin written from Appendix A.2 and the DINO code's names; files; what it refuses."""
 
+import argparse
 import json
 import math
 import shutil
@@ -231,6 +232,46 @@ def test_every_tensor_of_either_layout_is_used_once(rename):
     for key in rename(state):  # none is left out unnoticed
         with pytest.raises(UserError, match="first missing"):
             model.load_backbone({name: value for name, value in rename(state).items() if name != key}, "here")
+
+
+WRAPPINGS = {
+    "state_dict": lambda s: {"state_dict": s},
+    "teacher": lambda s: {
+        "student": {f"module.backbone.{k}": torch.zeros_like(v) for k, v in s.items()},
+        "teacher": {f"backbone.{k}": v for k, v in s.items()} | {"head.mlp.0.weight": torch.zeros(2, 12)},
+        "args": argparse.Namespace(arch="vit_small"),
+    },
+    "flat teacher": lambda s: (
+        {f"student.backbone.{k}": torch.zeros_like(v) for k, v in s.items()}
+        | {f"teacher.backbone.{k}": v for k, v in s.items()}
+        | {"teacher.head.last_layer.weight_g": torch.zeros(2)}
+    ),
+    "module.": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "timm with a head": lambda s: s | {"head.weight": torch.zeros(10, 12), "head.bias": torch.zeros(10)},
+    "transformers 4": lambda s: old_transformers_names(s) | {"pooler.dense.weight": torch.zeros(12, 12)},
+    "for classification": lambda s: (
+        {f"vit.{k}": v for k, v in old_transformers_names(s).items()} | {"classifier.weight": torch.zeros(3, 12)}
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_public_wrappings_of_dino_are_one_backbone(tmp_path, monkeypatch, wrapping):
+    monkeypatch.setenv("JOINTDREAMER_CACHE", str(tmp_path / "cache"))
+    state = dino_state(12, 3, 8, 10)
+    torch.save(WRAPPINGS[wrapping](state), tmp_path / "dino.pth")
+    model, expected = (PairClassifier(ClassifierSettings(**SMALL)) for _ in range(2))
+    expected.load_backbone(state, "here")
+    found, path = read_dino(tmp_path / "dino.pth")
+    model.load_backbone(found, str(path))
+    ours, theirs = model.backbone.state_dict(), expected.backbone.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_dinov2_is_named(tmp_path):
+    state = dino_state(12, 3, 8, 10) | {"blocks.0.ls1.gamma": torch.ones(12)}
+    with pytest.raises(UserError, match="first unexpected: blocks.0.ls1.gamma; it looks like a DINOv2"):
+        PairClassifier(ClassifierSettings(**SMALL)).load_backbone(state, "dinov2.pth")
 
 
 def test_the_layout_of_the_official_file_fits_the_default():

@@ -1,9 +1,15 @@
 """What ships: in stock formats, small, and good for something."""
 
+import json
+from typing import Any
+
 import pytest
 import torch
 
-from jointdreamer.toybox.recipes import FAMILY, WEIGHTS
+from jointdreamer.models.checkpoint import stored_keys
+from jointdreamer.models.weights import load_tokenizer
+from jointdreamer.toybox import networks
+from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, _save_part, _save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
 
 MEGABYTES = 60
@@ -28,6 +34,46 @@ def test_stock_diffusers_samples_the_shipped_folder():
     assert rgb.shape == (4, 3, 64, 64)
     seen = words_seen(rgb, captions)
     assert seen["color"] >= 0.75 and seen["kind"] >= 0.5
+
+
+def test_stock_diffusers_samples_the_folder_without_being_told_anything():
+    """All parts in one precision, whatever the files are stored in."""
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(FAMILY)
+    assert {part.dtype for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, "output_type": "pt", "generator": torch.Generator().manual_seed(0)}
+    rgb = pipeline("a red robot", **options).images
+    assert rgb.shape == (1, 3, 64, 64) and rgb.isfinite().all() and rgb.std() > 0.05
+
+
+def test_every_transformers_reads_the_shipped_text_parts():
+    """Releases before 5.6 look for `text_model.` before the names, those before 5 for vocab.json and merges.txt."""
+    keys = stored_keys(FAMILY / "text_encoder")
+    assert keys and all(key.startswith("text_model.") for key in keys)
+    for folder in (FAMILY / "tokenizer", WEIGHTS / "clip"):
+        assert {"tokenizer.json", "vocab.json", "merges.txt"} <= {path.name for path in folder.iterdir()}
+    for part in (FAMILY / "text_encoder", WEIGHTS / "clip", WEIGHTS / "novel_view" / "image_encoder"):
+        assert json.loads((part / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_what_training_saves_is_read_alike(tmp_path):
+    from transformers import CLIPTextModel
+
+    tokenizer = networks.build_tokenizer()
+    encoder = networks.build_text_encoder(tokenizer).eval()
+    _save_part(encoder, tmp_path / "text_encoder")
+    _save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    assert all(key.startswith("text_model.") for key in stored_keys(tmp_path / "text_encoder"))
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "tokenizer").iterdir()}
+    loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    assert loaded.dtype == torch.float32
+    for ours, theirs in zip(loaded.parameters(), encoder.parameters(), strict=True):
+        assert torch.equal(ours, theirs.half().float())
+    words = "a red robot with a zebra, front view"
+    for known in (load_tokenizer(tmp_path / "tokenizer"), load_tokenizer(FAMILY / "tokenizer")):
+        assert known(words).input_ids == tokenizer(words).input_ids
 
 
 def test_the_multi_view_model_is_the_stock_unet_with_a_camera():
