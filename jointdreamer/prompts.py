@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import pi, radians, tau
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any
 
 import torch
@@ -179,8 +180,8 @@ def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[lis
             parts.append(view)
         found.append(parts)
     for text, end in lost.items():
-        what = f"{text[:60]!r}..., a text that is too long (at most {most * room} tokens are read)"
-        log.warning("of %s, this is cut off: %r", what, end if len(end) <= 300 else f"{end[:300]}...")
+        too_long = f"{shorten(text, 80)!r}, which is too long (at most {most * room} tokens are read)"
+        log.warning("of %s, this is cut off: %r", too_long, shorten(end, 400))
     return found
 
 

@@ -35,7 +35,7 @@ SINGLE_FILE = (
 FOREIGN = "nothing here reads it: take a Stable Diffusion 1 or 2 base"
 PART = "it is one part of a folder: put it there, and name the folder"
 
-# What a checkpoint holds, by keys that only it has (docs/conventions.md), and where it belongs: the first rule that fits
+# What a checkpoint holds, by keys that only it has (docs/conventions.md), and where it belongs: the first that fits
 LAYOUTS = (
     ("a LoRA", r"lora_(unet|te\d?)_.*|.*\.lora(_[AB]|_down|_up|\.down|\.up)(\..*)?\.weight", "merge it into its base"),
     ("a ControlNet", r"control_model\..*|controlnet_cond_embedding\..*", FOREIGN),
