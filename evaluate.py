@@ -3,17 +3,18 @@
 Each object is rendered and looked at once; the same command again computes nothing anew. Config stops in this file.
 """
 
-import glob
 import importlib.util
-import json
+import os
+import re
 import shlex
 import sys
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jointdreamer import cli
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line, printable
 
 NUMBERS = {"views": (int, 1, 1000), "confidence": (float, 0.5, 0.9999)}
 TEXTS = ("runs", "captions", "reference", "fid", "out_dir")
@@ -34,20 +35,36 @@ def evaluate(cfg: dict[str, Any]) -> int:
         return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
     group_by = check(cfg)
     write_report = report_module().write_report if cfg["report"] else None
-    runs, left_out = find_runs(cfg["runs"].splitlines())
-    for one in left_out:
-        print(f"left out: {one['folder']}: {one['why']}", file=sys.stderr)
-    models, out_dir = same_models(runs), Path(cfg["out_dir"])
+    out_dir = Path(cfg["out_dir"])
+    make_folder(out_dir)
+    candidates, left_out = find_runs(cfg["runs"].splitlines())
+    tell(left_out)
+    models = same_models(candidates)
     kind, given = read_captions(cfg["captions"])
-    captions = summary.caption_set(runs, given, group_by)
+    instruments = pick_instruments(cfg, candidates[0])
+    kept = Path(cfg["cache_dir"] or out_dir / ".cache")
+    while True:
+        runs, other, compared = summary.comparable_runs(candidates, given, group_by)
+        # first: it can be a mistake, the rest takes long
+        reference, against = pick_reference(cfg, runs, instruments, kept)
+        looked = measure_all(runs, instruments, None if reference is None else reference.shape[1])
+        measured = [one for one in looked if not isinstance(one, UserError)]
+        if len(measured) == len(runs):
+            break
+        failed = {id(run): why for run, why in zip(runs, looked, strict=True) if isinstance(why, UserError)}
+        # once more without them: the groups that are left may share other prompts
+        bad = [{"folder": str(run.folder), "why": one_line(failed[id(run)])} for run in runs if id(run) in failed]
+        tell(bad)
+        left_out += bad
+        candidates = [run for run in candidates if id(run) not in failed]
+        if not candidates:
+            raise next(iter(failed.values()))
+    tell(other)
+    left_out += other
+    captions = summary.caption_set(runs, given)
     if len(captions) < 2:
         print("only one caption: there is nothing to retrieve, so no R-Precision", file=sys.stderr)
-
-    instruments = pick_instruments(cfg, runs[0].config)
-    kept = Path(cfg["cache_dir"] or out_dir / ".cache")
-    reference, against = pick_reference(cfg, runs, instruments, kept)  # first: it can be a mistake, the rest takes long
     texts = caption_features(captions, instruments, kept)
-    measured = measure_all(runs, instruments)
 
     rows = [summary.scores(run, seen, captions, texts, out_dir) for run, seen in zip(runs, measured, strict=True)]
     evaluation = {
@@ -55,6 +72,7 @@ def evaluate(cfg: dict[str, Any]) -> int:
         "id": summary.digest(runs),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(cli.typed_command()),
+        "compared": compared,
         "captions": {"kind": kind, "count": len(captions), "file": None if given is None else cfg["captions"]},
         "extractors": {**instruments.names, **comparable(instruments, models)},
         "views": instruments.n_views,
@@ -68,6 +86,7 @@ def evaluate(cfg: dict[str, Any]) -> int:
         "groups": summary.summarise(runs, rows, measured, group_by, cfg["confidence"], reference),
     }
     table = markdown(evaluation)
+    set_study_aside(out_dir, evaluation["id"])
     write_text(out_dir / "evaluation.json", to_json(evaluation, indent=2) + "\n")
     write_text(
         out_dir / "runs.csv", runs_csv(rows, {key: [summary.text(run, key) for run in runs] for key in group_by})
@@ -76,8 +95,43 @@ def evaluate(cfg: dict[str, Any]) -> int:
     print(table)
     if write_report is not None:
         write_report(evaluation, out_dir / "report")
-    print(out_dir)
+    print(printable(out_dir))
     return 0
+
+
+def tell(left_out: list[dict[str, str]]) -> None:
+    """Say what is left out, a line for each."""
+    for one in left_out:
+        print(one_line(f"left out: {one['folder']}: {one['why']}"), file=sys.stderr)
+
+
+def make_folder(out_dir: Path) -> None:
+    """Raises UserError where the evaluation cannot be written, before anything is measured."""
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out_dir).close()
+    except OSError as error:
+        raise UserError(f"cannot write in out_dir={out_dir} ({error.strerror}): choose another place") from error
+
+
+def set_study_aside(out_dir: Path, about: str) -> None:
+    """Give a study that was added up for other runs another name: beside this evaluation it would pass for its own."""
+    from jointdreamer.reading import Unreadable, read_json
+
+    try:
+        study = read_json(out_dir / "study.json")
+        of = str(study.get("evaluation")) if isinstance(study, dict) else ""
+    except Unreadable as error:
+        if error.answer == "absent":
+            return
+        of = ""
+    if of == about:
+        return
+    name = f"study-{of if re.fullmatch('[0-9a-f]{1,64}', of) else 'other'}"
+    for suffix in (".json", ".md"):
+        if os.path.lexists(out_dir / f"study{suffix}"):
+            os.replace(out_dir / f"study{suffix}", out_dir / f"{name}{suffix}")
+    print(f"{printable(out_dir)}: the study there is of other runs: it is {name}.json now", file=sys.stderr)
 
 
 def check(cfg: dict[str, Any]) -> list[str]:
@@ -106,22 +160,23 @@ def report_module() -> Any:
 def add_up_study(patterns: list[str], out_dir: Path) -> int:
     """What the raters of the report in `out_dir` say together: printed, and kept as study.json and study.md."""
     from jointdreamer.files import to_json, write_text
+    from jointdreamer.reading import Unreadable, find, read_json
 
     report = report_module()
-    files = sorted({name for pattern in patterns for name in glob.glob(pattern, recursive=True)})
+    files = sorted({file for pattern in patterns for file in find(pattern) if not file.name.startswith(".")})
     if not files:
         raise UserError(f"study={' '.join(patterns)} matches nothing: wanted the files that the raters downloaded")
-    made = out_dir / "evaluation.json"
     try:
-        evaluation = json.loads(made.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{made} cannot be read ({error}): name the evaluation of this study, out_dir=...") from error
+        evaluation = read_json(out_dir / "evaluation.json")
+    except Unreadable as error:
+        raise UserError(f"{error}: name the evaluation of this study, out_dir=...") from error
     together = report.aggregate_study(files, evaluation)
+    tell([{"folder": one["file"], "why": one["why"]} for one in together.get("left_out", [])])
     table = report.study_table(together)
     write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
     write_text(out_dir / "study.md", table)
     print(table)
-    print(out_dir)
+    print(printable(out_dir))
     return 0
 
 
@@ -132,16 +187,15 @@ def read_captions(captions: str) -> tuple[str, list[str] | None]:
     return ("runs", None) if captions == "runs" else ("file", read_prompts(captions))
 
 
-def pick_instruments(cfg: dict[str, Any], run_config: dict[str, Any]) -> Any:
+def pick_instruments(cfg: dict[str, Any], run: Any) -> Any:
     """The networks for these runs and what they look at; nothing is loaded yet."""
     from jointdreamer.evaluation.measure import Instruments
     from jointdreamer.evaluation.networks import clip_files, toybox_clip
 
-    models, source = run_config["models"], cfg["clip"]
-    toybox = models["name"] == "toybox"
+    source, toybox = cfg["clip"], run.models == "toybox"
     if toybox and source is not None:
         raise UserError("clip=...: toybox runs are scored by the toybox's own CLIP and judge; leave clip out")
-    if not toybox and source is None and not (source := models.get("clip", {}).get("source")):
+    if not toybox and source is None and not (source := run.clip):
         raise UserError("the runs' config names no CLIP: say clip=openai/clip-vit-base-patch32, or a folder with it")
     fid = None if cfg["fid"] == "clip" else Path(cfg["fid"])
     if fid is not None and not fid.is_file():

@@ -107,9 +107,11 @@ def train(cfg: dict[str, Any]) -> int:
         if data["toys"] and rank == 0:
             render_toys(data, cfg["classifier"]["image_size"])
     source = open_views(data["folder"])
+    captions = read_captions(data["folder"], source.ids) if cfg["estimates"]["guided"] else {}
     sets: dict[bool, list[int]] = {True: [], False: []}
     for index, name in enumerate(source.ids):
-        sets[is_held_out(name, data["held_out_percent"])].append(index)
+        if name in captions or not cfg["estimates"]["guided"]:
+            sets[is_held_out(name, data["held_out_percent"])].append(index)
     sizes = {"size": cfg["classifier"]["image_size"], "objects": training["objects"], "views": training["views"]}
     wrong = {key: data[key] for key in ("min_angle_deg", "wrong_pose_share")}
     sampler = PairSampler(source, sets[False], **sizes, **wrong, seed=cfg["seed"])
@@ -123,7 +125,6 @@ def train(cfg: dict[str, Any]) -> int:
             f"estimates.guided={cfg['estimates']['guided']}: guided estimates are only shown to be corrected; give "
             "training.derivative_weight or training.step_weight as well"
         )
-    captions = read_captions(data["folder"], source.ids) if cfg["estimates"]["guided"] else {}
     look_through = build_estimator(cfg["models"], cfg["estimates"], captions, device)
 
     # The network

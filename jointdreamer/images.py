@@ -10,12 +10,16 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
+from jointdreamer.reading import DAMAGED, NOT_NOW, TOO_LARGE, Unreadable, open_file
 
+MOST_PIXELS = (
+    2**26
+)  # of a picture that is read: 268 MB of RGBA, and a few kB of a file can ask for a thousand times that
 PAPER = 255  # the colour between and around the cells
 INK = (20, 20, 20)
 
@@ -161,6 +165,31 @@ def write_video(path: str | Path, frames: Tensor | Iterable[Tensor | np.ndarray]
                 writer.close()
         if shape is None:
             raise ValueError(f"wanted frames for {path}, got none")
+
+
+def read_picture(file: str | Path) -> np.ndarray:
+    """A picture as RGBA, uint8 (H, W, 4) with straight colours, upright as its EXIF says; of an animation the first.
+
+    Takes grey, palettes, CMYK and transparency; 16 bits a channel become their upper eight (Pillow's own conversion of
+    grey cuts them off at 255 instead), floats are taken for [0, 1].
+    Raises Unreadable, also for more than MOST_PIXELS.
+    """
+    with open_file(file) as stream:
+        try:
+            image = Image.open(stream)
+            if image.width * image.height > MOST_PIXELS:
+                raise Unreadable(file, TOO_LARGE, f"{image.width} x {image.height} pixels")
+            image = ImageOps.exif_transpose(image)
+            if image.mode[0] in "IF":
+                gray = np.asarray(image, np.float64) / (1 if image.mode == "F" else 2**16 - 1)
+                image = Image.fromarray(np.round(np.nan_to_num(gray).clip(0, 1) * 255).astype(np.uint8))
+            return np.asarray(image.convert("RGBA"))
+        except Unreadable:
+            raise
+        except MemoryError as error:
+            raise Unreadable(file, NOT_NOW, "not enough memory") from error
+        except Exception as error:  # Pillow's decoders let nearly anything through
+            raise Unreadable(file, TOO_LARGE if "Bomb" in type(error).__name__ else DAMAGED, error) from error
 
 
 def plot_curves(path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Path:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError
 
+FRONT = 0.4  # R, below which nothing of an object follows the camera as a front does
 ALL_ROUND = 0.75  # share of the circle from which a face shows, above which it shows all round
 
 
@@ -32,6 +33,11 @@ def turning(judged_azimuth: Tensor, true_azimuth: Tensor) -> float:
     """
     error = judged_azimuth - true_azimuth
     return float(torch.complex(error.cos(), error.sin()).mean().abs())
+
+
+def has_front(turning: float) -> bool:
+    """Whether an object whose R is `turning` has a front. Without one it cannot be Janus, nor be free of it."""
+    return turning >= FRONT
 
 
 def roc_auc(score: Tensor, label: Tensor) -> float:

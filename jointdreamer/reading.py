@@ -13,6 +13,7 @@ import math
 import os
 import re
 import stat
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,11 +30,12 @@ Answer = Literal["absent", "damaged", "cannot be read now", "too large"]
 MIB = 2**20
 Content = TypeVar("Content")
 DEEPEST = 100  # lists and mappings within each other; ours have less than ten
-# Of a file that is no archive, or a broken one, numpy and zipfile raise nearly anything, above all of junk in a header.
-BROKEN_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError)
-BROKEN_ARRAY += (
+# What numpy, zipfile and struct raise of junk, above all of junk in a header: nearly anything.
+BROKEN = (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError, ArithmeticError, RuntimeError)
+BROKEN += (
     AttributeError,
     TokenError,
+    struct.error,
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
 )  # RuntimeError: encrypted, unknown compression, recursion
@@ -44,7 +46,7 @@ class Unreadable(UserError):
 
     def __init__(self, file: str | Path, answer: Answer, why: Any = ""):
         self.file, self.answer = Path(file), answer
-        self.why = one_line(f"{answer} ({one_line(why)[:160]})" if str(why) else answer)
+        self.why = one_line(f"{answer} ({one_line(why)[:240]})" if str(why) else answer)
         super().__init__(f"{file}: {self.why}")
 
 
@@ -197,7 +199,7 @@ def read_array(file: str | Path, most: int = 256 * MIB) -> np.ndarray:
     content = io.BytesIO(read_bytes(file, most))
     try:
         array = np.lib.format.read_array(content, allow_pickle=False)
-    except (*BROKEN_ARRAY, MemoryError) as error:  # the memory is what the header asks for
+    except (*BROKEN, MemoryError) as error:  # the memory is what the header asks for
         raise Unreadable(file, DAMAGED, error) from error
     if not _is_of_numbers(array):
         raise Unreadable(file, DAMAGED, "no array of numbers")
@@ -216,7 +218,7 @@ def read_arrays(file: str | Path, most: int = 256 * MIB) -> dict[str, np.ndarray
             found = {name: stored[name] for name in stored.files}
     except Unreadable:
         raise
-    except (*BROKEN_ARRAY, MemoryError) as error:
+    except (*BROKEN, MemoryError) as error:
         raise Unreadable(file, DAMAGED, error) from error
     if not all(map(_is_of_numbers, found.values())):
         raise Unreadable(file, DAMAGED, "not all of it are arrays of numbers")
@@ -246,7 +248,7 @@ def find(pattern: str) -> Iterator[Path]:
                 yield from find(os.path.join(glob.escape(str(folder)), rest[0]))
             else:
                 yield folder
-                yield from (Path(entry.path) for entry in _entries(folder) if not os.path.isdir(entry.path))
+                yield from (Path(entry.path) for entry in entries(folder) if not os.path.isdir(entry.path))
 
 
 def folders(top: str | Path, enter: Callable[[Path], bool] = lambda folder: True) -> Iterator[Path]:
@@ -267,12 +269,12 @@ def folders(top: str | Path, enter: Callable[[Path], bool] = lambda folder: True
         met.add((about.st_dev, about.st_ino))
         yield folder
         if enter(folder):
-            for entry in reversed(_entries(folder)):
+            for entry in reversed(entries(folder)):
                 if os.path.isdir(entry.path):
                     (links if entry.is_symlink() else waiting).append(Path(entry.path))
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def entries(folder: Path) -> list[os.DirEntry]:
     """What is in a folder, sorted, hidden things left alone; nothing of one that cannot be looked into."""
     try:
         with os.scandir(folder) as entries:

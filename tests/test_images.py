@@ -1,5 +1,7 @@
 """Pictures: exact pixels, any size, and files that are whole or not there."""
 
+import os
+
 import imageio.v3 as imageio
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ import torch
 from PIL import Image
 
 from jointdreamer.errors import UserError
-from jointdreamer.images import contact_sheet, grid, normals_to_rgb, to_uint8, write_png, write_video
+from jointdreamer.images import contact_sheet, grid, normals_to_rgb, read_picture, to_uint8, write_png, write_video
+from jointdreamer.reading import Unreadable
 
 
 def flat(*color: float, size: int = 8) -> torch.Tensor:
@@ -116,3 +119,64 @@ def test_a_video_that_fails_leaves_the_old_one(tmp_path):
     with pytest.raises(UserError, match=r"\.mp4"):
         write_video(tmp_path / "a.gif", torch.zeros(2, 3, 16, 16))
     assert (tmp_path / "a.mp4").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+# Pictures that others made
+
+
+def as_read(tmp_path, image, name="a.png", **options):
+    image.save(tmp_path / name, **options)
+    return read_picture(tmp_path / name)
+
+
+def test_pictures_of_all_modes_are_read_alike(tmp_path):
+    gray = np.array([[0, 64, 255]], np.uint8)
+    expected = np.stack([gray, gray, gray, np.full_like(gray, 255)], -1)
+    eight = Image.fromarray(gray)
+    for mode in ("L", "RGB", "RGBA", "P", "LA"):
+        np.testing.assert_array_equal(as_read(tmp_path, eight.convert(mode)), expected)
+    sixteen = Image.fromarray(gray.astype(np.uint16) * 257)
+    for name in ("a.png", "a.tif", "a.ppm"):
+        np.testing.assert_array_equal(as_read(tmp_path, sixteen, name), expected)
+    np.testing.assert_array_equal(as_read(tmp_path, Image.fromarray(gray.astype(np.float32) / 255), "b.tif"), expected)
+    cmyk = as_read(tmp_path, Image.new("RGB", (8, 8), (200, 100, 50)).convert("CMYK"), "c.tif")
+    assert np.abs(cmyk[0, 0].astype(int) - [200, 100, 50, 255]).max() <= 1
+    clear = Image.new("P", (2, 1))
+    clear.putpalette([255, 0, 0, 0, 255, 0])
+    clear.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(as_read(tmp_path, clear, transparency=0), [[[255, 0, 0, 0], [0, 255, 0, 255]]])
+    assert set(as_read(tmp_path, Image.fromarray(gray > 100))[0, :, 0]) == {0, 255}
+
+
+def test_a_picture_stands_as_its_camera_was_held(tmp_path):
+    image = Image.new("RGB", (3, 2))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert as_read(tmp_path, image, "a.jpg", exif=exif).shape == (3, 2, 4)
+
+
+def test_what_is_no_picture_or_too_much_of_one(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("1", (30_000, 30_000)).save(file)
+    with pytest.raises(Unreadable, match="too large"):
+        read_picture(file)
+    Image.new("RGB", (64, 64)).save(file)
+    whole = file.read_bytes()
+    for content in (
+        b"",
+        b"\x89PNG",
+        whole[:60],
+        whole.replace(b"IDAT", b"IDAX"),
+        bytes(range(256)),
+        b"<svg/>",
+        b"GIF89a",
+    ):
+        file.write_bytes(content)
+        with pytest.raises(Unreadable, match="damaged"):
+            read_picture(file)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(Unreadable, match="damaged"):
+        read_picture(file)
+    with pytest.raises(Unreadable, match="absent"):
+        read_picture(tmp_path / "nowhere.png")

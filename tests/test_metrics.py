@@ -10,6 +10,7 @@ from jointdreamer.metrics import (
     clip_score,
     face_arcs,
     frechet_distance,
+    has_front,
     is_janus,
     moments,
     recall_at,
@@ -61,6 +62,12 @@ def test_two_opposite_fronts_cancel():
 
 
 # Of a classifier
+
+
+def test_what_looks_the_same_from_everywhere_has_no_front():
+    assert (
+        has_front(0.99) and has_front(0.4) and not has_front(0.39) and not has_front(0.02) and not has_front(math.nan)
+    )
 
 
 def test_roc_auc_is_the_odds_that_a_positive_scores_higher():

@@ -9,6 +9,7 @@ processes, changes nothing.
 import hashlib
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,12 @@ from PIL import Image
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, write_text
+from jointdreamer.images import read_picture
+from jointdreamer.reading import BROKEN, MIB, Unreadable, entries, open_file, read_array, read_json
 
 log = logging.getLogger(__name__)
 
 TRUE, WRONG_POSE, OTHER_OBJECT = 0, 1, 2  # kinds of a pair; the first is label 1
-CHECKED_FIRST = 8  # objects that are looked at before anything begins
 ROTATION_TOLERANCE = 1e-3
 CAPTIONS = "captions.json"
 REFERENCE_IN_FRONT = 0.6  # of the corrections: the view of the object that is nearest to the front
@@ -59,6 +61,8 @@ class ViewSource(Protocol):
 class ViewFolder:
     """The `views_release` layout, read as it is asked for.
 
+    A view is a picture and a pose of one name; what is hidden (`._000.png` of a Mac) or has another suffix is no view.
+    Views without their other half, or whose pose cannot be used, are left out of their object, with a warning.
     Raises UserError if there is no folder, or no object in it.
     """
 
@@ -70,33 +74,54 @@ class ViewFolder:
                 f"data.folder={folder}: there is no such folder; wanted views as Zero-1-to-3's views_release has them "
                 "(python -m jointdreamer.data.render_views makes them from meshes)"
             )
-        self.ids = sorted(entry.name for entry in self.folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        self.ids = [entry.name for entry in entries(self.folder) if os.path.isdir(entry.path)]
         if not self.ids:
             raise UserError(
                 f"data.folder={folder}: no object in it; wanted a folder per object with 000.png, 000.npy, 001.png, ..."
             )
+        self._told: set[Path] = set()  # of the pictures that cannot be read
+        self._views: dict[int, list[str]] = {}  # of the objects asked for: the names of the views that `poses` has
 
     def poses(self, index: int) -> np.ndarray:
         folder = self.folder / self.ids[index]
-        pictures, cameras = (sorted(file.stem for file in folder.glob(f"*.{kind}")) for kind in ("png", "npy"))
+        found = [Path(entry.path) for entry in entries(folder)]
+        pictures, cameras = ({file.stem for file in found if file.suffix == kind} for kind in (".png", ".npy"))
         if not pictures:
             raise Damaged("it has no images (*.png)")
-        if pictures != cameras:
-            raise Damaged(f"it has {len(pictures)} images and {len(cameras)} poses: wanted one .npy for each .png")
-        if len(pictures) < 2:
-            raise Damaged("it has one view only")
-        return np.stack([_read_pose(folder / f"{stem}.npy") for stem in pictures])
+        usable, why = {}, [f"{name} lacks its .png or its .npy" for name in sorted(pictures ^ cameras)]
+        for name in sorted(pictures & cameras):
+            try:
+                usable[name] = _read_pose(folder / f"{name}.npy")
+            except Damaged as error:
+                why.append(str(error))
+        if len(usable) < 2:
+            raise Damaged(f"it has {'one view' if usable else 'no view'} only{f': {why[0]}' if why else ''}")
+        if why and index not in self._views:
+            log.warning("object %s of %s: %d views are left out: %s", self.ids[index], self.name, len(why), why[0])
+        self._views[index] = list(usable)
+        return np.stack(list(usable.values()))
 
     def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
-        files = sorted((self.folder / self.ids[index]).glob("*.png"))
-        return np.stack([_read_image(files[view], size) for view in views])
+        if index not in self._views:
+            self.poses(index)
+        folder, names = self.folder / self.ids[index], self._views[index]
+        return np.stack([self._image(folder / f"{names[view]}.png", size) for view in views])
+
+    def _image(self, file: Path, size: int) -> np.ndarray:
+        try:
+            return _resize(Image.fromarray(read_picture(file)), size)
+        except Unreadable as error:
+            if file not in self._told:
+                self._told.add(file)
+                log.warning("a view of %s is left out: %s", self.name, error)
+            raise Damaged(f"{file.name}: {error.why}") from error
 
 
 def _read_pose(file: Path) -> np.ndarray:
     try:
-        world_to_camera = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise Damaged(f"{file.name} cannot be read ({error})") from error
+        world_to_camera = read_array(file, MIB)
+    except Unreadable as error:
+        raise Damaged(f"{file.name}: {error.why}") from error
     if world_to_camera.shape not in ((3, 4), (4, 4)):
         raise Damaged(f"{file.name} is of shape {world_to_camera.shape}, wanted (3, 4)")
     return camera_to_world(world_to_camera[:3].astype(np.float64), file.name)
@@ -126,15 +151,6 @@ def world_to_camera(c2w: np.ndarray) -> np.ndarray:
     return np.concatenate([rotation, -rotation @ np.asarray(c2w, dtype=np.float64)[:3, 3:]], 1)
 
 
-def _read_image(file: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            rgba = image.convert("RGBA")
-    except Exception as error:  # Pillow lets many through
-        raise Damaged(f"{file.name} cannot be read ({' '.join(str(error).split())[:100]})") from error
-    return _resize(rgba, size)
-
-
 def _resize(rgba: Image.Image, size: int) -> np.ndarray:
     """With colours weighted by their opacity, so that none bleeds in from where nothing is."""
     if rgba.size != (size, size):
@@ -148,12 +164,20 @@ class PackedViews:
     def __init__(self, folder: str | Path):
         self.folder, self.name = Path(folder), str(folder)
         try:
-            self.ids = json.loads((self.folder / "ids.json").read_text(encoding="utf-8-sig"))
+            self.ids = read_json(self.folder / "ids.json", 256 * MIB)
+            if not isinstance(self.ids, list) or not all(isinstance(name, str) and name for name in self.ids):
+                raise ValueError("ids.json is no list of names")
+            self.c2w = read_array(self.folder / "c2w.npy", 4096 * MIB)
+            open_file(self.folder / "rgba.npy").close()
             self.rgba = np.load(self.folder / "rgba.npy", mmap_mode="r")
-            self.c2w = np.load(self.folder / "c2w.npy")
-            if not len(self.ids) == len(self.rgba) == len(self.c2w):
-                raise ValueError("its files are of different lengths")
-        except (OSError, ValueError) as error:
+            n, views = self.c2w.shape[:2] if self.c2w.ndim == 4 else (0, 0)
+            right = self.c2w.shape == (n, views, 4, 4) and self.c2w.dtype.kind == "f" and len(self.ids) == n > 0
+            shape = (n, views, *self.rgba.shape[2:3] * 2, 4)
+            if not right or self.rgba.dtype != np.uint8 or self.rgba.shape != shape or self.rgba.shape[2] < 1:
+                raise ValueError("its files are of different lengths, or of another form")
+            if not np.isfinite(self.c2w).all():
+                raise ValueError("c2w.npy is not finite")
+        except BROKEN as error:
             raise UserError(f"data.folder={folder}: cannot be read ({error}); remove it and make it again") from error
 
     def poses(self, index: int) -> np.ndarray:
@@ -191,36 +215,59 @@ def write_packed(
 def open_views(folder: str | Path) -> ViewSource:
     """A folder of views of either kind.
 
-    Raises UserError, one line, if it is missing, holds no images, or if none of its first objects can be used.
+    Raises UserError, one line, if it is missing, holds no images, or if none of its objects can be used.
     """
-    source = PackedViews(folder) if (Path(folder) / "ids.json").exists() else ViewFolder(folder)
+    source = PackedViews(folder) if os.path.lexists(Path(folder) / "ids.json") else ViewFolder(folder)
     why = ""
-    for index in range(min(CHECKED_FIRST, len(source.ids))):
+    for index, name in enumerate(source.ids):  # the first is good, as a rule
         try:
-            source.images(index, range(len(source.poses(index))), 8)
+            first_images(source, index, range(len(source.poses(index))), 2, 8)
             return source
         except Damaged as error:
-            why = why or f"{source.ids[index]}: {error}"
+            why = why or f"{name}: {error}"
     raise UserError(
-        f"data.folder={folder}: none of the first {min(CHECKED_FIRST, len(source.ids))} objects can be used ({why}); "
+        f"data.folder={folder}: none of the {len(source.ids)} objects can be used ({why}); "
         "wanted 000.png, 000.npy (3x4 world-to-camera), ... in each"
     )
 
 
-def read_captions(folder: str | Path, ids: Sequence[str]) -> dict[str, str]:
-    """What the objects of a folder of views are called: `captions.json` in it, {id: caption}.
+def first_images(
+    source: ViewSource, index: int, views: Sequence[int], n: int, size: int
+) -> tuple[list[int], np.ndarray]:
+    """The first n of the `views` of an object whose images can be read, and those (n, size, size, 4).
 
-    Raises UserError, one line, if it is missing, cannot be read, or leaves an object out.
+    Raises Damaged if there are fewer.
+    """
+    found, images, why = [], [], ""
+    for view in views:
+        try:
+            images.append(source.images(index, [view], size)[0])
+        except Damaged as error:
+            why = f": {error}"
+            continue
+        found.append(view)
+        if len(found) == n:
+            return found, np.stack(images)
+    raise Damaged(f"it has {len(found)} views, wanted {n}{why}")
+
+
+def read_captions(folder: str | Path, ids: Sequence[str]) -> dict[str, str]:
+    """What the objects of a folder of views are called: `captions.json` in it, {id: caption}, of those that have one.
+
+    Raises UserError, one line, if it is missing, cannot be read, or has none of the objects.
     """
     file = Path(folder) / CAPTIONS
+    wanted = 'wanted {"<object>": "a caption", ...}'
     try:
-        captions = json.loads(file.read_text(encoding="utf-8-sig"))
-        missing = next((name for name in ids if not captions.get(name, "").strip()), None)
-        why = None if missing is None else f"none for {missing}"
-    except (OSError, ValueError, AttributeError) as error:  # the last: of no dictionary, or one of other things
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-    if why is not None:
-        raise UserError(f'{file}: no captions ({why}); wanted {{"<object>": "a caption", ...}} for each object')
+        said = read_json(file, 256 * MIB)
+    except Unreadable as error:
+        raise UserError(f"{file}: no captions ({error.why}); {wanted}") from error
+    said = said if isinstance(said, dict) else {}
+    captions = {name: said[name] for name in ids if isinstance(said.get(name), str) and said[name].strip()}
+    if not captions:
+        raise UserError(f"{file}: no captions (none for {ids[0]}, nor for the others); {wanted}")
+    if lacking := [name for name in ids if name not in captions]:
+        log.warning("%s has no caption for %s: %d objects are left out", file, lacking[0], len(lacking))
     return captions
 
 
@@ -353,15 +400,16 @@ class PairSampler:
                 of_object = self.source.poses(index)
                 if len(of_object) < self.views:
                     raise Damaged(f"it has {len(of_object)} views, wanted {self.views}")
-                which = np.random.default_rng(views_seed).permutation(len(of_object))
-                images.append(self.source.images(index, which[: self.views].tolist(), self.size))
+                order = np.random.default_rng(views_seed).permutation(len(of_object)).tolist()
+                which, seen = first_images(self.source, index, order, self.views, self.size)
+                images.append(seen)
             except Damaged as error:
                 self._note(name, str(error))
                 continue
             taken.add(index)
             ids.append(name)
             poses.append(of_object)
-            chosen.append(which[: self.views])
+            chosen.append(np.array(which))
             if len(taken) == self.objects:
                 return poses, np.concatenate(images), chosen, ids
         name, why = next(iter(self.damaged.items()), ("", "too few objects"))

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-import zipfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,16 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.networks import TOYBOX, Clip, ClipFiles, Inception
-from jointdreamer.evaluation.runs import Run, damaged, file_identity
+from jointdreamer.evaluation.runs import Run, file_identity
 from jointdreamer.files import atomic_path
-from jointdreamer.metrics import is_janus, zero_shot
+from jointdreamer.metrics import has_front, is_janus, zero_shot
+from jointdreamer.reading import DAMAGED, NOT_NOW, Unreadable, read_arrays
 
 VERSION = 2  # of what is measured: add one whenever the same views would give other numbers
 JUDGE = TOYBOX / "judge" / "model.safetensors"
 DIRECTIONS = ("front", "side", "back")
+LARGEST = 1e15  # of a feature: its square is still a number
 SHEET_COLUMNS = 10
+
+# What a setting that cannot be provokes, in this code or in torch
+IMPOSSIBLE = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, MemoryError)
 
 Arrays = dict[str, np.ndarray]
 
@@ -42,6 +47,7 @@ class Measured:
     fid_features: np.ndarray  # (V, D), CLIP's again unless FID has a network of its own
     janus: bool
     janus_confidence: float  # mean probability of the answers, view by view, that decided it
+    front: bool  # whether any of it is a front, without which there is no Janus to see
     turning: float | None  # R of metrics.turning
     attributes: float | None  # share of the prompt's words seen
     sheet: Path
@@ -102,6 +108,12 @@ class Instruments:
 
         return load_judge()
 
+    def load(self) -> None:
+        """Load the networks. Raises UserError for one that is damaged."""
+        _ = self.clip, self.inception
+        if self.clip_files.toybox:
+            _ = self.judge
+
     def fid_images(self, rgb: Tensor) -> np.ndarray:
         """FID's features of pictures (N, 3, R, R) in [0, 1]."""
         return self.inception.images(rgb) if self.inception is not None else self.clip.images(rgb)
@@ -120,12 +132,18 @@ class Instruments:
 
 
 def kept(file: Path) -> Arrays | None:
-    """The arrays that were kept in `file`, or None: a file that is damaged is computed again."""
+    """The arrays that were kept in `file`, or None: what cannot be read is computed again."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return read_arrays(file)
+    except Unreadable:
         return None
+
+
+def are_features(array: np.ndarray | None, rows: int | None = None, width: int | None = None) -> bool:
+    """Whether an array is features as a network gives them: finite, a row a picture; of any number where None."""
+    if array is None or array.ndim != 2 or array.dtype.kind != "f" or len(array) != (rows or len(array)):
+        return False
+    return array.shape[1] == (width or array.shape[1]) and bool((np.abs(array) < LARGEST).all())  # NaN is not
 
 
 def keep(file: Path, arrays: Mapping[str, Any]) -> None:
@@ -141,65 +159,86 @@ def keep(file: Path, arrays: Mapping[str, Any]) -> None:
         ) from error
 
 
-def measured(run: Run, instruments: Instruments) -> Measured | None:
-    """What is known of a run from an earlier look; None if it has to be looked at."""
+def measured(run: Run, instruments: Instruments, fid_width: int | None = None) -> Measured | None:
+    """What is known of a run from an earlier look; None if it has to be looked at.
+
+    fid_width: how many numbers FID's features have, where that is known.
+    """
     file, sheet = instruments.run_files(run)
     stored = kept(file) if sheet.is_file() else None
-    try:
-        return None if stored is None else _measured(stored, sheet)
-    except KeyError:
+    return None if stored is None else _measured(stored, sheet, instruments, fid_width)
+
+
+def _measured(
+    stored: Mapping[str, np.ndarray], sheet: Path, instruments: Instruments, fid_width: int | None
+) -> Measured | None:
+    """None for arrays that are not what `measure` finds."""
+    views, width = instruments.n_views, instruments.clip_files.width
+    features = stored.get("features")
+    own_fid = instruments.fid_file is not None
+    fid_features = stored.get("fid_features") if own_fid else features
+    if not (are_features(features, views, width) and are_features(fid_features, views, fid_width)):
         return None
+    number: dict[str, float | None] = {}
+    for name in ("janus", "janus_confidence", "front", "turning", "attributes"):
+        value = stored.get(name, np.asarray(math.nan))
+        if value.shape != () or not (np.isnan(value) or 0 <= value <= 1):
+            return None
+        number[name] = None if np.isnan(value) else float(value)
+    janus, sure, front, turning, attributes = number.values()
+    if front is None and turning is not None:  # kept by a version that did not ask
+        front = has_front(turning)
+    if features is None or fid_features is None or janus is None or sure is None or front is None:
+        return None
+    return Measured(features, fid_features, bool(janus), sure, bool(front), turning, attributes, sheet)
 
 
-def _measured(stored: Mapping[str, np.ndarray], sheet: Path) -> Measured:
-    def number(name: str) -> float | None:
-        value = float(stored[name])
-        return None if math.isnan(value) else value
-
-    features = stored["features"]
-    return Measured(
-        features,
-        stored.get("fid_features", features),
-        bool(stored["janus"]),
-        float(stored["janus_confidence"]),
-        number("turning"),
-        number("attributes"),
-        sheet,
-    )
-
-
-def measure_all(runs: Sequence[Run], instruments: Instruments) -> list[Measured]:
-    """Every run's measurement, in order; those that are missing are made, with a bar on stderr."""
-    found = [measured(run, instruments) for run in runs]
+def measure_all(
+    runs: Sequence[Run], instruments: Instruments, fid_width: int | None = None
+) -> list[Measured | UserError]:
+    """Every run's measurement, in order, or why it has none; what is missing is made, with a bar on stderr."""
+    found: list[Measured | UserError | None] = [measured(run, instruments, fid_width) for run in runs]
     missing = [number for number, one in enumerate(found) if one is None]
     if missing:
         from tqdm import tqdm
 
+        instruments.load()  # a network that is damaged is no run's fault
         for number in tqdm(missing, desc="measuring", unit="run", file=sys.stderr):
-            found[number] = measure(runs[number], instruments)
+            try:
+                found[number] = measure(runs[number], instruments)
+            except UserError as error:
+                found[number] = error
     return [one for one in found if one is not None]
 
 
 def measure(run: Run, instruments: Instruments) -> Measured:
     """Render a run and let the networks look at it; kept for the next time.
 
-    Raises UserError for a checkpoint that is damaged or of another version of the code.
+    Raises UserError for a checkpoint that cannot be read, is of another version of the code, or shows no picture.
     """
     from jointdreamer.images import grid, write_png
 
     scene, orbit = load(run, instruments.place)
-    rgb = views(scene, orbit, instruments.n_views, instruments.resolution)
+    try:
+        rgb = views(scene, orbit, instruments.n_views, instruments.resolution)
+        judged_rgb = judging_views(scene) if instruments.clip_files.toybox else None
+    except IMPOSSIBLE as error:
+        raise of_another_version(run, error) from error
     found: dict[str, Any] = {"features": instruments.clip.images(rgb)}
     if instruments.fid_file is not None:
         found["fid_features"] = instruments.fid_images(rgb)
-    if instruments.clip_files.toybox:
-        found |= _judged(run, scene, instruments)
+    if judged_rgb is not None:
+        found |= _judged(run, judged_rgb, instruments)
     else:
         found |= _directions(run, found["features"], instruments)
     file, sheet = instruments.run_files(run)
-    keep(file, found)
+    arrays = {name: np.asarray(value) for name, value in found.items()}
+    result = _measured(arrays, sheet, instruments, None)
+    if result is None:
+        raise UserError(f"{run.folder}: its views are no pictures: the features of them are not finite")
+    keep(file, arrays)
     write_png(sheet, grid(rgb, min(SHEET_COLUMNS, len(rgb))))
-    return _measured({name: np.asarray(value) for name, value in found.items()}, sheet)
+    return result
 
 
 def load(run: Run, device: str) -> tuple[tuple[Any, Any, Any], dict[str, float]]:
@@ -208,22 +247,29 @@ def load(run: Run, device: str) -> tuple[tuple[Any, Any, Any], dict[str, float]]
     from jointdreamer.run import read_checkpoint_file
 
     try:
-        checkpoint = read_checkpoint_file(run.checkpoint, int(run.result["steps"]))
-    except MemoryError:
-        raise
+        checkpoint = read_checkpoint_file(run.checkpoint, run.result["steps"])
+    except (PermissionError, MemoryError) as error:
+        raise Unreadable(run.checkpoint, NOT_NOW, error or "not enough memory") from error
     except Exception as error:  # damaged bytes can surface as nearly any error of zipfile, pickle or torch
-        raise damaged(run.checkpoint, error) from error
+        raise Unreadable(run.checkpoint, DAMAGED, error) from error
     try:
+        with torch.device("meta"), warnings.catch_warnings():  # sizes that are not the checkpoint's cost no memory
+            warnings.simplefilter("ignore")
+            build_scene(run.config, checkpoint)
         scene = build_scene(run.config, checkpoint)
-        orbit = {key: float(run.config["output"][key]) for key in ("elevation_deg", "distance", "fovy_deg")}
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{run.folder} was made by another version of this code ({why}): evaluate it with that version, or name "
-            "runs that do not include it"
-        ) from error
+    except IMPOSSIBLE as error:
+        raise of_another_version(run, error) from error
+    orbit = {key: float(run.config["output"][key]) for key in ("elevation_deg", "distance", "fovy_deg")}
     renderer, field, background = (part.to(device) for part in scene)
     return (renderer, field, background), orbit
+
+
+def of_another_version(run: Run, error: BaseException) -> UserError:
+    """The error for a run whose settings and checkpoint this code cannot make an object of."""
+    return UserError(
+        f"{run.folder} was made by another version of this code ({one_line(error)[:160] or type(error).__name__}): "
+        "evaluate it with that version, or name runs that do not include it"
+    )
 
 
 @torch.no_grad()
@@ -238,20 +284,28 @@ def views(scene: tuple[Any, Any, Any], orbit: Mapping[str, float], n_views: int,
 
 
 @torch.no_grad()
-def _judged(run: Run, scene: tuple[Any, Any, Any], instruments: Instruments) -> dict[str, float]:
-    """The toybox judge's verdict, from the 16 views that it was calibrated with."""
+def judging_views(scene: tuple[Any, Any, Any]) -> Tensor:
+    """The 16 views (16, 3, R, R) that the toybox's judge was calibrated with."""
     from jointdreamer.outputs import RAYS
-    from jointdreamer.toybox.judge import judging_cameras, verdict
-    from jointdreamer.toybox.world import parse_caption
+    from jointdreamer.toybox.judge import judging_cameras
 
     renderer, field, background = scene
     cameras = judging_cameras().to(renderer.occupancy.device)
-    rgb = renderer(field, background, cameras, chunk=RAYS).rgb[0].clamp(0, 1).cpu()
+    return renderer(field, background, cameras, chunk=RAYS).rgb[0].clamp(0, 1).cpu()
+
+
+@torch.no_grad()
+def _judged(run: Run, rgb: Tensor, instruments: Instruments) -> dict[str, float]:
+    """The toybox judge's verdict of its 16 views."""
+    from jointdreamer.toybox.judge import verdict
+    from jointdreamer.toybox.world import parse_caption
+
     said = verdict(instruments.judge, rgb, parse_caption(run.prompt))
     sure = instruments.judge(rgb)["face"].softmax(1).amax(1).mean()
     return {
         "janus": said.janus,
         "janus_confidence": float(sure),
+        "front": has_front(said.turning),
         "turning": said.turning,
         "attributes": said.attributes,
     }
@@ -264,6 +318,7 @@ def _directions(run: Run, features: np.ndarray, instruments: Instruments) -> dic
     return {
         "janus": is_janus(front),
         "janus_confidence": float(told.max(1).mean()),
+        "front": bool(front.any()),
         "turning": math.nan,
         "attributes": math.nan,
     }
@@ -272,13 +327,15 @@ def _directions(run: Run, features: np.ndarray, instruments: Instruments) -> dic
 def caption_features(captions: Sequence[str], instruments: Instruments, folder: Path) -> np.ndarray:
     """CLIP's (C, D) of captions, kept in `folder`."""
     file = folder / f"captions-{instruments.key('captions', list(captions))}.npz"
-    return once(file, lambda: instruments.clip.texts(list(captions)))
+    return once(file, lambda: instruments.clip.texts(list(captions)), len(captions), instruments.clip_files.width)
 
 
-def once(file: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """The features kept in `file`; computed, and kept, where there are none."""
-    stored = kept(file)
-    if stored is None or "features" not in stored:
-        stored = {"features": compute()}
-        keep(file, stored)
-    return stored["features"]
+def once(
+    file: Path, compute: Callable[[], np.ndarray], rows: int | None = None, width: int | None = None
+) -> np.ndarray:
+    """The features kept in `file`; computed, and kept, where there are none, or none of this shape."""
+    features = (kept(file) or {}).get("features")
+    if features is None or not are_features(features, rows, width):
+        features = compute()
+        keep(file, {"features": features})
+    return features

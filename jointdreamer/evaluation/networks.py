@@ -3,7 +3,6 @@
 They are named in every result, and their files are part of the key under which a result is kept.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.runs import file_identity
 from jointdreamer.prompts import shortened
+from jointdreamer.reading import is_whole, read_json
 
 TOYBOX = Path(__file__).resolve().parents[1] / "toybox" / "weights"
 # CLIP's own pixel statistics (its preprocessor_config.json); the toybox CLIP was trained on [-1, 1]
@@ -31,6 +31,7 @@ class ClipFiles:
     title: str  # as results name it
     identity: str
     image_size: int
+    width: int  # of its features
     toybox: bool
 
     @property
@@ -56,17 +57,18 @@ def clip_files(source: Any) -> ClipFiles:
 
 
 def _describe(folder: Path, title: str | None) -> ClipFiles:
-    try:
-        vision = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vision_config") or {}
-        # what the file of the original leaves out is transformers' default: ViT-B/32
-        size, patch, width = (
-            int(vision.get(k, d)) for k, d in (("image_size", 224), ("patch_size", 32), ("hidden_size", 768))
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder} holds no CLIP: its config.json cannot be read ({error})") from error
+    config = read_json(folder / "config.json")
+    vision = (config.get("vision_config") or {}) if isinstance(config, dict) else None
+    # what the file of the original leaves out is transformers' default: ViT-B/32
+    asked = ((vision, "image_size", 224), (vision, "patch_size", 32), (vision, "hidden_size", 768))
+    asked = (*asked, (config, "projection_dim", 512))
+    found = [group.get(key, default) for group, key, default in asked if isinstance(group, dict)]
+    if len(found) < len(asked) or not all(is_whole(number, 1, 2**16) for number in found):
+        raise UserError(f"{folder} holds no CLIP: its config.json does not name the sizes of one")
+    size, patch, width, features = map(int, found)
     original = (size, patch, width) == (224, 32, 768)
     words = title or ("CLIP ViT-B/32" if original else f"a CLIP of width {width} and patches of {patch}")
-    return ClipFiles(folder, words, file_identity(folder), size, title is not None)
+    return ClipFiles(folder, words, file_identity(folder), size, features, title is not None)
 
 
 class Clip:

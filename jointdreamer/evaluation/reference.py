@@ -1,5 +1,7 @@
 """What FID compares the runs with: a folder of pictures, or true toys, seen by the same network; each kept."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.measure import Instruments, once
 from jointdreamer.evaluation.networks import BATCH, resized
+from jointdreamer.images import read_picture
+from jointdreamer.reading import Unreadable, entries, folders
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 TRUE_TOYS = 4  # shapes of each caption among the true renders
@@ -28,36 +32,51 @@ def folder_features(
 ) -> tuple[np.ndarray, str]:
     """FID's features of the pictures in a folder, and what to call them; transparent ones lie on `background`.
 
-    Raises UserError for fewer than two, or one that cannot be read.
+    Pictures that cannot be read are named on stderr and left out. Raises UserError for fewer than two that can.
     """
-    files = sorted(p for p in pictures.rglob("*") if p.suffix.lower() in PICTURES) if pictures.is_dir() else []
+    found = (entry for inner in folders(pictures) for entry in entries(inner))
+    files = [Path(entry.path) for entry in found if entry.name.lower().endswith(PICTURES)]
+    few = f"reference={pictures}: wanted a folder with two or more pictures ({', '.join(PICTURES)}); "
     if len(files) < 2:
-        found = f"{len(files)} in it" if pictures.is_dir() else "no such folder"
-        raise UserError(
-            f"reference={pictures}: wanted a folder with two or more pictures ({', '.join(PICTURES)}); {found}"
-        )
-    stamps = [(str(p.relative_to(pictures)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        raise UserError(few + (f"{len(files)} in it" if os.path.isdir(pictures) else "no such folder"))
+    stamps = [(str(file.relative_to(pictures)), *_stamp(file)) for file in files]
 
     def compute() -> np.ndarray:
-        found = []
-        for k in range(0, len(files), BATCH):
-            part = [_picture(file, background, instruments.resolution) for file in files[k : k + BATCH]]
-            found.append(instruments.fid_images(torch.stack(part)))
+        found, waiting = [], []
+        for file in files:
+            try:
+                waiting.append(_picture(file, background, instruments.resolution))
+            except Unreadable as error:
+                print(one_line(f"left out: {error}"), file=sys.stderr)
+            if len(waiting) == BATCH or file is files[-1] and waiting:
+                found.append(instruments.fid_images(torch.stack(waiting)))
+                waiting = []
+        if sum(map(len, found)) < 2:
+            raise UserError(few + f"{sum(map(len, found))} of {len(files)} can be read")
         return np.concatenate(found)
 
     key = instruments.key("pictures", stamps, list(background))
-    return once(folder / f"reference-{key}.npz", compute), f"{len(files)} pictures of {pictures}"
+    features = once(folder / f"reference-{key}.npz", compute, width=fid_width(instruments))
+    unread = f" ({len(files) - len(features)} more cannot be read)" if len(features) < len(files) else ""
+    return features, f"{len(features)} pictures of {pictures}{unread}"
+
+
+def fid_width(instruments: Instruments) -> int | None:
+    """How many numbers FID's features have, where they are CLIP's."""
+    return instruments.clip_files.width if instruments.fid_file is None else None
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        about = file.stat()
+    except OSError:  # a link to nothing: it will be named
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
 
 
 def _picture(file: Path, background: Sequence[float], resolution: int) -> Tensor:
-    """The middle square of a picture, (3, R, R) in [0, 1]."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            rgba = torch.from_numpy(np.array(image.convert("RGBA"), np.float32) / 255).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({str(error)[:120]}): remove it, or mend it") from error
+    """The middle square of a picture, (3, R, R) in [0, 1]. Raises Unreadable."""
+    rgba = torch.from_numpy(read_picture(file).astype(np.float32) / 255).permute(2, 0, 1)
     height, width = rgba.shape[1:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -108,4 +127,5 @@ def toybox_features(
 
     key = instruments.key("toybox", list(prompts), dict(orbit), list(background), TRUE_TOYS)
     name = f"{len(toys) * TRUE_TOYS * instruments.n_views} true renders of {len(toys)} captions"
-    return once(folder / f"reference-{key}.npz", compute), name
+    rows = len(toys) * TRUE_TOYS * instruments.n_views
+    return once(folder / f"reference-{key}.npz", compute, rows, fid_width(instruments)), name

@@ -1,26 +1,72 @@
 """Which run folders a pattern means, and what each of them is: without reading a tensor.
 
-A folder counts when train.py finished it. What does not count is named with its reason; what is damaged is an error.
+A folder counts when train.py finished it. What does not count, or cannot be read, is named with its reason, and the
+rest goes on.
 """
 
-import glob
 import hashlib
-import json
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import sha256
+from jointdreamer.reading import (
+    BROKEN,
+    DAMAGED,
+    MIB,
+    Unreadable,
+    find,
+    folders,
+    is_number,
+    is_whole,
+    open_file,
+    parse_json,
+    read_json,
+    read_yaml,
+)
 
 CONFIG, RESULT = "config.yaml", "result.json"
-SCENE = ("prompt", "seed", "name", "field", "background", "renderer", "output", "models", "energy")  # train.py's
+LeftOut = dict[str, str]  # {"folder", "why"}
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _group(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _color(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(is_number(part, 0, 1) for part in value)
+
+
+# What an evaluation reads of a config, what it can be, and that in words
+FORM: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "prompt": (_text, "a text"),
+    "seed": (lambda value: is_whole(value, 0), "a whole number"),
+    "name": (_text, "a text"),
+    "models.name": (_text, "a text"),
+    "energy.name": (_text, "a text"),
+    "field": (_group, "a group of settings"),
+    "renderer": (_group, "a group of settings"),
+    "background": (_group, "a group of settings"),
+    "background.eval_color": (_color, "three numbers from 0 to 1"),
+    "output": (_group, "a group of settings"),
+    "output.elevation_deg": (lambda value: is_number(value, -90, 90), "a number from -90 to 90"),
+    "output.distance": (lambda value: is_number(value, 0.1, 1000), "a number from 0.1 to 1000"),
+    "output.fovy_deg": (lambda value: is_number(value, 1, 179), "a number from 1 to 179"),
+}
+# The same where a config has the key: what the sizes in a checkpoint do not bound, and rendering time grows with
+BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "renderer.n_samples": (lambda value: is_whole(value, 1, 2**13), f"a whole number from 1 to {2**13}"),
+    "field.encoding.n_levels": (lambda value: is_whole(value, 1, 256), "a whole number from 1 to 256"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,141 +88,155 @@ class Run:
     def models(self) -> str:
         return str(self.config["models"]["name"])
 
+    @property
+    def clip(self) -> Any:
+        """Where its config has a CLIP: a place, or several; None if it names none."""
+        try:
+            source = self.value("models.clip.source")
+        except KeyError:
+            return None
+        places = source if isinstance(source, list) else [source]
+        return source if places and all(map(_text, places)) else None
+
     def value(self, key: str) -> Any:
         """The config's value at a dotted key; `method`, `energy` and `models` are short for those of a table.
 
         Raises KeyError where there is none.
         """
         short = {"method": "name", "energy": "energy.name", "models": "models.name"}
-        node: Any = self.config
-        for part in short.get(key, key).split("."):
-            if not isinstance(node, dict):
-                raise KeyError(key)
-            node = node[part]
-        return node
+        return value_at(self.config, short.get(key, key))
 
 
-def find_runs(patterns: Sequence[str]) -> tuple[list[Run], list[dict[str, str]]]:
-    """The finished runs that match, and what was left out: {"folder", "why"}; both in the order of their paths.
+def find_runs(patterns: Sequence[str]) -> tuple[list[Run], list[LeftOut]]:
+    """The finished runs that match, and what was left out; both in the order of their paths.
 
     patterns: globs (`**` goes down any number of folders). A folder that is no run stands for the runs below it.
-    Raises: UserError where nothing matches or no run is finished, and for a checkpoint or mesh that is damaged.
+    A run whose mesh is damaged counts, without its mesh, which is named among what was left out.
+    Raises: UserError where nothing matches or no run is finished.
     """
-    matches = sorted({Path(found) for one in patterns for found in glob.glob(os.path.expanduser(one), recursive=True)})
+    matches = sorted({path for one in patterns for path in find(one)})
     shown = " ".join(patterns)
     if not matches:
         raise UserError(f"runs={shown} matches nothing: wanted run folders of train.py, e.g. runs='runs/*/*/seed*'")
-    folders: dict[Path, Path] = {}  # by what they are, so that a link to a run does not count twice
-    left_out: list[dict[str, str]] = []
+    found: dict[str, Path] = {}  # by what they are, so that a link to a run does not count twice
+    left_out: list[tuple[Path, str]] = []
     for path in matches:
-        inside = list(_runs_below(path)) if path.is_dir() else []
-        if not inside and path.is_dir() and not _in_a_run(path):
-            left_out.append(
-                {"folder": str(path), "why": "no run folder: it has no config.yaml, nor any folder below it"}
-            )
+        inside = list(_runs_below(path))
+        if not inside and os.path.isdir(path) and not _in_a_run(path):
+            left_out.append((path, "no run folder: it has no config.yaml, nor any folder below it"))
         for folder in inside:
-            folders.setdefault(folder.resolve(), folder)
+            found.setdefault(os.path.realpath(folder), folder)
     runs = []
-    for folder in folders.values():
-        found = _read(folder)
-        if isinstance(found, Run):
-            runs.append(found)
-        else:
-            left_out.append({"folder": str(folder), "why": found})
-    left_out = [dict(folder=folder, why=why) for folder, why in sorted({(o["folder"], o["why"]) for o in left_out})]
+    for folder in found.values():
+        try:
+            run = _read(folder)
+        except UserError as error:
+            left_out.append((folder, one_line(error).removeprefix(f"{folder}{os.sep}")))
+            continue
+        runs.append(run)
+        try:
+            if run.mesh is not None:
+                check_mesh(run.mesh)
+        except Unreadable as error:
+            left_out.append((error.file, f"{error.why}; its run counts, without a mesh"))
+            runs[-1] = replace(run, mesh=None)
+    named = [{"folder": str(path), "why": why} for path, why in sorted(set(left_out))]
     if not runs:
-        first = f"; the first: {left_out[0]['folder']}: {left_out[0]['why']}" if left_out else ""
+        first = f"; the first: {named[0]['folder']}: {named[0]['why']}" if named else ""
         raise UserError(
             f"runs={shown}: none of the {len(matches)} paths that match is a finished run of train.py{first}"
         )
-    return sorted(runs, key=lambda run: run.folder), left_out
+    return sorted(runs, key=lambda run: run.folder), named
+
+
+def _is_run(folder: Path) -> bool:
+    return os.path.lexists(folder / CONFIG)
 
 
 def _runs_below(path: Path) -> Iterator[Path]:
     """`path` if it is a run folder, else the runs in its folders, hidden ones left alone."""
-    if (path / CONFIG).is_file():
-        yield path
-        return
-    try:
-        inner = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    except OSError:
-        return
-    for folder in inner:
-        yield from _runs_below(folder)
+    return filter(_is_run, folders(path, enter=lambda folder: not _is_run(folder)))
 
 
 def _in_a_run(path: Path) -> bool:
     """Whether `path` is a part of a run (`**` matches those as well)."""
-    return any((parent / CONFIG).is_file() for parent in path.parents)
+    return any(map(_is_run, path.parents))
 
 
-def _read(folder: Path) -> Run | str:
-    """The run, or why it does not count."""
-    try:
-        config = yaml.load((folder / CONFIG).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
-        return "its config.yaml cannot be read"
-    missing = [key for key in SCENE if key not in config] if isinstance(config, dict) else list(SCENE)
-    if missing or not all(isinstance(config[key], dict) and "name" in config[key] for key in ("models", "energy")):
-        return f"no run of train.py: its config.yaml has no {', '.join(missing) or 'names of models and energy'}"
-    if not (folder / RESULT).exists():
-        return "unfinished: no result.json yet"
-    try:
-        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        steps = int(result["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its result.json cannot be read"
-    checkpoint = folder / "checkpoints" / f"step_{steps:06d}.pt"
-    if not checkpoint.is_file():
-        return f"no {checkpoint.relative_to(folder)}: the object itself is gone"
+def _read(folder: Path) -> Run:
+    """The run in a folder. Raises UserError, which says why it does not count."""
+    config = read_yaml(folder / CONFIG)
+    check_config(config)
+    if not os.path.lexists(folder / RESULT):
+        raise UserError("unfinished: no result.json yet")
+    result = read_json(folder / RESULT, MIB)
+    if not isinstance(result, dict) or not is_whole(result.get("steps"), 0):
+        raise UserError("its result.json names no number of steps")
+    checkpoint = folder / "checkpoints" / f"step_{result['steps']:06d}.pt"
+    if not os.path.lexists(checkpoint):
+        raise UserError(f"no {checkpoint.relative_to(folder)}: the object itself is gone")
     mesh = folder / "mesh" / "mesh.glb" if result.get("mesh", True) else None
-    if mesh is not None:
-        check_mesh(mesh)
     return Run(folder, config, result, checkpoint, _digest(checkpoint), mesh)
+
+
+def check_config(config: Any) -> None:
+    """Raises UserError unless a config holds what an evaluation reads, in the form that train.py writes."""
+    for key, (fits, wanted) in (FORM | BOUNDS).items():
+        try:
+            value = value_at(config, key)
+        except KeyError:
+            if key in BOUNDS:
+                continue
+            raise UserError(f"no run of train.py: its config.yaml has no {key}") from None
+        if not fits(value):
+            raise UserError(f"its config.yaml says {key}={one_line(repr(value))[:60]}: wanted {wanted}")
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value at a dotted key. Raises KeyError where there is none."""
+    for part in key.split("."):
+        if not isinstance(config, dict):
+            raise KeyError(key)
+        config = config[part]
+    return config
 
 
 def _digest(checkpoint: Path) -> str:
     """The content of a checkpoint, from the checksums that the file itself lists: no need to read it.
 
-    Raises UserError where the list cannot be read.
+    Raises Unreadable.
     """
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            listed = sorted((item.filename, item.CRC, item.file_size) for item in archive.infolist())
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise damaged(checkpoint, error) from error
+    with open_file(checkpoint) as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                listed = sorted((item.filename, item.CRC, item.file_size) for item in archive.infolist())
+            if sum(size for _, _, size in listed) > os.fstat(stream.fileno()).st_size:
+                raise ValueError("it is packed, as no checkpoint of ours is")
+        except BROKEN as error:
+            raise Unreadable(checkpoint, DAMAGED, error) from error
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
-def damaged(file: Path, why: Any) -> UserError:
-    """The error for a file of a finished run that cannot be used."""
-    return UserError(
-        f"{file} is damaged ({' '.join(str(why).split())[:120]}): move that run away and make it again, or name runs "
-        "that do not include it"
-    )
-
-
 def check_mesh(file: Path) -> None:
-    """Raises UserError for a GLB that is missing, cut off, or without a triangle (glTF 2.0, section 4.4)."""
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(20)
-            magic, version, length, json_length, kind = struct.unpack("<4sII I4s", head)
+    """Raises Unreadable for a GLB that is missing, cut off, or without a triangle (glTF 2.0, section 4.4)."""
+    with open_file(file) as stream:
+        try:
+            magic, version, length, json_length, kind = struct.unpack("<4sII I4s", stream.read(20))
             if magic != b"glTF" or version != 2 or kind != b"JSON":
                 raise ValueError("not a binary glTF 2.0")
-            if length != file.stat().st_size:
-                raise ValueError(f"{file.stat().st_size} bytes, its head says {length}")
-            gltf = json.loads(stream.read(json_length))
-        counts = [
-            gltf["accessors"][part["indices"] if "indices" in part else part["attributes"]["POSITION"]]["count"]
-            for mesh in gltf["meshes"]
-            for part in mesh["primitives"]
-        ]
-        if sum(counts) < 3:
-            raise ValueError("it has no triangle")
-    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
-        raise damaged(file, why) from error
+            size = os.fstat(stream.fileno()).st_size
+            if length != size or json_length > min(size, 64 * MIB):
+                raise ValueError(f"{size} bytes, its head says {length} and {json_length} of JSON")
+            gltf = parse_json(stream.read(json_length))
+            counts = [
+                gltf["accessors"][part["indices"] if "indices" in part else part["attributes"]["POSITION"]]["count"]
+                for mesh in gltf["meshes"]
+                for part in mesh["primitives"]
+            ]
+            if not all(is_whole(count, 0) for count in counts) or sum(counts) < 3:
+                raise ValueError("it has no triangle")
+        except BROKEN as error:
+            raise Unreadable(file, DAMAGED, f"no {error}" if isinstance(error, KeyError) else error) from error
 
 
 def same_models(runs: Sequence[Run]) -> str:

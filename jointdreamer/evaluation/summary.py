@@ -12,9 +12,10 @@ import numpy as np
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.measure import Measured
-from jointdreamer.evaluation.runs import Run
+from jointdreamer.evaluation.runs import LeftOut, Run
 from jointdreamer.evaluation.statistics import Interval, mean, rate
 from jointdreamer.metrics import clip_score, frechet_distance, moments, recall_at, retrieval_ranks, turn_consistency
+from jointdreamer.reading import is_number
 
 VERSION = 1  # of the format
 PERCENT = (0.0, 100.0)
@@ -33,37 +34,59 @@ MEANS: dict[str, tuple[float, float]] = {
 FROM_RESULT = ("minutes", "seconds_per_step", "peak_memory_gb")
 
 
-def caption_set(runs: Sequence[Run], given: Sequence[str] | None, group_by: Sequence[str]) -> list[str]:
-    """The captions that R-Precision chooses among: those given, else the runs' own; each once.
+def caption_set(runs: Sequence[Run], given: Sequence[str] | None) -> list[str]:
+    """The captions that R-Precision chooses among: those given, else the runs' own; each once."""
+    return list(dict.fromkeys(caption.strip() for caption in (given or [run.prompt for run in runs])))
 
-    Raises UserError if a run's prompt is missing from those given, and if groups that are compared were made of other
-    prompts than each other: it is easier to be retrieved among easier captions.
+
+def comparable_runs(
+    runs: Sequence[Run], given: Sequence[str] | None, group_by: Sequence[str]
+) -> tuple[list[Run], list[LeftOut], str]:
+    """The runs whose groups compare, those left out, and in a sentence what is compared.
+
+    It is easier to be retrieved among easier captions, so groups compare by the prompts that all of them have. A group
+    that has none of these is left out; where no two groups share a prompt, all runs stay, and the sentence says so.
+    With captions `given` the set is fixed, and the runs whose prompts it has stay.
+
+    Raises UserError where the captions given hold no run's prompt.
     """
-    prompts = list(dict.fromkeys(run.prompt for run in runs))
     if given is not None:
-        captions = list(dict.fromkeys(caption.strip() for caption in given))
-        if lacking := [prompt for prompt in prompts if prompt not in captions]:
-            more = f" (nor {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        captions = caption_set([], given)
+        kept = [run for run in runs if run.prompt in captions]
+        why = {run.prompt: f"the caption set lacks its prompt {run.prompt!r}" for run in runs}
+        left_out = [{"folder": str(run.folder), "why": why[run.prompt]} for run in runs if run.prompt not in captions]
+        if not kept:
             raise UserError(
-                f"the caption set lacks {lacking[0]!r}{more}, the prompt of {_first(runs, lacking[0]).folder}: "
-                "add it to the file, or name runs that do not include it"
+                f"the caption set lacks {runs[0].prompt!r}, the prompt of {runs[0].folder}, and those of all other "
+                "runs: add them to the file"
             )
-        return captions
-    if "prompt" not in group_by:
-        sets = {label: {run.prompt for run in members} for label, members in grouped(runs, group_by).items()}
-        everything = set(prompts)
-        for label, own in sets.items():
-            if missing := sorted(everything - own):
-                raise UserError(
-                    f"the groups to compare were made of different prompts: {_words(group_by, label)} has no "
-                    f"{missing[0]!r} ({len(own)} of {len(everything)} prompts): make those runs, name others with "
-                    "runs=..., or fix the set with captions=FILE, one caption a line"
-                )
-    return prompts
-
-
-def _first(runs: Sequence[Run], prompt: str) -> Run:
-    return next(run for run in runs if run.prompt == prompt)
+        return kept, left_out, "Runs whose prompts are among the captions given."
+    groups = grouped(runs, group_by)
+    if "prompt" in group_by or len(groups) < 2:
+        return list(runs), [], "All prompts."
+    prompts = {label: {run.prompt for run in members} for label, members in groups.items()}
+    having = {run.prompt: [label for label, own in prompts.items() if run.prompt in own] for run in runs}
+    compared = max(having.values(), key=lambda labels: (len(labels), sum(len(groups[label]) for label in labels)))
+    if len(compared) < 2:
+        return list(runs), [], "The groups share no prompt: each is of prompts of its own, and they do not compare."
+    shared = set.intersection(*(prompts[label] for label in compared))
+    kept, left_out = [], []
+    for label, members in groups.items():
+        for run in members:
+            if label not in compared:
+                why = f"{_words(group_by, label)} shares no prompt with the other groups"
+            elif run.prompt not in shared:
+                lacks = next(other for other in compared if run.prompt not in prompts[other])
+                why = f"{_words(group_by, lacks)} has no run of its prompt {run.prompt!r}"
+            else:
+                kept.append(run)
+                continue
+            left_out.append({"folder": str(run.folder), "why": why})
+    if not left_out:
+        return list(runs), [], "All prompts: every group has them."
+    order = {id(run): number for number, run in enumerate(runs)}
+    said = f"The {len(shared)} prompt(s) that all groups share; {len(left_out)} runs are left out."
+    return sorted(kept, key=lambda run: order[id(run)]), sorted(left_out, key=lambda one: one["folder"]), said
 
 
 def _words(group_by: Sequence[str], label: Sequence[str]) -> str:
@@ -125,12 +148,13 @@ def scores(
         "r_at_5": recall_at(ranks, 5) if len(captions) > 5 else None,
         "janus": measured.janus,
         "janus_confidence": measured.janus_confidence,
+        "front": measured.front or measured.janus,  # two fronts turn with no camera either
         "turning": measured.turning,
         "attributes": measured.attributes,
         "consistency": turn_consistency(measured.features) if len(measured.features) > 1 else None,
         "sheet": _relative(measured.sheet, base),
         "mesh": _relative(run.mesh, base) if run.mesh else None,
-        "turntable": _relative(turntable, base) if turntable.is_file() else None,
+        "turntable": _relative(turntable, base) if os.path.isfile(turntable) else None,
     }
 
 
@@ -142,8 +166,7 @@ def _relative(path: Path, base: Path) -> str:
 
 
 def _number(value: Any) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    return float(value) if is_number(value) else None
 
 
 def summarise(
@@ -156,7 +179,8 @@ def summarise(
 ) -> list[dict[str, Any]]:
     """A dict for each group: its keys, how many runs, prompts and seeds, each measure's interval, and FID.
 
-    Janus is a rate in percent. FID is of all views of the group's runs together, and has no interval.
+    Janus and no front are rates in percent, of all runs, and exclude each other. FID is of all views of the group's
+    runs together, and has no interval.
     """
     place = {id(run): number for number, run in enumerate(runs)}
     truth = None if reference is None else moments(reference)
@@ -173,9 +197,15 @@ def summarise(
             values = [rows[k][name] for k in mine if rows[k][name] is not None]
             group[name] = _as_dict(mean(values, confidence, low, high))
         group["janus"] = _as_dict(rate([rows[k]["janus"] for k in mine], confidence))
+        group["no_front"] = _as_dict(rate([not rows[k]["front"] for k in mine], confidence))
         group["fid"] = group["fid_images"] = None
         if truth is not None:
             features = np.concatenate([measured[k].fid_features for k in mine])
+            if features.shape[1] != len(truth[0]):
+                raise UserError(
+                    f"FID's features of the reference have {len(truth[0])} numbers, those of the runs "
+                    f"{features.shape[1]}: remove the reference-*.npz that were kept, and measure again"
+                )
             group["fid"], group["fid_images"] = frechet_distance(*truth, *moments(features)), len(features)
         summary.append(group)
     return summary

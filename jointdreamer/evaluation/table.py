@@ -2,8 +2,21 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jointdreamer.errors import one_line, printable
+
+MARKUP = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {character: f"\\{character}" for character in "\\`|["}
+)
+FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # the last four: of double width
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+NO_FRONT = (
+    "It needs a front: objects with R below 0.4, or without a view that is told to be the front, have none and do not "
+    "count as Janus."
+)
 
 # measure: heading, digits
 COLUMNS: dict[str, tuple[str, int]] = {
@@ -12,6 +25,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "r_at_5": ("R@5 %", 1),
     "fid": ("FID", 3),
     "janus": ("Janus %", 1),
+    "no_front": ("no front %", 1),
     "turning": ("R", 2),
     "attributes": ("words seen", 2),
     "consistency": ("consistency", 3),
@@ -25,22 +39,28 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     groups, extractors, captions = evaluation["groups"], evaluation["extractors"], evaluation["captions"]
     shown = [name for name in COLUMNS if any(group.get(name) is not None for group in groups)]
     keys = list(evaluation["group_by"])
-    head = [*keys, "runs", *(COLUMNS[name][0] for name in shown)]
+    head = [*map(plain, keys), "runs", *(COLUMNS[name][0] for name in shown)]
     lines = [_row(head), "|---" * len(head) + "|"]
     for group in groups:
-        cells = [_plain(group["keys"][key]) for key in keys] + [str(group["runs"])]
+        cells = [plain(group["keys"][key]) for key in keys] + [str(group["runs"])]
         lines.append(_row([*cells, *(_cell(group.get(name), COLUMNS[name][1]) for name in shown)]))
     lines += [
         "",
         f"Mean [{evaluation['confidence']:.0%} interval] over runs; {evaluation['intervals']}. "
         f"{evaluation['views']} views of {evaluation['resolution']} pixels a run.",
-        f"CLIP: {extractors['clip']}; retrieval among {captions['count']} captions ({captions['kind']}).",
-        _fid_line(evaluation),
-        f"Janus: {extractors['janus']}. Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023).",
+        f"CLIP: {plain(extractors['clip'])}; retrieval among {captions['count']} captions ({captions['kind']}). "
+        f"{evaluation['compared']}",
+        plain(_fid_line(evaluation)),
+        f"Janus: {plain(extractors['janus'])}. {NO_FRONT}",
+        "Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023).",
         extractors["note"],
     ]
     if evaluation["left_out"]:
-        lines += ["", "Left out:", *(f"- {one['folder']}: {one['why']}" for one in evaluation["left_out"])]
+        lines += [
+            "",
+            "Left out:",
+            *(f"- {plain(one['folder'])}: {plain(one['why'])}" for one in evaluation["left_out"]),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -58,9 +78,9 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
-    """A value of a config in one cell."""
-    return " ".join(str(text).split()).replace("|", "\\|")
+def plain(text: Any) -> str:
+    """Any text as words within a line of Markdown, never as markup, a link or a picture, nor as a terminal's codes."""
+    return one_line(text).translate(MARKUP)
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -78,8 +98,18 @@ def runs_csv(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Sequence[Any]
     extra = [name for name in more if name not in rows[0]]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*rows[0], *extra])
+    writer.writerow(map(cell, [*rows[0], *extra]))
     for number, row in enumerate(rows):
-        cells = [*row.values(), *(more[name][number] for name in extra)]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow(map(cell, [*row.values(), *(more[name][number] for name in extra)]))
     return out.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """A value for a CSV: a text that a spreadsheet would take for a formula gets an apostrophe before it (OWASP, "CSV
+    injection"), control characters other than the end of a line are written out."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = "\n".join(map(printable, value.split("\n")))
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text

@@ -1,12 +1,14 @@
 """Fig. 8, the training losses of SDS and JSD, and Fig. 10, sums of SDS and MVDream, as tables and pictures."""
 
-import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
+from jointdreamer.errors import one_line
 from jointdreamer.images import plot_curves
+from jointdreamer.reading import DAMAGED, MIB, Unreadable, is_number, is_whole, open_file, parse_json
 from jointdreamer.tables.definitions import FIG10_SUM, Table
 from jointdreamer.tables.runs import Job
 from jointdreamer.tables.scores import ABSENT, Groups
@@ -17,9 +19,23 @@ Lines = dict[str, tuple[list[float], list[float]]]
 
 
 def loss_curve(folder: Path) -> Curve:
-    """Step -> distillation loss (unweighted) of a finished run, each EVERY steps."""
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {row["step"]: row["loss/jsd"] for row in rows if row["step"] % EVERY == 0}
+    """Step -> distillation loss (unweighted) of a finished run, each EVERY steps. Rows that hold no loss are skipped.
+
+    Raises Unreadable.
+    """
+    curve = {}
+    with open_file(folder / "metrics.jsonl") as stream:
+        for line in iter(lambda: stream.readline(MIB), b""):
+            try:
+                row = parse_json(line)
+            except ValueError:
+                continue
+            step, loss = (row.get("step"), row.get("loss/jsd")) if isinstance(row, dict) else (None, None)
+            if isinstance(step, int) and is_whole(step, 0) and step % EVERY == 0 and is_number(loss):
+                curve[step] = loss
+    if not curve:
+        raise Unreadable(folder / "metrics.jsonl", DAMAGED, "it holds no loss")
+    return curve
 
 
 def average(curves: Sequence[Curve]) -> Curve:
@@ -41,8 +57,13 @@ def figure8(table: Table, models: str, jobs: Sequence[Job], picture: Path) -> st
     lines += ["| | runs | jump of the mean curve | jump of one run (deviation) | mean loss |", "|---|---|---|---|---|"]
     panels: tuple[Lines, Lines] = ({}, {})
     for row in table.rows:
-        curves = [loss_curve(job.folder) for job in jobs if job.row == row and job.done]
-        if not curves:
+        curves = []
+        for job in (job for job in jobs if job.row == row and job.done):
+            try:
+                curves.append(loss_curve(job.folder))
+            except Unreadable as error:
+                print(one_line(f"left out: {error}"), file=sys.stderr)
+        if not curves or not average(curves):
             lines.append(f"| {row.label} | 0 | {ABSENT} | {ABSENT} | {ABSENT} |")
             continue
         whole, single = average(curves), [fluctuation(curve) for curve in curves]

@@ -1,13 +1,15 @@
 """What evaluate.py says of a table's runs, and the table that it makes, the paper's numbers beside ours."""
 
-import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
+from jointdreamer.reading import ABSENT as ABSENT_FILE
+from jointdreamer.reading import DAMAGED, Unreadable, is_number, read_json
 from jointdreamer.tables.definitions import HELD_OUT, MEASURES, PREFERRED, RELATIVE, TOYBOX_ONLY, Table
 from jointdreamer.tables.runs import ROOT, Job
 from jointdreamer.toybox.world import is_held_out_combination, parse_caption
@@ -49,30 +51,45 @@ def evaluate(folders: Sequence[Path], captions: Path, out_dir: Path, report: boo
 def read_groups(file: Path) -> Groups:
     """The groups of an evaluation.json by the `name` of their runs, with what people prefer if a study.json says so.
 
-    study.json is what `evaluate.py study=FILES out_dir=FOLDER` leaves beside it. One that is about other runs is named
-    and left out. Raises UserError for one that is damaged.
+    study.json is what `evaluate.py study=FILES out_dir=FOLDER` leaves beside it. One that is about other runs, or that
+    cannot be read, is named and left out.
     """
-    evaluation = json.loads(file.read_text(encoding="utf-8"))
+    evaluation = read_json(file)
     groups = {group["keys"]["method"]: dict(group) for group in evaluation["groups"]}
     study = file.with_name("study.json")
-    if not study.exists():
-        return groups
     try:
-        said = json.loads(study.read_text(encoding="utf-8"))
-        about, shares = said["evaluation"], {one["method"]: one["preferred"] for one in said["methods"]}
-        percents = {
-            name: {"mean": 100 * share["share"], "low": 100 * share["low"], "high": 100 * share["high"]}
-            for name, share in shares.items()
-            if share["share"] is not None
-        }
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{study} is damaged ({error!r}): add the study up again, or delete it") from error
-    if about != evaluation["id"]:
-        print(f"{study} is about other runs than {file}, so it is left out", file=sys.stderr)
-        return groups
-    for name in percents.keys() & groups.keys():
-        groups[name][PREFERRED] = percents[name]
+        for name, share in read_shares(study, evaluation["id"]).items():
+            if name in groups:
+                groups[name][PREFERRED] = share
+    except UserError as error:
+        if not (isinstance(error, Unreadable) and error.answer == ABSENT_FILE):
+            print(one_line(f"left out: {error}"), file=sys.stderr)
     return groups
+
+
+def read_shares(study: Path, about: str) -> dict[str, dict[str, float]]:
+    """How often raters preferred each method, in percent with its interval, of the runs of one evaluation.
+
+    Raises UserError.
+    """
+    said = read_json(study)
+    if not isinstance(said, dict) or not isinstance(said.get("methods"), list):
+        raise Unreadable(study, DAMAGED, "it has no methods: add the study up again, or delete it")
+    if said.get("evaluation") != about:
+        raise UserError(f"{study}: it is about other runs than the evaluation beside it")
+    shares = {}
+    for method in said["methods"]:
+        one = method.get("preferred") if isinstance(method, dict) else None
+        numbers = (
+            [one.get(name, math.nan) for name in ("share", "low", "high")] if isinstance(one, dict) else [math.nan]
+        )
+        if numbers == [None] * 3:  # nobody was asked
+            continue
+        if not all(is_number(number, 0, 1) for number in numbers) or not isinstance(method.get("method"), str):
+            raise Unreadable(study, DAMAGED, "add the study up again, or delete it")
+        percents = [100 * float(number) for number in numbers if number is not None]
+        shares[method["method"]] = dict(zip(("mean", "low", "high"), percents, strict=True))
+    return shares
 
 
 def is_held_out(prompt: str) -> bool:

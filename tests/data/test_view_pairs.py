@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 from typing import Any
 
@@ -218,69 +219,141 @@ def test_packed_views_are_the_same_views(folder, tmp_path):
 # Holes
 
 
-def no_image(path):
-    (path / "003.png").write_bytes((path / "003.png").read_bytes()[:60])
+def no_image(path, view):
+    (path / f"{view}.png").write_bytes((path / f"{view}.png").read_bytes()[:60])
 
 
-def one_pose_less(path):
-    (path / "011.npy").unlink()
+def one_pose_less(path, view):
+    (path / f"{view}.npy").unlink()
 
 
-def no_rotation(path):
-    np.save(path / "003.npy", np.load(path / "003.npy") * 1.01)
+def no_rotation(path, view):
+    np.save(path / f"{view}.npy", np.load(path / f"{view}.npy") * 1.01)
 
 
-def mirrored(path):
-    np.save(path / "003.npy", np.load(path / "003.npy") * np.array([[-1], [1], [1]]))
+def mirrored(path, view):
+    np.save(path / f"{view}.npy", np.load(path / f"{view}.npy") * np.array([[-1], [1], [1]]))
 
 
-def not_finite(path):
-    np.save(path / "003.npy", np.full((3, 4), np.nan))
+def not_finite(path, view):
+    np.save(path / f"{view}.npy", np.full((3, 4), np.nan))
 
 
-def a_pickle(path):
-    np.save(path / "003.npy", np.array([print], dtype=object), allow_pickle=True)
+def a_pickle(path, view):
+    np.save(path / f"{view}.npy", np.array([print], dtype=object), allow_pickle=True)
 
 
-def another_shape(path):
-    np.save(path / "003.npy", np.zeros((2, 2)))
+def another_shape(path, view):
+    np.save(path / f"{view}.npy", np.zeros((2, 2)))
 
 
-def no_images(path):
-    for file in path.iterdir():
-        file.unlink()
+def a_pipe(path, view):
+    (path / f"{view}.npy").unlink()
+    os.mkfifo(path / f"{view}.npy")
+
+
+def no_header(path, view):
+    (path / f"{view}.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16)
 
 
 DAMAGE = {
-    no_image: "003.png cannot be read",
-    one_pose_less: "12 images and 11 poses",
+    no_image: "003.png: damaged",
+    one_pose_less: "003 lacks its .png or its .npy",
     no_rotation: "not a rotation",
     mirrored: "not a rotation",
     not_finite: "not a rotation",
-    a_pickle: "003.npy cannot be read",
-    another_shape: r"shape \(2, 2\)",
-    no_images: "no images",
+    a_pickle: "003.npy: damaged",
+    another_shape: r"shape (2, 2)",
+    a_pipe: "003.npy: damaged",
+    no_header: "003.npy: damaged",
 }
+VIEW_NAMES = [f"{view:03d}" for view in range(VIEWS)]
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
-def test_a_damaged_object_is_skipped_named_and_counted(folder, damage, caplog):
-    damage(folder / "object_05")
+def test_a_damaged_view_is_named_and_its_object_keeps_the_others(folder, damage, caplog):
+    damage(folder / "object_05", "003")
+    drawn = PairSampler(open_views(folder), range(12), 8, objects=12, views=11)
+    with caplog.at_level(logging.WARNING, "jointdreamer"):
+        for number in range(3):
+            group, _ = drawn.group(0, number)
+            assert len(group.rgba) == 132 and group.label.mean() == 0.5
+    assert drawn.damaged == {}
+    assert len(caplog.records) == 1 and "object_05" in caplog.text and DAMAGE[damage] in caplog.text
+
+
+def test_companions_of_views_are_no_views(folder, caplog):
+    before = PairSampler(open_views(folder), range(12), 8).group(0, 0)[0]
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / "._object_05").mkdir()
+    for path in folder.glob("object_*"):
+        for name in ("._000.png", "._000.npy", ".DS_Store", "Thumbs.db", "desktop.ini", "transforms.json"):
+            (path / name).write_bytes(b"junk")
+    with caplog.at_level(logging.WARNING, "jointdreamer"):
+        after = PairSampler(open_views(folder), range(12), 8).group(0, 0)[0]
+    assert not caplog.records and np.array_equal(before.rgba, after.rgba) and np.array_equal(before.c2w_2, after.c2w_2)
+
+
+@pytest.mark.parametrize("damage", [no_image, one_pose_less, not_finite], ids=lambda f: f.__name__)
+def test_an_object_with_too_few_views_is_skipped_named_and_counted(folder, damage, caplog):
+    for view in VIEW_NAMES[:8]:
+        damage(folder / "object_05", view)
     drawn = PairSampler(open_views(folder), range(12), 8, objects=10, views=5)
     with caplog.at_level(logging.WARNING, "jointdreamer"):
         for number in range(4):
             group, _ = drawn.group(0, number)
             assert len(group.rgba) == 50 and group.label.mean() == 0.5
     assert list(drawn.damaged) == ["object_05"]
-    assert len(caplog.records) == 1 and "object_05" in caplog.text and "1 so far" in caplog.text
+    assert "object object_05" in caplog.text and "1 so far" in caplog.text
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
 def test_a_folder_where_nothing_can_be_used_is_one_line(folder, damage):
     for path in folder.iterdir():
-        damage(path)
-    with pytest.raises(UserError, match=rf"none of the first 8 objects can be used \(object_00: .*{DAMAGE[damage]}"):
+        for view in VIEW_NAMES:
+            damage(path, view)
+    with pytest.raises(UserError, match=r"none of the 12 objects can be used \(object_00: it has .*0"):
         open_views(folder)
+
+
+def test_one_good_object_behind_many_bad_ones_is_found(folder):
+    for path in sorted(folder.iterdir())[:11]:
+        for file in path.iterdir():
+            file.unlink()
+    assert len(open_views(folder).ids) == 12
+
+
+@pytest.mark.parametrize("content", ["", "null", "3", "{}", "[1, 2]", '["a"]', "[" * 5000, "[]", '{"a": "b"}'])
+def test_packed_views_with_a_list_that_is_none(folder, tmp_path, content):
+    files = ViewFolder(folder)
+    objects = ((files.images(i, range(VIEWS), 20), files.poses(i)) for i in range(12))
+    write_packed(tmp_path / "packed", files.ids, (VIEWS, 20), objects)
+    (tmp_path / "packed" / "ids.json").write_text(content)
+    with pytest.raises(UserError, match="make it again"):
+        open_views(tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("c2w.npy", (3,), float),
+        ("c2w.npy", (12, VIEWS, 3, 4), float),
+        ("c2w.npy", (11, VIEWS, 4, 4), float),
+        ("c2w.npy", (12, VIEWS, 4, 4), int),
+        ("rgba.npy", (7,), np.uint8),
+        ("rgba.npy", (12, VIEWS, 20, 20, 3), np.uint8),
+        ("rgba.npy", (12, VIEWS, 20, 20, 4), float),
+        ("rgba.npy", (12, VIEWS, 0, 0, 4), np.uint8),
+    ],
+)
+def test_packed_views_of_another_form(folder, tmp_path, name, shape, dtype):
+    files = ViewFolder(folder)
+    objects = ((files.images(i, range(VIEWS), 20), files.poses(i)) for i in range(12))
+    write_packed(tmp_path / "packed", files.ids, (VIEWS, 20), objects)
+    np.save(tmp_path / "packed" / name, np.zeros(shape, dtype))
+    with pytest.raises(UserError, match="make it again"):
+        open_views(tmp_path / "packed")
 
 
 def test_folders_that_are_none(tmp_path, folder):
@@ -327,14 +400,18 @@ def test_prefetching_keeps_the_order_reads_no_further_and_hands_errors_on():
     assert list(prefetch(make, [], workers=2)) == []
 
 
-def test_captions_are_read_or_the_first_that_is_missing_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"captions\.json: no captions \(FileNotFoundError"):
+def test_captions_are_read_and_objects_without_one_are_named(tmp_path, caplog):
+    with pytest.raises(UserError, match=r"captions\.json: no captions \(absent"):
         read_captions(tmp_path, ["one"])
-    (tmp_path / "captions.json").write_text('{"one": "a bear", "two": " "}')
-    assert read_captions(tmp_path, ["one"])["one"] == "a bear"
-    for ids, why in ((["one", "two"], "none for two"), (["one", "three"], "three")):
-        with pytest.raises(UserError, match=why):
-            read_captions(tmp_path, ids)
+    (tmp_path / "captions.json").write_text('{"one": "a bear", "two": " ", "three": 3, "four": null}')
+    assert read_captions(tmp_path, ["one"]) == {"one": "a bear"} and not caplog.records
+    with caplog.at_level(logging.WARNING, "jointdreamer"):
+        assert read_captions(tmp_path, ["one", "two", "three", "four", "five"]) == {"one": "a bear"}
+    assert "no caption for two: 4 objects are left out" in caplog.text
+    for content in ("", "null", "[]", "[" * 5000, '{"one": []}', '{"one": ""}'):
+        (tmp_path / "captions.json").write_text(content)
+        with pytest.raises(UserError, match="no captions"):
+            read_captions(tmp_path, ["one"])
 
 
 def test_a_group_knows_its_objects_by_name():

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def test_a_study_is_added_up_by_the_report_s_module(command, refused, make_run, 
     for name in ("a.json", "b [1].json"):
         (tmp_path / name).write_text("{}")
     refused(["study=nothing*"], "study=nothing* matches nothing")
-    refused(["study=*.json"], "evaluation.json cannot be read", "out_dir=")
+    refused(["study=*.json"], "evaluation.json: absent", "out_dir=")
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "evaluation.json").write_text('{"id": "abc"}')
     status, out, _ = command("study=b*.json", "study=a.json")
@@ -277,24 +278,120 @@ def test_runs_of_two_kinds_of_models(refused, make_run):
     refused(["runs=runs"], "1 of models=sd21 and 1 of models=toybox", "narrower")
 
 
-def test_groups_of_different_prompts(refused, command, make_run, tmp_path):
+def test_groups_of_different_prompts(command, make_run, tmp_path):
     make_run("a red robot", method="mvs")
     make_run("a blue pig", method="none")
-    refused(["runs=runs"], "method=mvs has no 'a blue pig'", "captions=FILE")
+    status, out, err = command("runs=runs")
+    assert status == 0 and "The groups share no prompt" in out
+    assert len(result(tmp_path)["groups"]) == 2
+    other, third = make_run("a red robot", method="none"), make_run("a green bear", method="mirror")
+    status, out, err = command("runs=runs")
+    assert status == 0 and f"left out: {third.relative_to(tmp_path)}: method=mirror shares no prompt" in err
+    assert "method=mvs has no run of its prompt 'a blue pig'" in err and "that all groups share; 2 runs" in out
+    found = result(tmp_path)
+    assert [(group["keys"]["method"], group["runs"], group["prompts"]) for group in found["groups"]] == [
+        ("mvs", 1, 1),
+        ("none", 1, 1),
+    ]
+    assert len(found["left_out"]) == 2 and found["captions"]["count"] == 1
     (tmp_path / "captions.txt").write_text("a blue pig\na red robot\n")
     assert command("runs=runs", "captions=captions.txt")[0] == 0
+    assert [group["runs"] for group in result(tmp_path)["groups"]] == [1, 2]
+    # what a bad run had alone with another group is compared no more
+    bad = other / "checkpoints" / "step_000002.pt"
+    bad.write_bytes(spoilt(bad))
+    status, out, err = command("runs=runs")
+    assert status == 0 and "step_000002.pt: damaged" in err and "The groups share no prompt" in out
+    assert len(result(tmp_path)["groups"]) == 3
 
 
-def test_damaged_files_of_a_run(refused, make_run):
+def spoilt(checkpoint: Path) -> bytes:
+    """Its bytes with one changed in the middle of a tensor: only the checksum tells."""
+    content = bytearray(checkpoint.read_bytes())
+    with zipfile.ZipFile(checkpoint) as archive:
+        largest = max(archive.infolist(), key=lambda item: item.file_size)
+    content[largest.header_offset + 200] ^= 0xFF
+    return bytes(content)
+
+
+def test_damaged_files_of_a_run(command, refused, make_run, tmp_path):
     folder = make_run()
     mesh = folder / "mesh" / "mesh.glb"
-    whole = mesh.read_bytes()
-    mesh.write_bytes(whole[:100])
-    refused(["runs=runs"], "mesh.glb is damaged")
-    mesh.write_bytes(whole)
+    mesh.write_bytes(mesh.read_bytes()[:100])
+    status, _, err = command("runs=runs")
+    assert status == 0 and "mesh.glb: damaged" in err
+    found = result(tmp_path)
+    assert found["runs"][0]["mesh"] is None and found["left_out"][0]["folder"].endswith("mesh.glb")
     checkpoint = folder / "checkpoints" / "step_000002.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    refused(["runs=runs"], "step_000002.pt is damaged")
+    whole = checkpoint.read_bytes()
+    for content in (whole[:-100], spoilt(checkpoint)):
+        checkpoint.write_bytes(content)
+        refused(["runs=runs"], "step_000002.pt: damaged")
+
+
+def test_one_bad_run_leaves_the_others(command, make_run, tmp_path):
+    good = make_run("a red robot")
+    bad = [make_run("a red robot", seed=seed) for seed in range(1, 6)]
+    checkpoints = [folder / "checkpoints" / "step_000002.pt" for folder in bad]
+    checkpoints[0].write_bytes(spoilt(checkpoints[0]))
+    rewrite(bad[1], field={"hidden": 3})
+    rewrite(bad[2], output={"elevation_deg": None, "distance": 2, "fovy_deg": 40})
+    (bad[3] / "result.json").write_text("[" * 3000)
+    (bad[4] / "config.yaml").write_text("a: &a [1]\nb: *a\n")
+    status, _, err = command("runs=runs", "report=true")
+    assert status == 0, err
+    found = result(tmp_path)
+    assert [row["folder"] for row in found["runs"]] == [f"../{good.relative_to(tmp_path)}"]
+    assert sorted(one["folder"] for one in found["left_out"]) == [str(folder.relative_to(tmp_path)) for folder in bad]
+    assert err.count("left out: ") == 5 and (tmp_path / "evaluation" / "report" / "index.html").is_file()
+
+
+NASTY = "a <b>|\n\x1b[31m=1+1 ![x](http://y) \x9b2J\u202e"
+
+
+def test_names_that_are_codes_and_formulas_stay_text(command, make_run, tmp_path):
+    make_run("a red robot")
+    odd = make_run("a blue pig")
+    rewrite(odd, prompt=NASTY, name="=cmd|'/C calc'!A0")
+    (tmp_path / "runs" / "notes\x1b[31m\n").mkdir()
+    status, out, err = command("runs=runs/*/*/*", "runs=runs/notes*", "out_dir=eval\x1b[31m", "report=true")
+    assert status == 0, err
+    where = tmp_path / "eval\x1b[31m"
+    texts = [out, err.replace("\r", "\n")]  # the bar's
+    texts += [(where / name).read_text() for name in ("table.md", "runs.csv", "evaluation.json", "report/data.js")]
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n")), text
+    assert "<b>" not in texts[2] and "<" not in texts[5] and "\\[x](http" in texts[2]
+    with (where / "runs.csv").open(newline="") as stream:
+        assert {row["method"] for row in csv.DictReader(stream)} == {"mvs", "'=cmd|'/C calc'!A0"}
+
+
+def test_a_study_of_other_runs_does_not_stay_beside_an_evaluation(command, make_run, tmp_path):
+    make_run("a red robot")
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    stale = {
+        '{"evaluation": "0123abcd"}': "study-0123abcd",
+        "[]": "study-other",
+        '{"evaluation": "../x"}': "study-other",
+    }
+    for content, name in stale.items():
+        (folder / "study.json").write_text(content)
+        (folder / "study.md").write_text("| old |")
+        status, _, err = command("runs=runs")
+        assert status == 0 and f"it is {name}.json now" in err
+        assert not (folder / "study.json").exists() and not (folder / "study.md").exists()
+        assert (folder / f"{name}.json").read_text() == content and (folder / f"{name}.md").is_file()
+    (folder / "study.json").write_text(json.dumps({"evaluation": result(tmp_path)["id"]}))
+    status, _, err = command("runs=runs")
+    assert status == 0 and (folder / "study.json").is_file() and "study" not in err
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(refused, make_run, tmp_path):
+    make_run()
+    (tmp_path / "file").write_text("")
+    refused(["runs=runs", "out_dir=file"], "out_dir=file", "choose another place")
+    refused(["runs=runs", "out_dir=file/below"], "out_dir=file/below")
 
 
 def test_a_real_run_without_a_clip_to_be_had(refused, make_run):

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import zipfile
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation import measure
-from jointdreamer.evaluation.measure import Instruments, measure_all, measured
+from jointdreamer.evaluation.measure import Instruments
 from jointdreamer.evaluation.networks import toybox_clip
 from jointdreamer.evaluation.runs import find_runs
 from jointdreamer.toybox.judge import load_judge, true_views, verdict
@@ -28,6 +29,14 @@ def instruments(**changes) -> Instruments:
 def one_run(folder: Path) -> Any:
     (run,), _ = find_runs([str(folder)])
     return run
+
+
+def measure_all(runs: Any, looking: Instruments) -> Any:
+    return measure.measure_all(runs, looking)
+
+
+def measured(run: Any, looking: Instruments, **options: Any) -> Any:
+    return measure.measured(run, looking, **options)
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def test_a_run_folder_that_cannot_be_written(make_run):
     run = one_run(make_run())
     (run.folder / "evaluation").write_text("in the way")
     with pytest.raises(UserError, match="cache_dir"):
-        measure_all([run], instruments())
+        measure.measure(run, instruments())
 
 
 def test_the_views_are_the_checkpoint_s_object(make_run):
@@ -122,13 +131,14 @@ class Truth:
 def test_the_toybox_is_judged_as_the_judge_judges():
     truth = true_views(parse_caption(CAPTION))  # type: ignore
     run: Any = SimpleNamespace(prompt=CAPTION)
-    found = measure._judged(run, (Truth(truth), None, None), instruments())
+    scene = (Truth(truth), None, None)
+    found = measure._judged(run, measure.judging_views(scene), instruments())
     expected = verdict(load_judge(), truth, parse_caption(CAPTION))
     assert (found["janus"], found["attributes"]) == (expected.janus, expected.attributes) == (False, 1.0)
     assert found["turning"] == pytest.approx(expected.turning) and found["turning"] > 0.95
     assert 0.5 < found["janus_confidence"] <= 1
-    all_round = measure._judged(run, (Truth(truth[:1].expand_as(truth)), None, None), instruments())
-    assert all_round["janus"] and all_round["turning"] < 0.01
+    all_round = measure._judged(run, truth[:1].expand_as(truth), instruments())
+    assert all_round["janus"] and all_round["turning"] < 0.01 and found["front"] and not all_round["front"]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +158,7 @@ def test_directions_by_clip_are_counted_as_faces(words, janus):
     found = measure._directions(run, np.array([embedding[word] for word in words]), looking)
     assert asked == ["a corgi, front view", "a corgi, side view", "a corgi, back view"]
     assert found["janus"] == janus and found["janus_confidence"] == pytest.approx(1)
+    assert found["front"] == ("f" in words)
 
 
 def test_a_damaged_checkpoint_is_named_and_left_where_it_is(make_run):
@@ -157,9 +168,80 @@ def test_a_damaged_checkpoint_is_named_and_left_where_it_is(make_run):
         largest = max(archive.infolist(), key=lambda item: item.file_size)
     content[largest.header_offset + 200] ^= 0xFF  # in the middle of a tensor, so only its checksum tells
     run.checkpoint.write_bytes(content)
-    with pytest.raises(UserError, match=r"step_000002.pt is damaged \(wrong checksum"):
-        measure_all([run], instruments())
+    (why,) = measure_all([run], instruments())
+    assert isinstance(why, UserError) and "step_000002.pt: damaged (wrong checksum" in str(why)
     assert run.checkpoint.is_file()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "Permission denied")])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(make_run, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("jointdreamer.run.read_checkpoint_file", fail)
+    with pytest.raises(UserError, match="cannot be read now"):
+        measure.load(one_run(make_run()), "cpu")
+
+
+def test_a_scene_larger_than_its_checkpoint_costs_no_memory(make_run):
+    run = one_run(make_run())
+    renderer = {**run.config["renderer"], "grid_resolution": 20_000}  # 40 TB
+    with pytest.raises(UserError, match="another version.*size mismatch"):
+        measure.load(replace(run, config={**run.config, "renderer": renderer}), "cpu")
+
+
+ODD_NUMBERS = (None, [], {}, "x", math.nan, math.inf, 0, -1, 10**9, 1e300)
+
+
+@pytest.mark.parametrize(
+    "key", ["field.hidden", "field.radius", "field.blob_std", "field.encoding", "renderer.n_samples"]
+)
+def test_a_setting_that_cannot_be_is_the_run_s_own_fault(make_run, key):
+    run = one_run(make_run())
+    for value in ODD_NUMBERS:
+        group, name = key.split(".")
+        config = {**run.config, group: {**run.config[group], name: value}}
+        (found,) = measure_all([replace(run, config=config)], instruments(n_views=1))
+        if isinstance(found, UserError):
+            assert str(run.folder) in str(found)
+        else:
+            assert np.isfinite(found.features).all()
+
+
+def test_kept_numbers_of_another_form_are_made_again(make_run):
+    run = one_run(make_run())
+    (before,) = measure_all([run], instruments())
+    file, _ = instruments().run_files(run)
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    wide = np.ones((4, 129), np.float32)
+    for name, values in {
+        "features": (
+            wide,
+            wide[:3, :128],
+            wide[0, :128],
+            wide[:, :128] * np.nan,
+            wide[:, :128] * 1e30,
+            np.ones((4, 128), int),
+        ),
+        "janus": (np.ones(2, bool), np.array(7), np.array(np.nan), np.zeros((1, 1))),
+        "janus_confidence": (np.array(2.0), np.array([0.5])),
+        "turning": (np.array(np.inf), np.array(-3.0)),
+    }.items():
+        for value in values:
+            np.savez(file, **{**arrays, name: value})
+            assert measured(run, instruments()) is None, (name, value)
+    np.savez(file, **{name: value for name, value in arrays.items() if name != "front"})  # of an earlier version
+    assert measured(run, instruments()).front == before.front
+    assert measured(run, instruments(), fid_width=5) is None and measured(run, instruments(), fid_width=128) is not None
+
+
+def test_kept_captions_of_another_form_are_made_again(tmp_path):
+    right = measure.caption_features(["a red robot"], instruments(), tmp_path)
+    (file,) = tmp_path.iterdir()
+    for odd in (np.zeros(3), np.zeros((2, 128)), np.zeros((1, 5)), np.full((1, 128), np.inf), np.zeros((1, 128), bool)):
+        np.savez(file, features=odd)
+        np.testing.assert_array_equal(measure.caption_features(["a red robot"], instruments(), tmp_path), right)
 
 
 def test_a_run_of_another_version_is_named(make_run):

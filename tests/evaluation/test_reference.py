@@ -1,4 +1,5 @@
 import math
+import os
 
 import numpy as np
 import pytest
@@ -53,8 +54,36 @@ def test_a_folder_with_fewer_than_two_pictures_is_refused(pixels, tmp_path):
     with pytest.raises(UserError, match="two or more pictures.*1 in it"):
         folder_features(tmp_path, (0, 0, 0), pixels, tmp_path)
     (tmp_path / "two.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="two.png cannot be read"):
+    with pytest.raises(UserError, match="1 of 2 can be read"):
         folder_features(tmp_path, (0, 0, 0), pixels, tmp_path)
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_rest_counts(pixels, tmp_path, capsys):
+    folder = tmp_path / "true"
+    (folder / "more").mkdir(parents=True)
+    for k, name in enumerate(("a.png", "b.png", "more/c.png")):
+        Image.new("RGB", (8, 8), (100 * k, 0, 0)).save(folder / name)
+    for name in ("._a.png", "Thumbs.db", ".DS_Store", "notes.txt"):
+        (folder / name).write_bytes(b"no picture")
+    features, name = folder_features(folder, (0, 0, 0), pixels, tmp_path / "kept")
+    assert len(features) == 3 and name == f"3 pictures of {folder}" and not capsys.readouterr().err
+    (folder / "d.png").write_bytes(b"no picture")
+    (folder / "e.png").mkdir()
+    os.mkfifo(folder / "f.png")
+    os.symlink(folder / "g.png", folder / "g.png")
+    os.symlink(tmp_path, folder / "loop")
+    Image.new("1", (30_000, 30_000)).save(folder / "z.png")
+    features, name = folder_features(folder, (0, 0, 0), pixels, tmp_path / "kept")
+    assert len(features) == 3 and name == f"3 pictures of {folder} (5 more cannot be read)"
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1][-5:] for line in said] == ["d.png", "e.png", "f.png", "g.png", "z.png"]
+
+
+def test_a_picture_of_16_bits_is_not_white(pixels, tmp_path):
+    for k in range(2):
+        Image.fromarray(np.full((8, 8), 2**14 << k, np.uint16)).save(tmp_path / f"{k}.png")
+    features, _ = folder_features(tmp_path, (0, 0, 0), pixels, tmp_path / "kept")
+    assert features == pytest.approx(np.repeat([[0.25], [0.5]], 3, 1), abs=0.003)
 
 
 def test_true_toys_are_the_ray_caster_s(pixels, tmp_path):

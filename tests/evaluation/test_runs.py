@@ -1,12 +1,15 @@
+import copy
 import json
+import math
 import os
 import struct
+from typing import Any
 
 import pytest
 import yaml
 
 from jointdreamer.errors import UserError
-from jointdreamer.evaluation.runs import check_mesh, file_identity, find_runs, same_models
+from jointdreamer.evaluation.runs import BOUNDS, FORM, check_mesh, file_identity, find_runs, same_models
 
 
 def rewrite(folder, **changes):
@@ -62,11 +65,104 @@ def test_the_digest_is_the_checkpoint_s_content(make_run, tmp_path):
 def test_a_checkpoint_that_is_cut_off(make_run, tmp_path):
     file = make_run() / "checkpoints" / "step_000002.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"step_000002.pt is damaged"):
+    with pytest.raises(UserError, match=r"step_000002.pt: damaged"):
         find_runs([f"{tmp_path}/runs"])
+    other = make_run("a blue pig")
+    runs, left_out = find_runs([f"{tmp_path}/runs"])
+    assert [run.folder for run in runs] == [other]
+    assert left_out[0]["folder"] == str(file.parent.parent) and left_out[0]["why"].startswith(
+        "checkpoints/step_000002.pt: damaged"
+    )
 
 
-def glb(content: dict) -> bytes:
+def changed(config, key, value):
+    """The config with another value at a dotted key; without the key where the value is DELETE."""
+    config = copy.deepcopy(config)
+    *parents, last = key.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    if value is DELETE:
+        del node[last]
+    else:
+        node[last] = value
+    return config
+
+
+DELETE = object()
+ODD = (None, [], {}, [1, 2], {"a": 1}, math.nan, math.inf, -1e30, 10**30, True, "x", DELETE, [[[]]])
+
+
+@pytest.mark.parametrize("key", [*FORM, *BOUNDS])
+def test_a_config_that_says_what_cannot_be_is_left_out(make_run, tmp_path, key):
+    good, odd = make_run("a blue pig"), make_run("a red robot")
+    config = yaml.safe_load((odd / "config.yaml").read_text())
+    for value in ODD:
+        fits = (key in ("prompt", "name", "models.name", "energy.name") and value == "x") or (
+            key in ("field", "renderer") and isinstance(value, dict)
+        )
+        fits |= key in BOUNDS and value is DELETE
+        (odd / "config.yaml").write_text(yaml.safe_dump(changed(config, key, value)))
+        runs, left_out = find_runs([f"{tmp_path}/runs"])
+        assert [run.folder for run in runs] == (sorted([good, odd]) if fits else [good]), (key, value)
+        assert [one["folder"] for one in left_out] == ([] if fits else [str(odd)])
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "result.json"])
+@pytest.mark.parametrize(
+    "what", ["empty", "junk", "null", "list", "deep", "bomb", "pipe", "folder", "loop", "long", "nothing"]
+)
+def test_files_that_are_something_else_are_left_out_without_waiting(make_run, tmp_path, name, what):
+    good, odd = make_run("a blue pig"), make_run("a red robot")
+    file = odd / name
+    contents = {
+        "empty": b"",
+        "junk": bytes(range(256)),
+        "null": b"null",
+        "list": b"[1, 2]",
+        "deep": b"[" * 100_000,
+        "bomb": b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+        "long": b'{"steps": 2, "x": "' + b"a" * 2**21 + b'"}',
+    }
+    file.unlink()
+    if what in contents:
+        file.write_bytes(contents[what])
+    elif what == "pipe":
+        os.mkfifo(file)
+    elif what == "folder":
+        file.mkdir()
+    else:
+        os.symlink(file if what == "loop" else tmp_path / "nowhere", file)
+    runs, left_out = find_runs([f"{tmp_path}/runs"])
+    assert [run.folder for run in runs] == [good]
+    assert [one["folder"] for one in left_out] == [str(odd)] and name in left_out[0]["why"]
+
+
+@pytest.mark.parametrize("steps", [None, [], "2", 2.0, -1, True, math.inf, 10**8, 10**18, 10**40])
+def test_a_number_of_steps_that_cannot_be_or_that_nobody_made(make_run, tmp_path, steps):
+    good, odd = make_run("a blue pig"), make_run("a red robot")
+    (odd / "result.json").write_text(json.dumps({"steps": steps}))
+    runs, left_out = find_runs([f"{tmp_path}/runs"])
+    assert [run.folder for run in runs] == [good] and [one["folder"] for one in left_out] == [str(odd)]
+
+
+def test_links_that_lead_upwards_do_not_keep_it(make_run, tmp_path):
+    folder = make_run()
+    for name in ("one", "two", "three"):
+        os.symlink(tmp_path, folder.parent / name)
+    for patterns in (["runs"], ["runs/**"], ["**/seed*"]):
+        runs, left_out = find_runs([f"{tmp_path}/{one}" for one in patterns])
+        assert [run.folder for run in runs] == [folder] and left_out == []
+
+
+def test_where_a_clip_is_named(make_run):
+    for clip, found in (({"source": "a/b"}, "a/b"), ({"source": ["a", "b"]}, ["a", "b"]), ({"source": None}, None),
+                        ({"source": 3}, None), ({"source": []}, None), (None, None), ([], None)):  # fmt: skip
+        (run,), _ = find_runs([str(make_run(seed=len(str(clip)), models={"name": "sd21", "clip": clip}))])
+        assert run.clip == found
+
+
+def glb(content: Any) -> bytes:
     text = json.dumps(content).encode()
     return struct.pack("<4sII", b"glTF", 2, 20 + len(text)) + struct.pack("<I4s", len(text), b"JSON") + text
 
@@ -81,15 +177,23 @@ def test_meshes(make_run, tmp_path):
         (b"", "damaged"),
         (b"<html>", "damaged"),
         (glb({"meshes": []}), "no triangle"),
+        (glb({"meshes": {"a": 1}}), "damaged"),
+        (glb({"accessors": [{"count": "9"}], "meshes": empty["meshes"]}), "no triangle"),
+        (glb({"accessors": [{"count": float("nan")}], "meshes": empty["meshes"]}), "no triangle"),
+        (glb(None), "damaged"),
+        (b"glTF" + struct.pack("<III", 2, 100_020, 100_000) + b"JSON" + b"[" * 100_000, "deep"),
         (glb(empty), "no triangle"),
         (glb({}), "no 'meshes'"),
     ]:
         file.write_bytes(content)
-        with pytest.raises(UserError, match=says):
-            find_runs([f"{tmp_path}/runs"])
+        (run,), left_out = find_runs([f"{tmp_path}/runs"])  # the object itself is in the checkpoint
+        assert run.mesh is None and left_out[0]["folder"] == str(file) and says in left_out[0]["why"]
     file.unlink()
-    with pytest.raises(UserError, match="No such file"):
-        find_runs([f"{tmp_path}/runs"])
+    (run,), left_out = find_runs([f"{tmp_path}/runs"])
+    assert run.mesh is None and left_out[0]["why"].startswith("absent")
+    os.mkfifo(file)
+    (run,), left_out = find_runs([f"{tmp_path}/runs"])
+    assert run.mesh is None and left_out[0]["why"].startswith("damaged")
 
 
 def test_a_run_that_came_out_empty_is_a_run(make_run, tmp_path):

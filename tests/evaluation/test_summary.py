@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.measure import Measured
 from jointdreamer.evaluation.runs import Run
-from jointdreamer.evaluation.summary import caption_set, digest, grouped, scores, summarise, text
+from jointdreamer.evaluation.summary import caption_set, comparable_runs, digest, grouped, scores, summarise, text
 
 
 def run(method: str, prompt: str, seed: int = 0, **config) -> Run:
@@ -15,29 +16,45 @@ def run(method: str, prompt: str, seed: int = 0, **config) -> Run:
     return Run(folder, whole | config, {"minutes": 2.0, "steps": 1}, folder / "c.pt", f"{method}{prompt}{seed}", None)
 
 
-def seen(features, janus=False) -> Measured:
+def seen(features, janus: Any = False, front: Any = True) -> Measured:
     features = np.asarray(features, np.float64)
-    return Measured(features, features, janus, 0.9, None, None, Path("/runs/sheet.png"))
+    return Measured(features, features, bool(janus), 0.9, bool(front), None, None, Path("/runs/sheet.png"))
 
 
 def test_captions_are_the_runs_own_each_once():
     runs = [run("mvs", "a cat"), run("none", "a cat"), run("mvs", "a dog"), run("none", "a dog", 1)]
-    assert caption_set(runs, None, ["method"]) == ["a cat", "a dog"]
-    assert caption_set(runs, ["a cow", "a dog ", "a cat", "a cow"], ["method"]) == ["a cow", "a dog", "a cat"]
+    assert caption_set(runs, None) == ["a cat", "a dog"]
+    assert caption_set(runs, ["a cow", "a dog ", "a cat", "a cow"]) == ["a cow", "a dog", "a cat"]
 
 
-def test_groups_of_other_prompts_are_refused_unless_the_captions_are_given():
+def test_groups_compare_by_the_prompts_that_all_have():
     runs = [run("mvs", "a cat"), run("none", "a cat"), run("mvs", "a dog")]
-    with pytest.raises(UserError, match="method=none has no 'a dog'.*1 of 2 prompts.*captions=FILE"):
-        caption_set(runs, None, ["method"])
-    assert caption_set(runs, ["a dog", "a cat"], ["method"]) == ["a dog", "a cat"]
-    assert caption_set(runs, None, []) == ["a cat", "a dog"]
-    assert caption_set(runs, None, ["prompt"]) == ["a cat", "a dog"]
+    runs += [run("mvs", "a cat", 1), run("mirror", "a cow")]
+    kept, left_out, said = comparable_runs(runs, None, ["method"])
+    assert kept == [runs[0], runs[1], runs[3]] and said.startswith("The 1 prompt(s) that all groups share; 2 runs")
+    assert left_out == [
+        {"folder": "/runs/mirror/a cow/0", "why": "method=mirror shares no prompt with the other groups"},
+        {"folder": "/runs/mvs/a dog/0", "why": "method=none has no run of its prompt 'a dog'"},
+    ]
+    for group_by in ([], ["prompt"], ["method", "prompt"]):
+        assert comparable_runs(runs, None, group_by) == (runs, [], "All prompts.")
+    alike = [runs[0], runs[1]]
+    assert comparable_runs(alike, None, ["method"]) == (alike, [], "All prompts: every group has them.")
 
 
-def test_a_caption_set_without_a_run_s_prompt_is_refused():
+def test_groups_that_share_nothing_stay_and_that_is_said():
+    runs = [run("mvs", "a cat"), run("none", "a dog")]
+    kept, left_out, said = comparable_runs(runs, None, ["method"])
+    assert kept == runs and not left_out and "share no prompt" in said and "do not compare" in said
+
+
+def test_runs_whose_prompt_the_caption_set_lacks_are_left_out():
+    runs = [run("mvs", "a cat"), run("none", "a dog")]
+    kept, left_out, _ = comparable_runs(runs, ["a dog", "a cow"], ["method"])
+    assert kept == runs[1:]
+    assert left_out == [{"folder": "/runs/mvs/a cat/0", "why": "the caption set lacks its prompt 'a cat'"}]
     with pytest.raises(UserError, match="lacks 'a cat'.*/runs/mvs/a cat/0"):
-        caption_set([run("mvs", "a cat")], ["a dog", "a cow"], ["method"])
+        comparable_runs(runs, ["a cow"], ["method"])
 
 
 def test_runs_are_grouped_by_any_keys():
@@ -81,6 +98,22 @@ def test_a_group_s_numbers_by_hand(tmp_path):
     by_hand = (1 / 16 + 9 / 16) + 1 / 2 + 8 / 3 - 2 * (2 / 3) ** 0.5
     assert mvs["fid"] == pytest.approx(by_hand) and mvs["fid_images"] == 4
     assert summarise(runs, rows, looked, [], 0.95, None)[0]["fid"] is None
+
+
+def test_what_has_no_front_is_neither_janus_nor_free_of_it(tmp_path):
+    runs = [run("mvs", "a", seed) for seed in range(4)]
+    looked = [seen([[1, 0]], janus, front) for janus, front in zip((0, 0, 1, 1), (1, 0, 0, 1), strict=True)]
+    rows = [scores(one, it, ["a"], np.eye(2)[:1], tmp_path) for one, it in zip(runs, looked, strict=True)]
+    assert [row["front"] for row in rows] == [True, False, True, True]  # two fronts are fronts
+    (group,) = summarise(runs, rows, looked, [], 0.95, None)
+    assert (group["janus"]["mean"], group["no_front"]["mean"]) == (50, 25)
+
+
+def test_features_of_another_width_than_the_reference_s_are_one_line(tmp_path):
+    looked = [seen([[1, 0], [0, 1]])]
+    rows = [scores(run("mvs", "a"), looked[0], ["a"], np.eye(2)[:1], tmp_path)]
+    with pytest.raises(UserError, match="have 3 numbers, those of the runs 2"):
+        summarise([run("mvs", "a")], rows, looked, [], 0.95, np.eye(3))
 
 
 def test_the_digest_is_of_the_objects_not_of_their_order():

@@ -2,7 +2,9 @@ import csv
 import io
 from typing import Any
 
-from jointdreamer.evaluation.table import markdown, runs_csv
+import pytest
+
+from jointdreamer.evaluation.table import NO_FRONT, markdown, runs_csv
 
 INTERVAL = {"mean": 1.234, "low": 1.0, "high": 1.5, "n": 3}
 EVALUATION: dict[str, Any] = {
@@ -18,6 +20,7 @@ EVALUATION: dict[str, Any] = {
     "views": 20,
     "resolution": 64,
     "reference": None,
+    "compared": "All prompts.",
     "left_out": [{"folder": "x", "why": "unfinished"}],
 }
 
@@ -30,8 +33,12 @@ def test_markdown():
         "| a\\|b c | 3 | 1.23 [1.00, 1.50] | - |",
         "| d | 1 | 1.23 | 2.000 |",
     ]
-    assert "- x: unfinished" in lines
-    for said in ("CLIP: C; retrieval among 153 captions (file).", "not comparable", "FID: no reference given."):
+    assert "- x: unfinished" in lines and any(line.endswith("(file). All prompts.") for line in lines)
+    for said in (
+        f"Janus: J. {NO_FRONT}",
+        "not comparable",
+        "FID: no reference given.",
+    ):
         assert said in lines
 
 
@@ -39,6 +46,41 @@ def test_markdown_says_how_many_pictures_fid_saw():
     groups = [{**group, "fid_images": n} for group, n in zip(EVALUATION["groups"], (20, 40), strict=True)]
     said = markdown({**EVALUATION, "groups": groups, "reference": "9 pictures of x"})
     assert "FID: F; 20 to 40 views a group against 9 pictures of x" in said and "one size" in said
+
+
+def test_names_are_text_in_markdown():
+    name = "<script>x</script> ![x](http://y) `a` | \n b \x1b[31m \u202e &amp;"
+    said = markdown(
+        {
+            **EVALUATION,
+            "groups": [{**EVALUATION["groups"][0], "keys": {name: name}, "fid_images": 3}],
+            "group_by": [name],
+            "left_out": [{"folder": name, "why": name}],
+            "reference": name,
+            "extractors": {**EVALUATION["extractors"], "clip": name, "fid": name, "janus": name},
+        }
+    )
+    assert "<" not in said and "\x1b" not in said and "\u202e" not in said
+    assert (
+        said.count("&lt;script&gt;x&lt;/script&gt; !\\[x](http://y) \\`a\\` \\| b \\\\x1b\\[31m \\\\u202e &amp;amp;")
+        == 8
+    )
+    assert len(said.splitlines()) == len(markdown({**EVALUATION, "groups": EVALUATION["groups"][:1]}).splitlines())
+
+
+@pytest.mark.parametrize(
+    "formula", ["=1+1", "+A1", "-A1", "@SUM(1)", "\t=1", "\r=1", " =1", "\n=1", "\uff1d1", "=cmd|'/C calc'!A0"]
+)
+def test_a_spreadsheet_finds_no_formula(formula):
+    text = runs_csv([{formula: formula, "n": -1.5}], {"seed": [formula], "schedule.x": ["-3e-05"]})
+    header, row = csv.reader(io.StringIO(text))
+    assert row[1] == "-1.5" and row[3] == "-3e-05"  # numbers stay numbers
+    for cell in (header[0], row[0], row[2]):
+        assert cell.lstrip()[0] not in "=+-@\uff1d\t\r" and formula.strip() in cell
+
+
+def test_csv_has_no_codes_for_a_terminal():
+    assert runs_csv([{"a": "x\x1b[31m\x9b\u202e"}], {}) == "a\nx\\x1b[31m\\x9b\\u202e\n"
 
 
 def test_csv_is_read_back():

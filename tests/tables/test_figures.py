@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 
 import pytest
 
+from jointdreamer.reading import Unreadable
 from jointdreamer.tables import figures
 from jointdreamer.tables.definitions import tables
 from jointdreamer.tables.figures import average, figure8, figure10, fluctuation, loss_curve
@@ -35,6 +37,30 @@ def write_metrics(folder, losses, every=1):
     rows = [{"step": step, "loss": 9.0, "loss/jsd": loss} for step, loss in enumerate(losses) if step % every == 0]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "result.json").write_text("{}")
+
+
+def test_rows_that_hold_no_loss_are_skipped(tmp_path):
+    rows = [
+        '{"step": 0, "loss/jsd": 2.0}',
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"step": 10}',
+        '{"step": 20, "loss/jsd": null}',
+        "[" * 3000,
+    ]
+    rows += ['{"step": "30", "loss/jsd": 1}', '{"step": 40, "loss/jsd": NaN}', '{"step": 50, "loss/jsd": 4.0}', "\xff"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
+    assert loss_curve(tmp_path) == {0: 2.0, 50: 4.0}
+    for content in ("", "junk"):
+        (tmp_path / "metrics.jsonl").write_text(content)
+        with pytest.raises(Unreadable, match="holds no loss"):
+            loss_curve(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(Unreadable):
+        loss_curve(tmp_path)
 
 
 def test_a_finer_log_does_not_change_the_curve(tmp_path):

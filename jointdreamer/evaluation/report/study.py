@@ -1,10 +1,9 @@
 """The human study: what the raters' files say together.
 
 A file is what `study.html` of a report downloads: for each trial (a prompt with a seed) the objects in the order they
-were shown, whether the rater saw a Janus object in each, and which one was preferred. See `read_answers` for its form.
+were shown, whether the rater saw a Janus object in each, and which one was preferred. See `read_study` for its form.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.statistics import wilson
+from jointdreamer.evaluation.table import plain
+from jointdreamer.reading import MIB, is_whole, read_json
 
 KIND, VERSION = "jointdreamer-study", 1
 
@@ -48,24 +49,24 @@ def aggregate_study(files: Iterable[str | Path], evaluation: Mapping[str, Any]) 
     "agreement": {"statistic", "janus": {"kappa", "subjects"}, "preferred": {"kappa", "subjects"}}}`.
     A method nobody rated has null shares. Kappa is Fleiss' over what two or more raters rated, null where undefined.
 
-    Raises: UserError without a file; for one that is missing, no study file or of another report; for a rater twice.
+    A file that cannot be read, is no study file or is of another report is left out, `"left_out": [{"file", "why"}]`;
+    of two files of one rater the one that was saved later counts, by its own word, else the later in the list.
+
+    Raises: UserError without a file that can be used, and for an evaluation that is none.
     """
     paths = [Path(file) for file in files]
     if not paths:
         raise UserError(
             "study= names no file: wanted the JSON files that raters downloaded from the report's study.html"
         )
+    check_evaluation(evaluation)
     methods = list(dict.fromkeys(str(run["method"]) for run in evaluation["runs"]))
-    raters: dict[str, Path] = {}
+    studies, left_out = read_studies(paths, evaluation)
     janus: dict[tuple, Counter[bool]] = defaultdict(Counter)  # object (prompt, seed, method, copy) -> ratings
     chosen: dict[tuple, Counter[str]] = defaultdict(Counter)  # trial (prompt, seed) -> preferred methods
     offered: Counter[str] = Counter()  # method -> in how many preferences it could have won
-    for path in paths:
-        rater, answers = read_answers(path, evaluation)
-        if rater in raters:
-            raise UserError(f"rater {rater!r} comes twice, in {raters[rater]} and {path}: give the later one only")
-        raters[rater] = path
-        for answer in answers:
+    for study in studies.values():
+        for answer in study["answers"]:
             trial, objects = (answer["prompt"], answer["seed"]), answer["objects"]
             for entry in objects:
                 if entry["janus"] is not None:
@@ -101,7 +102,8 @@ def aggregate_study(files: Iterable[str | Path], evaluation: Mapping[str, Any]) 
     return {
         "version": VERSION,
         "evaluation": evaluation["id"],
-        "raters": list(raters),
+        "raters": list(studies),
+        "left_out": left_out,
         "trials": len(trials),
         "methods": rows,
         "agreement": {
@@ -125,34 +127,69 @@ def rated_twice(counts: Sequence[Sequence[int]]) -> int:
     return sum(sum(row) >= 2 for row in counts)
 
 
-def read_answers(path: Path, evaluation: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
-    """The rater's name and answers of one study file, checked against the evaluation that it should be about.
+def check_evaluation(evaluation: Any) -> None:
+    """Raises UserError unless it is the content of an evaluation.json, as far as a study needs it."""
+    runs = evaluation.get("runs") if isinstance(evaluation, Mapping) else None
+    runs = runs if isinstance(runs, list) and isinstance(evaluation.get("id"), str) else [None]
+    if not all(
+        isinstance(run, dict)
+        and isinstance(run.get("prompt"), str)
+        and is_whole(run.get("seed"), 0)
+        and isinstance(run.get("method"), str)
+        for run in runs
+    ):
+        raise UserError("the evaluation.json is damaged: wanted an id and its runs; make it anew with evaluate.py")
+
+
+def read_studies(
+    paths: Sequence[Path], evaluation: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[dict[str, str]]]:
+    """The study of each rater, and what was left out. Raises UserError where no file can be used."""
+    studies: dict[str, tuple[str, Path, dict[str, Any]]] = {}  # of each rater: when it was saved, where it is, itself
+    left_out = []
+    for path in paths:
+        try:
+            study = read_study(path, evaluation)
+        except UserError as error:
+            left_out.append({"file": str(path), "why": one_line(error).removeprefix(f"{path}: ")})
+            continue
+        here, before = (str(study.get("saved")), path, study), studies.get(study["rater"])
+        if before is not None:
+            here, other = (here, before) if here[0] >= before[0] else (before, here)
+            why = f"rater {one_line(study['rater'])[:60]!r} comes twice, and {here[1]} is the later one"
+            left_out.append({"file": str(other[1]), "why": why})
+        studies[study["rater"]] = here
+    if not studies:
+        raise UserError(f"study file {left_out[0]['file']}: {left_out[0]['why']}")
+    return {rater: study for rater, (_, _, study) in studies.items()}, left_out
+
+
+def read_study(path: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of one study file, checked against the evaluation that it should be about.
 
     An answer: `{"prompt": str, "seed": int, "objects": [{"method": str, "object": str, "janus": bool | null}],
     "preferred": place in objects | null}`; null is what the rater left open, "object" the name that the report gives to
     what was shown, which tells two runs of one method apart.
 
-    Raises: UserError, see `aggregate_study`.
+    Raises: UserError.
     """
-    try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"study file {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"study file {path}: wanted the JSON that study.html downloads, but {error}") from error
+    study = read_json(path, 16 * MIB)
     if not isinstance(study, dict) or study.get("kind") != KIND:
-        raise UserError(f"study file {path}: wanted the JSON that study.html downloads, got some other JSON")
+        raise UserError(f"{path}: wanted the JSON that study.html downloads, got some other JSON")
     if study.get("version") != VERSION:
-        raise UserError(f"study file {path}: wanted version {VERSION}, got {study.get('version')!r}")
+        raise UserError(f"{path}: wanted version {VERSION}, got {_short(study.get('version'))}")
     if study.get("evaluation") != evaluation["id"]:
         raise UserError(
-            f"study file {path} is of another report: wanted answers about evaluation {evaluation['id']}, got "
-            f"{study.get('evaluation')!r}; give the runs= that this study was made for"
+            f"{path}: it is of another report: wanted answers about evaluation {evaluation['id']}, got "
+            f"{_short(study.get('evaluation'))}; name that one, out_dir=..., or its runs"
         )
-    problem = complaint(study, evaluation["runs"])
-    if problem:
-        raise UserError(f"study file {path} was changed by hand or cut off: {problem}; ask the rater for it again")
-    return study["rater"], study["answers"]
+    if problem := complaint(study, evaluation["runs"]):
+        raise UserError(f"{path}: it was changed by hand or cut off: {problem}; ask the rater for it again")
+    return study
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:40]
 
 
 def complaint(study: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str | None:
@@ -166,6 +203,8 @@ def complaint(study: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> st
     for number, answer in enumerate(study["answers"], 1):
         try:
             trial, objects, preferred = (answer["prompt"], answer["seed"]), answer["objects"], answer["preferred"]
+            if not isinstance(objects, list):
+                return f"answer {number} has no list of objects"
             if trial in trials:
                 return f"answer {number} is the second about the same prompt and seed"
             trials.add(trial)
@@ -201,9 +240,8 @@ def study_table(aggregate: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in aggregate["methods"]:
-        cell = str(row["method"]).replace("|", "\\|").replace("\n", " ")
         lines.append(
-            f"| {cell} | {percent(row['janus'], 'rate')} | {row['janus']['n']} | "
+            f"| {plain(row['method'])} | {percent(row['janus'], 'rate')} | {row['janus']['n']} | "
             f"{percent(row['preferred'], 'share')} | {row['preferred']['n']} |"
         )
     lines += [

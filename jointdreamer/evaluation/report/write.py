@@ -9,24 +9,26 @@ inside the page, so that whatever a prompt contains stays text.
 import base64
 import gzip
 import hashlib
-import io
-import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.report.glb import thin_glb
 from jointdreamer.files import atomic_path, to_json, write_text
+from jointdreamer.images import read_picture
+from jointdreamer.reading import DAMAGED, MIB, Unreadable, read_bytes
 
 HERE = Path(__file__).parent
 PAGES = ("style.css", "shared.js", "report.js", "study.js", "study.html", "index.html")
 VIEWER = HERE / "vendor" / "model-viewer"
 PATHS = ("sheet", "mesh", "turntable")  # of a run: what the page needs its own copy of
+LARGEST = 1024 * MIB  # of a file that goes into a report
 MAX_SIDE = 1600  # pixels of a sheet of views
 FORMAT = "1"  # of the made files: part of their names, so that another thinning does not take the old ones
 MADE = re.compile(r"[0-9a-f]{24}\.[a-z0-9]{1,5}")
@@ -38,6 +40,7 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "r_at_5": ("R@5", "%", True),
     "fid": ("FID", "", False),
     "janus": ("Janus rate", "%", False),
+    "no_front": ("No front", "%", False),
     "turning": ("Turns with the camera (R)", "", True),
     "attributes": ("Words seen", "", True),
     "consistency": ("Consistency", "", None),
@@ -51,10 +54,11 @@ def write_report(evaluation: Mapping[str, Any], folder: str | Path, base: str | 
     """Write the report of `evaluation` (the content of evaluation.json) into `folder`; returns its index.html.
 
     base: what the runs' relative paths start from, the folder of evaluation.json: that above `folder` unless given.
-    A picture, mesh or video that is not there any more is shown as missing. Models and pictures made before are taken
-    over if their source is the same, others are removed, so that a second call costs little.
+    A picture, mesh or video that is gone, or cannot be read, is named on stderr and shown as missing. Models and
+    pictures made before are taken over if their source is the same, others are removed, so that a second call costs
+    little.
 
-    Raises: UserError for an evaluation of another version, a damaged mesh or picture, a full disk.
+    Raises: UserError for an evaluation of another version, a full disk.
     """
     folder = Path(folder)
     base = folder.parent if base is None else Path(base)
@@ -81,9 +85,8 @@ def write_report(evaluation: Mapping[str, Any], folder: str | Path, base: str | 
 
 
 def script_json(value: Any) -> str:
-    """JSON that stays one value wherever it stands in a page: no <, > or & and no line separators of JavaScript."""
-    escapes = {character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
-    return json.dumps(json.loads(to_json(value)), ensure_ascii=False).translate(str.maketrans(escapes))
+    """JSON that stays one value wherever it stands in a page: ASCII without <, > or & or a control character."""
+    return to_json(value).translate(str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\x7f"}))
 
 
 def describe_metrics(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,7 +114,8 @@ def with_copies(run: Mapping[str, Any], base: Path, folder: Path) -> dict[str, A
             continue
         try:
             files[part] = make[part](base / str(run[part]), folder)
-        except FileNotFoundError:
+        except Unreadable as error:
+            print(one_line(f"left out: {error}"), file=sys.stderr)
             missing.append(part)
     rest = {key: value for key, value in run.items() if key not in PATHS}
     return {**rest, "files": files, "missing": missing}
@@ -124,30 +128,24 @@ def named(data: bytes, what: str, suffix: str) -> str:
 
 def put_model(source: Path, folder: Path) -> str:
     """models/NAME.js: hands the gzipped GLB to the page. The object looks the same, see `thin_glb`."""
-    data = source.read_bytes()
+    data = read_bytes(source, LARGEST)
     name = named(data, "model", ".js")
     target = folder / "models" / name
     if not target.exists():
         try:
             small = gzip.compress(thin_glb(data), 6, mtime=0)
         except UserError as error:
-            raise UserError(f"{source}: {error}") from error
+            raise Unreadable(source, DAMAGED, error) from error
         write_text(target, f'reportModel("models/{name}", "{base64.b64encode(small).decode()}");\n')
     return f"models/{name}"
 
 
 def put_picture(source: Path, folder: Path) -> str:
     """media/NAME.jpg, no wider or higher than MAX_SIDE."""
-    data = source.read_bytes()
-    name = named(data, "picture", ".jpg")
+    name = named(read_bytes(source, LARGEST), "picture", ".jpg")
     target = folder / "media" / name
     if not target.exists():
-        try:
-            picture = Image.open(io.BytesIO(data)).convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise UserError(
-                f"{source}: wanted a picture, got a damaged or unknown file; evaluate its run anew"
-            ) from error
+        picture = Image.fromarray(read_picture(source)[..., :3])
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
         with atomic_path(target) as temporary:
             picture.save(temporary, quality=85)
@@ -158,10 +156,10 @@ def put_video(source: Path, folder: Path) -> str:
     """media/NAME.mp4 (or .webm, .gif): a copy."""
     suffix = source.suffix.lower()
     if suffix not in (".mp4", ".webm", ".gif"):
-        raise UserError(
-            f"{source}: wanted a turntable that browsers play (.mp4, .webm, .gif), got {suffix or 'no suffix'}"
+        raise Unreadable(
+            source, DAMAGED, f"wanted what browsers play, .mp4, .webm or .gif, got {suffix or 'no suffix'}"
         )
-    name = named(source.read_bytes(), "video", suffix)
+    name = named(read_bytes(source, LARGEST), "video", suffix)
     if not (folder / "media" / name).exists():
         copy(source, folder / "media" / name)
     return f"media/{name}"

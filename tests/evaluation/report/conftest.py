@@ -10,6 +10,7 @@ from jointdreamer.export import write_mesh
 from jointdreamer.images import write_png, write_video
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'><script>window.hacked=2</script> \u2028 \"a\" `${1}` & <b>pig"
+HOSTILE += "\x1b[31m\x9b2J\x7f\u202e"
 
 
 def ball(color=(255, 0, 0), subdivisions=2) -> trimesh.Trimesh:

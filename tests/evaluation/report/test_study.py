@@ -138,12 +138,67 @@ def test_a_wrong_file_is_refused(study, changes, match):
 
 def test_one_rater_twice_no_file_no_json(study, tmp_path):
     answers = [answer("a pig", (True, False), "jsd")]
-    with pytest.raises(UserError, match="'Ann' comes twice"):
-        aggregate_study([study("Ann", answers), study("Ann", answers)], EVALUATION)
+    other = [answer("a pig", (False, False), None)]
+    for first, second, rate in (({}, {}, 0), ({"saved": "2026-02"}, {"saved": "2026-01"}, 1), ({"saved": []}, {}, 1)):
+        files = [study("Ann", answers, first), study("Ann", other, second)]
+        found = aggregate_study(files, EVALUATION)
+        assert found["raters"] == ["Ann"] and found["methods"][0]["janus"]["rate"] == rate
+        assert found["left_out"][0]["file"] == str(files[rate == 1]) and "comes twice" in found["left_out"][0]["why"]
     with pytest.raises(UserError, match="names no file"):
         aggregate_study([], EVALUATION)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="none.json: absent"):
         aggregate_study([tmp_path / "none.json"], EVALUATION)
     (tmp_path / "cut.json").write_bytes(b'{"kind": "joint\xff')
-    with pytest.raises(UserError, match="wanted the JSON that study.html downloads"):
+    with pytest.raises(UserError, match="cut.json: damaged"):
         aggregate_study([tmp_path / "cut.json"], EVALUATION)
+
+
+PIG = answer("a pig", (True, False), "jsd")
+HEAD = {"kind": "jointdreamer-study", "version": 1, "evaluation": "abc", "rater": "Eve"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"null", b"[]", b"3", b'"x"', b"[" * 5000 + b"]" * 5000, b"\xff\xfe", b"1e400", b"9" * 5000,
+        *(
+            json.dumps({**HEAD, **odd}).encode()
+            for odd in (
+                {}, {"answers": {}}, {"answers": 1}, {"answers": [[]]}, {"answers": [3]}, {"answers": ["a pig"]},
+                {"answers": [PIG], "rater": ["Eve"]}, {"answers": [PIG], "rater": None},
+                {"answers": [{**PIG, "objects": None}]}, {"answers": [{**PIG, "objects": {}}]},
+                {"answers": [{**PIG, "objects": "ab"}]}, {"answers": [{**PIG, "objects": [None]}]},
+                {"answers": [{**PIG, "objects": [{"method": []}]}]}, {"answers": [{**PIG, "prompt": []}]},
+                {"answers": [{**PIG, "seed": {}}]}, {"answers": [{**PIG, "seed": float("inf")}]},
+                {"answers": [{**PIG, "preferred": float("nan")}]}, {"answers": [{**PIG, "preferred": True}]},
+                {"answers": [PIG], "evaluation": ["abc"]}, {"answers": [PIG], "version": {}},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_one_odd_file_is_left_out_and_the_rest_counts(study, tmp_path, content):
+    good = study("Ann", [PIG])
+    (tmp_path / "odd.json").write_bytes(content)
+    found = aggregate_study([tmp_path / "odd.json", good], EVALUATION)
+    assert found["raters"] == ["Ann"] and [one["file"] for one in found["left_out"]] == [str(tmp_path / "odd.json")]
+    assert found["left_out"][0]["why"] and "\n" not in found["left_out"][0]["why"]
+
+
+NO_SEED = {"prompt": "a pig", "seed": None, "method": "sds"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [None, [], {}, {"id": 1, "runs": []}, *({"id": "a", "runs": runs} for runs in (None, {}, [3], [NO_SEED]))],
+)
+def test_an_evaluation_that_is_none(study, odd):
+    with pytest.raises(UserError, match="evaluation.json is damaged"):
+        aggregate_study([study("Ann", [PIG])], odd)
+
+
+def test_a_method_s_name_is_no_markup(study):
+    evaluation = {"id": "abc", "runs": [{"prompt": "a pig", "seed": 0, "method": "<b>|\n\x1b[31m![x](http://y)"}]}
+    objects = [{"method": evaluation["runs"][0]["method"], "object": "o", "janus": True}]
+    answers = [{"prompt": "a pig", "seed": 0, "objects": objects, "preferred": None}]
+    table = study_table(aggregate_study([study("Ann", answers)], evaluation))
+    assert "| &lt;b&gt;\\| \\\\x1b\\[31m!\\[x](http://y) |" in table and "\x1b" not in table

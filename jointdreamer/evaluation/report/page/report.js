@@ -27,7 +27,7 @@ function runValue(run, metric) {
 function writeHeader() {
   const prompts = unique(runs.map((run) => run.prompt)).length;
   const captions = REPORT.captions?.count ? `, ${REPORT.captions.count} captions to retrieve from` : "";
-  byId("summary").textContent = `${plural(runs.length, "run")}: ${plural(prompts, "prompt")}, ${plural(methods.length, "method")}, ${plural(seeds.length, "seed")}${captions}. Made ${(REPORT.made ?? "").replace("T", " ").slice(0, 16)}.`;
+  byId("summary").textContent = `${plural(runs.length, "run")}: ${plural(prompts, "prompt")}, ${plural(methods.length, "method")}, ${plural(seeds.length, "seed")}${captions}. Made ${(REPORT.made ?? "").replace("T", " ").slice(0, 16)}. ${REPORT.compared ?? ""}`;
   const extractors = REPORT.extractors ?? {};
   if (extractors.comparable === false || extractors.note) {
     byId("warning").textContent = [extractors.comparable === false ? "These numbers cannot be compared with published ones." : "", extractors.note ?? ""].filter(Boolean).join(" ");
@@ -140,11 +140,16 @@ function plot(metric) {
 }
 
 // ---- gallery ----
+/** Janus needs a front: an object that shows none is neither Janus nor free of it. */
+const verdict = (run) => (run.janus ? "Janus" : run.front === false ? "no front" : "no Janus");
+const VERDICT_CLASS = { "Janus": "yes", "no front": "unsure", "no Janus": "no" };
+
 function tags(run) {
   const shown = [element("span", {}, swatch(color(run.method)), element("b", {}, run.method)), element("span", {}, `seed ${run.seed}`)];
   if (typeof run.clip_score === "number") shown.push(element("span", {}, "CLIP ", element("b", {}, number(run.clip_score, 1))));
   if (typeof run.r_precision === "number") shown.push(element("span", {}, "R-P ", element("b", {}, `${number(run.r_precision, 0)}%`)));
-  if (typeof run.janus === "boolean") shown.push(element("span", { class: run.janus ? "yes" : "no" }, run.janus ? "Janus" : "no Janus"));
+  if (typeof run.janus === "boolean") shown.push(element("span", { class: VERDICT_CLASS[verdict(run)] }, verdict(run)));
+  if (typeof run.turning === "number") shown.push(element("span", { title: "1: it turns with the camera; 0: it looks the same from everywhere" }, "R ", element("b", {}, number(run.turning, 2))));
   return element("div", { class: "tags" }, ...shown);
 }
 
@@ -174,7 +179,7 @@ const checked = (id) => [...byId(id).querySelectorAll("input:checked")].map((inp
 function writeCards() {
   const words = byId("filter-prompt").value.toLowerCase().split(/\s+/).filter(Boolean);
   const [wantedMethods, wantedSeeds, janus] = [checked("filter-method"), checked("filter-seed"), byId("filter-janus").value];
-  const found = runs.filter((run) => words.every((word) => run.prompt.toLowerCase().includes(word)) && wantedMethods.includes(run.method) && wantedSeeds.includes(String(run.seed)) && (janus === "" || String(run.janus) === janus));
+  const found = runs.filter((run) => words.every((word) => run.prompt.toLowerCase().includes(word)) && wantedMethods.includes(run.method) && wantedSeeds.includes(String(run.seed)) && (janus === "" || (typeof run.janus === "boolean" && verdict(run) === janus)));
   const cards = byId("cards");
   dropBoxes(cards);
   const compare = byId("compare").checked;
@@ -247,6 +252,7 @@ function writeRuns() {
     element("button", { type: "button", onclick: () => { sorting = { name: column.name, down: sorting.name === column.name && !sorting.down }; writeRuns(); } }, column.measured && column.unit && column.name !== "janus" ? `${column.label}, ${column.unit}` : column.name === "janus" ? "Janus" : column.label)));
   const cell = (run, column) => {
     if (!column.measured) return element("td", { class: column.name === "prompt" ? "prompt left" : "left" }, column.name === "method" ? swatch(color(run.method)) : null, String(run[column.name] ?? "–"));
+    if (column.name === "janus" && typeof run.janus === "boolean") return element("td", {}, { "Janus": "yes", "no Janus": "no" }[verdict(run)] ?? verdict(run));
     if (typeof run[column.name] === "boolean") return element("td", {}, run[column.name] ? "yes" : "no");
     return element("td", {}, number(runValue(run, column)));
   };
