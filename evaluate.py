@@ -141,7 +141,7 @@ def check(cfg: dict[str, Any]) -> list[str]:
     cli.check(cfg, {}, NUMBERS, {"device": cli.CHOICES["device"]}, (), TEXTS, ())
     resolution, group_by = cfg["resolution"], cfg["group_by"]
     if resolution is not None and (type(resolution) is not int or not 16 <= resolution <= 2048):
-        raise UserError(f"resolution={resolution!r}: wanted a whole number from 16 to 2048, or null")
+        raise UserError(f"resolution={resolution}: wanted a whole number from 16 to 2048, or null")
     if not isinstance(cfg["report"], bool):
         raise UserError(f"report={cfg['report']!r}: choose true or false")
     keys = [group_by] if isinstance(group_by, str) else group_by
