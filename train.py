@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from jointdreamer import cli
+from jointdreamer.errors import printable
 
 
 def train(cfg: dict[str, Any]) -> int:
@@ -58,7 +59,7 @@ def train(cfg: dict[str, Any]) -> int:
 
     with RunFolder.open(path, cfg) as run:
         if run.result(plan.steps):
-            print(f"{run.path}\nis complete: nothing to do")
+            print(f"{printable(run.path)}\nis complete: nothing to do")
             return 0
 
         # The object
@@ -184,7 +185,7 @@ def train(cfg: dict[str, Any]) -> int:
             }  # fmt: skip
             run.write_result(**result)
             logger.summary(result)
-    print(run.path)
+    print(printable(run.path))
     return 0
 
 

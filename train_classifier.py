@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jointdreamer import cli
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, printable
 
 if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
     from jointdreamer.data.batches import Batch, Corrections
@@ -159,7 +159,7 @@ def train(cfg: dict[str, Any]) -> int:
         if start > steps:
             if rank == 0:
                 export(path / "best", cfg["export"])
-                print(f"{path}\nis complete: nothing to do")
+                print(f"{printable(path)}\nis complete: nothing to do")
             return 0
         model = accelerator.prepare(learner)
         logger = None
@@ -274,7 +274,7 @@ def train(cfg: dict[str, Any]) -> int:
                 f"best after {best.step} steps: accuracy {final['val/accuracy']:.4f}, AUC {final['val/auc']:.5f} on "
                 f"pairs of held-out objects; use it with models.classifier.source={run.path / 'best'}"
             )
-            print(run.path)
+            print(printable(run.path))
         accelerator.wait_for_everyone()
     return 0
 
@@ -294,7 +294,7 @@ def render_toys(data: dict[str, Any], size: int) -> None:
     from jointdreamer.toybox.views import pack_toy_views
 
     def progress(done: int, total: int) -> None:
-        print(f"rendering toys into {folder}: {done} of {total}", file=sys.stderr, flush=True)
+        print(printable(f"rendering toys into {folder}: {done} of {total}"), file=sys.stderr, flush=True)
 
     pack_toy_views(folder, data["toys"], data["toy_seed"], size, progress)
 

@@ -169,7 +169,7 @@ class Job:
             try:
                 hand_on(status - 128)
             except Exception as error:  # whatever a launcher raises; what became of the job is written already
-                print(f"not started again: {error}", file=sys.stderr)
+                print(f"not started again: {one_line(error)}", file=sys.stderr)
         return status
 
     def _run(self, plain: dict[str, Any]) -> tuple[int, str | None]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer import cli
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, printable
 from jointdreamer.project import PACKAGE, ROOT
 from jointdreamer.terminal import safe_output
 
@@ -43,7 +43,7 @@ def main(words: Sequence[str]) -> int:
     if "--json" in words:
         print(json.dumps(report, indent=2))
     else:
-        print("\n".join(lines(report)))
+        print("\n".join(map(printable, lines(report))))
     return 0
 
 

@@ -17,6 +17,7 @@ from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import alpha_sigma, noise_like, x0_from_noise
 from jointdreamer.distillation import Noised, bounded_weight, energy_gradient, jsd_noise, limit_x0
 from jointdreamer.energies.base import Energy
+from jointdreamer.errors import printable
 from jointdreamer.guidance.base import Guidance
 from jointdreamer.prompts import Conditioning
 
@@ -109,7 +110,7 @@ def sample(cfg: dict[str, Any]) -> int:
         )  # fmt: skip
         rows[name] = guidance.decode(latents)[0].clamp(0, 1)
     write_png(path, contact_sheet(rows, torch.rad2deg(cameras.azimuth[0]).tolist()))
-    print(f"rows: {', '.join(rows)}\n{path}")
+    print(f"rows: {', '.join(rows)}\n{printable(path)}")
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer import cli
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, printable
 from jointdreamer.terminal import safe_output
 
 COMMANDS = ("list", "prefetch", "check")
@@ -81,12 +81,12 @@ def show(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     for role in roles or pick(["all"], models):
         about, path = ROLES[role], here(models, role)
         print(f"{role}: {about.title}; {about.use}")
-        print(f"    {f'at hand: {path}' if path else 'not on this machine'}")
+        print(f"    {f'at hand: {printable(path)}' if path else 'not on this machine'}")
         listed = sources(models[role]["source"], role)
         if any(map(is_remote, listed)):
             print(f"    licence: {about.licence}; download: {size(about.gigabytes)}")
         for source in listed:
-            print(f"    source: {source} {models[role].get('file') or ''}".rstrip())
+            print(printable(f"    source: {source} {models[role].get('file') or ''}".rstrip()))
     return 0
 
 
@@ -107,7 +107,7 @@ def prefetch(models: Mapping[str, Any], roles: Sequence[str]) -> int:
         path = locate(models[role], role, download=True)
         if path.is_file() and path.suffix in PICKLES:
             read_checkpoint(path)  # once: the next reader takes the safetensors
-        print(f"{role}: {path}", flush=True)
+        print(f"{role}: {printable(path)}", flush=True)
     return 0
 
 
@@ -135,7 +135,8 @@ def check(models: Mapping[str, Any], roles: Sequence[str]) -> int:
         for file, wanted in known.items():
             if (found := sha256(file)) != wanted:
                 raise UserError(f"{role}: wrong checksum: {file} has sha256 {found}, wanted {wanted}; {fix}")
-        print(f"{role}: {path} is whole; {f'sha256 right of {len(known)} files' if known else 'no sha256 is known'}")
+        about = f"sha256 right of {len(known)} files" if known else "no sha256 is known"
+        print(f"{role}: {printable(path)} is whole; {about}")
     return 0
 
 

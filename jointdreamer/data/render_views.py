@@ -29,7 +29,7 @@ from PIL import Image
 from jointdreamer.cameras import look_at
 from jointdreamer.data.meshes import MAX_BYTES, MAX_FACES, SUFFIXES, BadMesh, draw, load_mesh
 from jointdreamer.data.view_pairs import world_to_camera
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.terminal import safe_output
 
 FOVY_DEG = 49.1  # a 35 mm lens on a 32 mm sensor, as the public renders have it
@@ -114,7 +114,7 @@ def render_all(out: Path, objects: dict[str, Render], workers: int = 1) -> dict[
     def note(number: int, name: str, why: str | None) -> None:
         if why is not None:
             skipped[name] = why
-            print(f"skipped {name}: {why}", file=sys.stderr, flush=True)
+            print(one_line(f"skipped {name}: {why}"), file=sys.stderr, flush=True)
         if number % 100 == 0 or number == len(missing):
             print(f"{number} of {len(missing)}, {len(skipped)} skipped", file=sys.stderr, flush=True)
 
@@ -195,9 +195,9 @@ def main(argv: list[str] | None = None) -> int:
         if len(skipped) == len(objects):
             raise UserError(f"none of the {len(objects)} objects could be rendered, e.g. {next(iter(skipped.items()))}")
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {len(objects) - len(skipped)} objects, {len(skipped)} skipped")
+    print(f"{printable(args.out)}: {len(objects) - len(skipped)} objects, {len(skipped)} skipped")
     return 0
 
 

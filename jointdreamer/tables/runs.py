@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jointdreamer.errors import one_line
 from jointdreamer.project import ROOT
 from jointdreamer.run import check_same_config, run_path
 from jointdreamer.tables.definitions import Row, Table
@@ -101,7 +102,7 @@ class Children:
             _, errors = child.communicate()
         finally:
             self.alive.discard(child)
-        return child.returncode, (errors.strip().splitlines() or [""])[-1]
+        return child.returncode, one_line((errors.strip().splitlines() or [""])[-1])
 
     def stop(self) -> None:
         """Ask all that are alive to save and stop."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jointdreamer.cameras import orbit_cameras
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.images import grid, write_png
 from jointdreamer.outputs import load_scene, render_views
 from jointdreamer.terminal import safe_output
@@ -37,9 +37,9 @@ def main() -> int:
     try:
         write_png(args.out, np.concatenate([row(run, args.views, args.resolution) for run in args.runs]))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    print(args.out)
+    print(printable(args.out))
     return 0
 
 

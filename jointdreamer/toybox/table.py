@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
 from jointdreamer.outputs import load_scene, render_views
 from jointdreamer.project import ROOT
@@ -48,7 +48,7 @@ def train_one(job: tuple[int, int, str], prompt_file: Path, out_dir: Path, threa
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     last = (done.stderr.strip().splitlines() or [""])[-1]
-    print(f"{energy} prompt {number} seed {seed}: {'made' if not done.returncode else last}", flush=True)
+    print(f"{energy} prompt {number} seed {seed}: {'made' if not done.returncode else one_line(last)}", flush=True)
     return done.returncode
 
 
@@ -65,7 +65,7 @@ def main() -> int:
     try:
         prompts = read_prompts(args.prompts)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     jobs = [(p, s, e) for s in range(args.seeds) for p in range(len(prompts)) for e in args.energies]
     with ThreadPoolExecutor(max(1, args.jobs)) as pool:
@@ -81,7 +81,7 @@ def main() -> int:
         try:
             renderer, field, background, _ = load_scene(folder)
         except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"left out: {one_line(error)}", file=sys.stderr)
             continue
         rgb = render_views(renderer, field, background, cameras).rgb[0].clamp(0, 1)
         toy: Toy | None = parse_caption(prompts[number])
