@@ -86,15 +86,17 @@ def evaluate(cfg: dict[str, Any]) -> int:
         "groups": summary.summarise(runs, rows, measured, group_by, cfg["confidence"], reference),
     }
     table = markdown(evaluation)
-    set_study_aside(out_dir, evaluation["id"])
-    write_text(out_dir / "evaluation.json", to_json(evaluation, indent=2) + "\n")
-    write_text(
-        out_dir / "runs.csv", runs_csv(rows, {key: [summary.text(run, key) for run in runs] for key in group_by})
-    )
-    write_text(out_dir / "table.md", table)
-    print(table)
-    if write_report is not None:
-        write_report(evaluation, out_dir / "report")
+    keys = {key: [summary.text(run, key) for run in runs] for key in group_by}
+    try:
+        set_study_aside(out_dir, evaluation["id"])
+        write_text(out_dir / "evaluation.json", to_json(evaluation, indent=2) + "\n")
+        write_text(out_dir / "runs.csv", runs_csv(rows, keys))
+        write_text(out_dir / "table.md", table)
+        print(table)
+        if write_report is not None:
+            write_report(evaluation, out_dir / "report")
+    except OSError as error:
+        raise cannot_write(out_dir, error) from error
     print(printable(out_dir))
     return 0
 
@@ -111,7 +113,12 @@ def make_folder(out_dir: Path) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out_dir).close()
     except OSError as error:
-        raise UserError(f"cannot write in out_dir={out_dir} ({error.strerror}): choose another place") from error
+        raise cannot_write(out_dir, error) from error
+
+
+def cannot_write(out_dir: Path, error: OSError) -> UserError:
+    """The error for a place where the evaluation cannot be written."""
+    return UserError(f"cannot write in out_dir={out_dir} ({error}): choose another place")
 
 
 def set_study_aside(out_dir: Path, about: str) -> None:
@@ -173,8 +180,11 @@ def add_up_study(patterns: list[str], out_dir: Path) -> int:
     together = report.aggregate_study(files, evaluation)
     tell([{"folder": one["file"], "why": one["why"]} for one in together.get("left_out", [])])
     table = report.study_table(together)
-    write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
-    write_text(out_dir / "study.md", table)
+    try:
+        write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
+        write_text(out_dir / "study.md", table)
+    except OSError as error:
+        raise cannot_write(out_dir, error) from error
     print(table)
     print(printable(out_dir))
     return 0

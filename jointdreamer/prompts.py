@@ -19,6 +19,7 @@ from jointdreamer.arguments import Range
 from jointdreamer.cameras import Cameras
 from jointdreamer.errors import UserError
 from jointdreamer.project import shipped
+from jointdreamer.reading import Unreadable, read_text
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,10 @@ def read_prompts(file: str | Path) -> list[str]:
     A relative name that is not here is looked for in what comes with the project.
     """
     try:
-        lines = [line.strip() for line in shipped(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(shipped(file)).splitlines() if line.strip()]
+    except Unreadable as error:
         raise UserError(
-            f"the prompt file {file} cannot be read ({error}): wanted a text file, one prompt a line"
+            f"the prompt file {file} cannot be read ({error.why}): wanted a text, one prompt a line"
         ) from error
     if not lines:
         raise UserError(f"the prompt file {file} is empty: wanted a prompt a line")

@@ -2,13 +2,22 @@
 
 import logging
 import math
+import os
 
 import pytest
 import torch
 
 from jointdreamer.cameras import Cameras, look_at
 from jointdreamer.errors import UserError
-from jointdreamer.prompts import DIRECTIONS, TextEmbeddings, caption_views, encode_prompt, unknown_words, vocabulary
+from jointdreamer.prompts import (
+    DIRECTIONS,
+    TextEmbeddings,
+    caption_views,
+    encode_prompt,
+    read_prompts,
+    unknown_words,
+    vocabulary,
+)
 
 
 class Encoder:
@@ -37,6 +46,21 @@ def embeddings(**changes):
 
 def heard(text, cams):
     return [DIRECTIONS[int(i)] for i in text.at(cams).cond[0, :, 0, 0]]
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "loop", "bytes", "nothing", "empty"])
+def test_a_file_of_prompts_that_is_none_is_one_line_and_nobody_waits(tmp_path, what):
+    file = tmp_path / "prompts.txt"
+    if what == "pipe":
+        os.mkfifo(file)
+    elif what == "folder":
+        file.mkdir()
+    elif what == "loop":
+        file.symlink_to(file)
+    elif what != "nothing":
+        file.write_bytes(b"\xff\xfe\x00" if what == "bytes" else b" \n\n")
+    with pytest.raises(UserError, match=f"the prompt file {file} (cannot be read|is empty).*wanted"):
+        read_prompts(file)
 
 
 def test_directions_by_azimuth():

@@ -10,7 +10,8 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,14 +149,19 @@ def are_features(array: np.ndarray | None, rows: int | None = None, width: int |
 
 def keep(file: Path, arrays: Mapping[str, Any]) -> None:
     """Keep arrays. Raises UserError where the folder cannot be written."""
+    with _writing(file), atomic_path(file) as temporary, temporary.open("wb") as stream:
+        plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(stream, **plain)
+
+
+@contextmanager
+def _writing(file: Path) -> Iterator[None]:
     try:
-        with atomic_path(file) as temporary, temporary.open("wb") as stream:
-            plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
-            np.savez(stream, **plain)
+        yield
     except OSError as error:
         raise UserError(
-            f"cannot write in {file.parent} ({error.strerror}), where measurements are kept: choose another place "
-            "with cache_dir=..."
+            f"cannot write {file.name} in {file.parent} ({error.strerror}), where measurements are kept: choose "
+            "another place with cache_dir=..."
         ) from error
 
 
@@ -237,7 +243,8 @@ def measure(run: Run, instruments: Instruments) -> Measured:
     if result is None:
         raise UserError(f"{run.folder}: its views are no pictures: the features of them are not finite")
     keep(file, arrays)
-    write_png(sheet, grid(rgb, min(SHEET_COLUMNS, len(rgb))))
+    with _writing(sheet):
+        write_png(sheet, grid(rgb, min(SHEET_COLUMNS, len(rgb))))
     return result
 
 

@@ -398,6 +398,18 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_measured(refu
     refused(["runs=runs", "out_dir=file/below"], "out_dir=file/below")
 
 
+@pytest.mark.parametrize("name", ["evaluation.json", "runs.csv", "table.md", "report/data.js", "report/media"])
+def test_something_in_the_way_of_the_results_is_one_line(command, make_run, tmp_path, name):
+    make_run()
+    if name == "report/media":
+        (tmp_path / "evaluation" / "report").mkdir(parents=True)
+        (tmp_path / "evaluation" / name).write_text("")
+    else:
+        (tmp_path / "evaluation" / name).mkdir(parents=True)
+    status, _, err = command("runs=runs", "report=true")
+    assert status == 2 and "error: cannot write in out_dir=evaluation (" in err and "Traceback" not in err
+
+
 def test_a_real_run_without_a_clip_to_be_had(refused, make_run):
     make_run("a corgi", models={"name": "sd21"})
     refused(["runs=runs"], "names no CLIP", "clip=openai/clip-vit-base-patch32")
