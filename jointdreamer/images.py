@@ -4,8 +4,13 @@ Images are (3, H, W) or (1, H, W) in [0, 1] on the way in, uint8 (H, W, 3) on th
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -14,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from jointdreamer.errors import UserError
-from jointdreamer.files import atomic_path
+from jointdreamer.files import TEMPORARY, atomic_path
 from jointdreamer.reading import DAMAGED, NOT_NOW, TOO_LARGE, Unreadable, open_file
 
 MOST_PIXELS = (
@@ -44,17 +49,18 @@ def normals_to_rgb(normal: Tensor, opacity: Tensor | None = None) -> Tensor:
 
 
 def grid(
-    images: Tensor | Sequence[Tensor],
+    images: Tensor | Sequence[Tensor] | Sequence[np.ndarray],
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     padding: int = 2,
 ) -> np.ndarray:
     """Images (N, 3 or 1, H, W) of one size -> one picture, row by row, with a line of text above each where given.
 
+    Or uint8 images (H, W, 3), as `to_uint8` makes them.
     columns: as nearly square as can be unless given. labels: N of them; a long one is cut to its cell.
     Raises: ValueError for no images, sizes that differ, or another number of labels.
     """
-    cells = [to_uint8(image) for image in images]
+    cells = [to_uint8(image) if isinstance(image, Tensor) else image for image in images]
     if not cells or any(cell.shape != cells[0].shape for cell in cells):
         raise ValueError(f"wanted images of one size, got {[cell.shape for cell in cells] or 'none'}")
     if labels is not None and len(labels) != len(cells):
@@ -92,10 +98,13 @@ def _fit(label: str, width: int, draw: ImageDraw.ImageDraw, font: ImageFont.Free
     return label + "..."
 
 
-def contact_sheet(rows: Mapping[str, Tensor], azimuth_deg: Sequence[float] | None = None) -> np.ndarray:
+def contact_sheet(
+    rows: Mapping[str, Tensor] | Mapping[str, list[np.ndarray]], azimuth_deg: Sequence[float] | None = None
+) -> np.ndarray:
     """V views side by side, one row for each kind of picture, under its name where there are several.
 
-    rows: name -> (V, 3 or 1, H, W), e.g. rgb, normal, opacity; all of one size. azimuth_deg: V of them, shown on top.
+    rows: name -> (V, 3 or 1, H, W), e.g. rgb, normal, opacity, or V uint8 images (H, W, 3); all of one size.
+    azimuth_deg: V of them, shown on top.
     """
     if not rows:
         raise ValueError("wanted at least one row of views, got none")
@@ -105,9 +114,10 @@ def contact_sheet(rows: Mapping[str, Tensor], azimuth_deg: Sequence[float] | Non
     labels = None if azimuth_deg is None else [f"{azimuth:.0f}\N{DEGREE SIGN}" for azimuth in azimuth_deg]
     parts = []
     for name, images in rows.items():
-        row = grid([image.expand(3, -1, -1) for image in images], columns, labels)
+        pixels = [to_uint8(image) if isinstance(image, Tensor) else image for image in images]
+        row = grid(pixels, columns, labels)
         if len(rows) > 1:
-            parts.append(_title(name, row.shape[1], max(10, min(20, images.shape[-1] // 8))))
+            parts.append(_title(name, row.shape[1], max(10, min(20, pixels[0].shape[1] // 8))))
         parts.append(row)
         labels = None  # on top only
     return np.concatenate(parts)
@@ -128,43 +138,108 @@ def write_png(path: str | Path, image: np.ndarray | Tensor) -> None:
         Image.fromarray(pixels).save(temporary, format="PNG")
 
 
-def write_video(path: str | Path, frames: Tensor | Iterable[Tensor | np.ndarray], fps: int = 30) -> None:
-    """Write frames, (T, 3 or 1, H, W) in [0, 1] or any iterable of such images or of uint8 (H, W, 3), as an H.264 mp4.
+class VideoError(RuntimeError):
+    """ffmpeg is not there, or could not do its work; the message says why."""
 
-    Any size: H.264 as players read it wants even sides, so an odd one repeats its last row or column.
-    Raises: UserError when the disk is full; ValueError for no frames or sizes that differ.
+
+@contextmanager
+def video_writer(path: str | Path, fps: int = 30) -> Iterator[Callable[[Tensor | np.ndarray], None]]:
+    """Yield a function that adds a frame to an H.264 mp4, which is at `path` when the block ends; nothing is held.
+
+    A frame: (3 or 1, H, W) in [0, 1], or uint8 (H, W, 3). Any size: H.264 as players read it wants even sides, so an
+    odd one repeats its last row or column.
+    Raises: VideoError for an ffmpeg that is absent or fails; UserError when the disk is full; ValueError for no frames
+    or sizes that differ.
     """
     if Path(path).suffix != ".mp4":
         raise UserError(f"{path}: wanted a name that ends in .mp4")
-    writer, shape = None, None
-    with atomic_path(path) as temporary:
+    encoder: _Encoder | None = None
+    shape: tuple[int, ...] = ()
+
+    def add(frame: Tensor | np.ndarray) -> None:
+        nonlocal encoder, shape
+        pixels = to_uint8(frame) if isinstance(frame, Tensor) else frame
+        if encoder is None:
+            shape = pixels.shape
+            encoder = _Encoder(temporary, shape[0] + shape[0] % 2, shape[1] + shape[1] % 2, fps, said)
+        elif pixels.shape != shape:
+            raise ValueError(f"wanted frames of one size {shape}, got {pixels.shape}")
+        encoder.add(np.pad(pixels, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge"))
+
+    with atomic_path(path) as temporary, tempfile.TemporaryFile() as said:  # a pipe that nobody reads would fill up
         try:
-            for frame in frames:
-                pixels = to_uint8(frame) if isinstance(frame, Tensor) else frame
-                if shape is None:
-                    shape = pixels.shape
-                    height, width = shape[0] + shape[0] % 2, shape[1] + shape[1] % 2
-                    writer = imageio_ffmpeg.write_frames(
-                        str(temporary),
-                        (width, height),
-                        fps=fps,
-                        codec="libx264",
-                        quality=8,
-                        macro_block_size=1,  # its default of 16 would resize the picture
-                        ffmpeg_log_level="error",
-                        output_params=["-movflags", "+faststart"],
-                    )
-                    writer.send(None)
-                elif pixels.shape != shape:
-                    raise ValueError(f"wanted frames of one size {shape}, got {pixels.shape}")
-                assert writer is not None
-                pixels = np.pad(pixels, ((0, shape[0] % 2), (0, shape[1] % 2), (0, 0)), mode="edge")
-                writer.send(np.ascontiguousarray(pixels))
+            yield add
+            if encoder is None:
+                raise ValueError(f"wanted frames for {path}, got none")
+            encoder.finish()
         finally:
-            if writer is not None:
-                writer.close()
-        if shape is None:
-            raise ValueError(f"wanted frames for {path}, got none")
+            if encoder is not None:
+                encoder.kill()
+
+
+def write_video(path: str | Path, frames: Iterable[Tensor | np.ndarray], fps: int = 30) -> None:
+    """Write frames as an H.264 mp4; what they may be and what is raised: `video_writer`."""
+    with video_writer(path, fps) as add:
+        for frame in frames:
+            add(frame)
+
+
+def try_video(folder: Path) -> None:
+    """Write a video of two frames into `folder` and remove it again. Raises VideoError where that cannot be done."""
+    file = folder / f"{TEMPORARY}{os.getpid()}-try.mp4"
+    try:
+        write_video(file, [np.zeros((16, 16, 3), np.uint8)] * 2)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+class _Encoder:
+    """ffmpeg as a process that takes frames, uint8 (height, width, 3), and writes `file`; its words go to `said`."""
+
+    def __init__(self, file: Path, height: int, width: int, fps: int, said: IO[bytes]):
+        self._file, self._said = file, said
+        try:
+            command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24",
+                       "-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-an", "-c:v", "libx264", "-crf", "10",
+                       "-pix_fmt", "yuv420p", "-movflags", "+faststart", f"file:{file}"]  # fmt: skip
+            # "file:": else a colon in a name ends a protocol; a session: Ctrl-C is ours to answer
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True
+            )
+        except (OSError, RuntimeError) as error:
+            raise VideoError(
+                f"no ffmpeg ({error}): pip install imageio-ffmpeg, or name one in IMAGEIO_FFMPEG_EXE"
+            ) from error
+
+    def add(self, pixels: np.ndarray) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(np.ascontiguousarray(pixels).data)
+        except OSError as error:  # it has ended: `finish` says how
+            self.finish()
+            raise VideoError("ffmpeg ended before the last frame") from error
+
+    def finish(self) -> None:
+        """Wait until the file is whole. Raises VideoError if ffmpeg says that it is not."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        status = self._process.wait()
+        if status:
+            self._said.seek(0)
+            lines = self._said.read().decode("utf-8", "replace").strip().splitlines() or ["without a word"]
+            raise VideoError(f"ffmpeg failed with status {status}: {lines[-1][:200]}")
+        if not self._file.exists():
+            raise VideoError(f"ffmpeg wrote no file ({imageio_ffmpeg.get_ffmpeg_exe()})")
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever happened."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
 
 
 def read_picture(file: str | Path) -> np.ndarray:
