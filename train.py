@@ -5,6 +5,7 @@ The loop below is the paper's algorithm. Config stops in this file; everything i
 
 import gc
 import sys
+from functools import partial
 from typing import Any
 
 from jointdreamer import cli
@@ -35,9 +36,9 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.guidance.registry import build_guidance
     from jointdreamer.kernels import compile_ahead
     from jointdreamer.logger import Logger, check_finite
-    from jointdreamer.memory import plan_memory
+    from jointdreamer.memory import plan_as_before, plan_memory
     from jointdreamer.optim import build_optimizer
-    from jointdreamer.outputs import save_energy, save_mesh, save_turntable, save_views
+    from jointdreamer.outputs import save_outputs, save_previews, try_outputs
     from jointdreamer.prompts import encode_prompt
     from jointdreamer.regularizers import REGULARIZERS, needs_normals, regularizers
     from jointdreamer.renderers.shading import sample_shading
@@ -61,6 +62,7 @@ def train(cfg: dict[str, Any]) -> int:
         if run.result(plan.steps):
             print(f"{printable(run.path)}\nis complete: nothing to do")
             return 0
+        run.use_threads()
 
         # The object
         field = HashGridField(**cfg["field"]).to(device)
@@ -77,7 +79,12 @@ def train(cfg: dict[str, Any]) -> int:
         baseline = build_guidance("multi_view", models, device) if plan.max("loss.mvdream", 0) else None  # Fig. 10
         energy = build_energy(**cfg["energy"], device=device)
         energy.check_rig(rig)
-        memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, **cfg["memory"], baseline=baseline)
+        ends = (output["resolution"], output["mesh_resolution"])
+        planned = partial(
+            plan_memory, plan, rig, renderer, field, guidance, energy, device, baseline=baseline, output=ends
+        )
+        memory = plan_as_before(run.pinned(), cfg["memory"], planned)
+        run.pin(rays_per_chunk=memory.rays_per_chunk, images_per_chunk=memory.images_per_chunk)
         tokenizer, text_encoder = guidance.text_parts()
 
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
@@ -98,6 +105,7 @@ def train(cfg: dict[str, Any]) -> int:
             run.write_environment(
                 weights=checksums(weights), encoding=field.encoding.backend, networks=networks, device=str(device)
             )
+            try_outputs(run.path, output["views"] > 0, run.room(plan.steps - start, every["checkpoint"], *scene))
             eight = orbit_cameras(8, plan.max("resolution"), **orbit)
             gc.enable()
 
@@ -153,13 +161,10 @@ def train(cfg: dict[str, Any]) -> int:
                 logger.log(step, loss, losses, now, coherence=coherence.mean(), opacity=render.opacity.mean())
                 done = step + 1
                 if due(done, every["view"]) or done == plan.steps:
-                    picture = f"step_{done:06d}.png"
-                    logger.image("views", step, save_views(run.path / "views" / picture, *scene, eight))
-                    if energy_grad.any():
-                        shown = run.path / "energy" / picture
-                        seen = distillation["energy_x0"]
-                        shown = save_energy(shown, guidance, noised, pred, energy_grad, noise_pred, seen)
-                        logger.image("energy", step, shown)
+                    seen = (guidance, noised, pred, energy_grad, noise_pred, distillation["energy_x0"])
+                    shown = save_previews(run.still_there(), done, scene, eight, seen if energy_grad.any() else None)
+                    for name, picture in shown.items():
+                        logger.image(name, step, picture)
                 stopping = stop.requested  # looked at once: a signal between the two lines would be left unsaved
                 if due(done, every["checkpoint"]) or stopping or done == plan.steps:
                     run.save(done, **parts, generator=generator)
@@ -169,22 +174,22 @@ def train(cfg: dict[str, Any]) -> int:
 
             # What it was for
             seconds = run.seconds
-            n_views, resolution = output["views"], output["resolution"]
-            turn = orbit_cameras(n_views, resolution, **orbit)
-            for path in save_turntable(run.path / "turntable", *scene, turn, output["fps"]):
-                logger.video(path.stem, plan.steps, path)
-            sixteen = orbit_cameras(16, resolution, **orbit)
-            logger.image("contact_sheet", plan.steps, save_views(run.path / "contact_sheet.png", *scene, sixteen))
-            mesh = save_mesh(run.path / "mesh" / "mesh.glb", field, output["mesh_resolution"])
-            if mesh is not None:
-                logger.mesh("mesh", plan.steps, mesh)
-            result = {
-                "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"], "models": models["name"],
-                "steps": plan.steps, "minutes": run.seconds / 60, "seconds_per_step": seconds / plan.steps,
-                "peak_memory_gb": peak_memory_gb(), "device": str(device), "mesh": mesh is not None,
-            }  # fmt: skip
-            run.write_result(**result)
-            logger.summary(result)
+            with stop.at_once():
+                stop.check()
+                made = save_outputs(run.still_there(), scene, **output, say=logger.message)
+                logger.show(plan.steps, made.files)
+                result = {
+                    "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"],
+                    "models": models["name"], "steps": plan.steps, "minutes": run.seconds / 60,
+                    "seconds_per_step": seconds / plan.steps, "peak_memory_gb": peak_memory_gb(),
+                    "device": str(device), "mesh": bool(made.files.get("mesh")), "missing": made.missing,
+                }  # fmt: skip
+                run.write_result(**result)
+                logger.summary(result)
+                made.complain(run.path)
+            if stop.requested:
+                logger.message("stopped before all was made: the steps are saved, the same command makes the rest")
+                return stop.exit_status
     print(printable(run.path))
     return 0
 

@@ -79,6 +79,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.data.augment import Augmentation
     from jointdreamer.data.batches import to_batch
     from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
+    from jointdreamer.files import try_folder
     from jointdreamer.logger import Logger, check_finite
     from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
     from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
@@ -149,11 +150,16 @@ def train(cfg: dict[str, Any]) -> int:
     with ExitStack() as stack:
         run = stack.enter_context(RunFolder.open(path, cfg)) if rank == 0 else None
         start = 0
+        threads = None
         if run is not None:
+            if cfg["export"] is not None:
+                try_folder(Path(cfg["export"]))
+            threads = run.use_threads()
             start = steps + 1 if run.result(steps) else run.resume(**parts)
         if processes > 1:  # what the others cannot read: the folder is locked. The weights are handed on by `prepare`
-            said = broadcast_object_list([start, optimizer.state_dict(), best.state_dict()])
+            said = broadcast_object_list([start, optimizer.state_dict(), best.state_dict(), threads])
             start, best_state = said[0], said[2]
+            torch.set_num_threads(said[3])
             optimizer.load_state_dict(said[1])
             best.load_state_dict(best_state)
         if start > steps:
@@ -257,26 +263,31 @@ def train(cfg: dict[str, Any]) -> int:
                 return stop.exit_status
 
         if run is not None and logger is not None:
-            final = validate(
-                PairClassifier.load(run.path / "best").to(device), validator, None, **{**judge, "processes": 1}
-            )
-            save_curves(run.path)
-            result = {
-                "prompt": None, "seed": cfg["seed"], "energy": None, "models": cfg["models"]["name"], "steps": steps,
-                "minutes": run.seconds / 60, "seconds_per_step": run.seconds / steps, "device": str(device),
-                "peak_memory_gb": peak_memory_gb(), "best_step": best.step, "objects": len(source.ids),
-                "damaged": sorted({**sampler.damaged, **validator.damaged}), **final,
-            }  # fmt: skip
-            run.write_result(**result)
-            logger.summary(result)
-            export(run.path / "best", cfg["export"])
-            logger.message(
-                f"best after {best.step} steps: accuracy {final['val/accuracy']:.4f}, AUC {final['val/auc']:.5f} on "
-                f"pairs of held-out objects; use it with models.classifier.source={run.path / 'best'}"
-            )
-            print(printable(run.path))
+            with stop.at_once():
+                stop.check()
+                final = validate(
+                    PairClassifier.load(run.path / "best").to(device), validator, None, **{**judge, "processes": 1}
+                )
+                save_curves(run.path)
+                result = {
+                    "prompt": None, "seed": cfg["seed"], "energy": None, "models": cfg["models"]["name"],
+                    "steps": steps, "minutes": run.seconds / 60, "seconds_per_step": run.seconds / steps,
+                    "device": str(device), "peak_memory_gb": peak_memory_gb(), "best_step": best.step,
+                    "objects": len(source.ids), "damaged": sorted({**sampler.damaged, **validator.damaged}), **final,
+                }  # fmt: skip
+                run.write_result(**result)
+                logger.summary(result)
+                export(run.path / "best", cfg["export"])
+                logger.message(
+                    f"best after {best.step} steps: accuracy {final['val/accuracy']:.4f}, "
+                    f"AUC {final['val/auc']:.5f} on pairs of held-out objects; "
+                    f"use it with models.classifier.source={run.path / 'best'}"
+                )
+                print(printable(run.path))
+            if stop.requested:
+                logger.message("stopped before all was made: the steps are saved, the same command makes the rest")
         accelerator.wait_for_everyone()
-    return 0
+    return stop.exit_status if stop.requested else 0
 
 
 def _range(name: str, given: Any, what: str) -> tuple[float, float]:

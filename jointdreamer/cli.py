@@ -20,7 +20,7 @@ from jointdreamer.arguments import check_arguments, fits
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import ROOT
 from jointdreamer.signals import Stop, hand_on
-from jointdreamer.terminal import safe_output
+from jointdreamer.terminal import safe_output, use_utf8
 from jointdreamer.words import SWEEP_FUNCTION, as_typed, for_hydra, quoted, text_keys, unquoted, without_quotes
 
 CONF = ROOT / "conf"
@@ -32,7 +32,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "every.log": (int, 1, inf),
     "every.view": (int, 0, inf),
     "every.checkpoint": (int, 0, inf),
-    "output.views": (int, 1, 10_000),
+    "output.views": (int, 0, 10_000),  # 0: no turntable
     "output.resolution": (int, 8, 4096),
     "output.fps": (int, 1, 240),
     "output.elevation_deg": (float, -90, 90),
@@ -76,11 +76,12 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     became of it, and the status is the worst of all.
     """
     global _job
+    use_utf8()
+    safe_output()
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    safe_output()
     atexit.register(gc.freeze)  # what is left dies with the process: to look for cycles in it first takes a second
     _typed[:] = sys.argv
     multirun = is_multirun(sys.argv[1:])

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if disk_is_full:
             raise disk_full(path) from error
         raise
+
+
+def try_folder(folder: Path) -> None:
+    """Make a folder, and show that files can be written in it, better than permission bits do: before the work.
+
+    Raises: UserError, one line.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder} ({error.strerror}): move what is in the way, or name another place"
+        ) from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,7 +11,8 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import disk_full, is_disk_full, to_json, write_text
 
+RATE_SECONDS = 60.0  # over which the seconds of a step are measured
 QUIET_SECONDS = 10.0  # between two progress lines where no terminal shows a bar
 
 
@@ -91,6 +93,7 @@ class Logger:
         self._package.setLevel(logging.INFO)
         self._wandb = None if wandb is None else _Wandb(self.folder, wandb, config or {}, self.message)
         self._started = self._last_line = time.monotonic()  # last: wandb takes its time to start
+        self._laps: deque[tuple[float, int]] = deque()  # (when, steps done) of the last minute
 
     # Numbers
 
@@ -110,7 +113,7 @@ class Logger:
         may be tensors.
         """
         done, clock = step + 1, time.monotonic()
-        seconds = (clock - self._started) / max(1, done - self._start)
+        seconds = self._seconds_per_step(clock, done)
         due = row or step % self.every == 0 or done == self.steps
         line_due = done == self.steps or clock - self._last_line >= QUIET_SECONDS or done == self._start + 1
         if self._bar is not None:
@@ -135,6 +138,14 @@ class Logger:
             if self._wandb is not None:
                 self._wandb.log(numbers | {"seconds_per_step": seconds})
 
+    def _seconds_per_step(self, clock: float, done: int) -> float:
+        """Of the last minute, without the first step, which compiles: a mean since then would lag behind each stage."""
+        self._laps.append((clock, done))
+        while len(self._laps) > 2 and self._laps[1][0] <= clock - RATE_SECONDS:
+            self._laps.popleft()
+        then, before = self._laps[0]
+        return (clock - then) / (done - before) if done > before else clock - self._started
+
     def _progress_line(self, done: int, loss: float, now: SimpleNamespace | None, seconds: float) -> str:
         resolution = f"  {now.resolution} px" if now is not None and hasattr(now, "resolution") else ""
         left = f"ETA {duration((self.steps - done) * seconds)}"
@@ -150,6 +161,14 @@ class Logger:
         else:
             print(text, file=self._stream, flush=True)
         self._write_log(text)
+
+    def show(self, step: int, files: Mapping[str, Sequence[Path]]) -> None:
+        """Say which files a run has made at its end, by name, and show them in wandb."""
+        kinds = {".png": self.image, ".mp4": self.video, ".glb": self.mesh}
+        for path in (path for paths in files.values() for path in paths):
+            kinds[path.suffix](path.stem, step, path)
+        made = [str(path.relative_to(self.folder)) for paths in files.values() for path in paths]
+        self.message(f"made {', '.join(made) or 'nothing'} in {self.folder}")
 
     def image(self, name: str, step: int, path: str | Path) -> None:
         """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""

@@ -10,10 +10,11 @@ on a CPU, and are written down here (tests/test_memory.py counts again). Two thi
 ray will have, and what a device needs beyond its tensors.
 """
 
+import logging
 import os
 import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,8 @@ from jointdreamer.models.autoencoder import scale_factor
 from jointdreamer.renderers.volume import MAX_CANDIDATES, VolumeRenderer
 from jointdreamer.schedules import Plan
 
+log = logging.getLogger(__name__)
+
 GB = 1e9
 TEXT_LENGTH = 77
 
@@ -45,6 +48,12 @@ CANDIDATE_BYTES = 90
 SAMPLE_BYTES = 4  # of a chunk's sample between forward and backward: its distance
 RAY_BYTES = 400  # pixels, their gradients, rays
 CHUNKS_OF_RAYS = (2**16, 2**15, 2**14, 2**13, 2**12, 2**11, 2**10)
+
+# The outputs at the end, per pixel: 16 views of three pictures as bytes, in the sheet and in its parts; or a render and
+# the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it.
+SHEET_BYTES = 16 * 3 * 3 * 4
+FRAME_BYTES = RAY_BYTES + 2 * 150
+POINT_BYTES, FACE_BYTES = 20, 1500
 
 CPU_GB = 0.2  # libraries loaded after the forecast, the compiler of the kernels, scratch of the convolutions
 CUDA_GB = 0.9  # context, cuBLAS and cuDNN workspaces; from the literature, not measured here
@@ -243,6 +252,12 @@ def step_bytes(
     return demand.held + demand.trained + demand.fixed + demand.factor * (rays * RAY_BYTES + max(moments))
 
 
+def export_bytes(resolution: int, mesh_resolution: int) -> float:
+    """The most that the outputs of a finished run have in memory at a time, wherever the run is: on the CPU's side."""
+    pictures = resolution**2 * max(SHEET_BYTES, FRAME_BYTES)
+    return max(pictures, mesh_resolution**3 * POINT_BYTES + mesh_resolution**2 * FACE_BYTES)
+
+
 @dataclass(frozen=True)
 class Memory:
     """How a run is cut, null for not at all, and what it will need."""
@@ -251,10 +266,12 @@ class Memory:
     images_per_chunk: int | None
     stages: tuple[tuple[int, float], ...]  # (resolution, GB), as they come
     limit_gb: float  # what there is, or the budget
+    export_gb: float = 0.0  # with the outputs at the end, on the CPU's side
 
     @property
     def line(self) -> str:
         stages = ", ".join(f"{need:.1f} GB at {resolution} px" for resolution, need in self.stages)
+        stages += f", {self.export_gb:.1f} GB for the outputs at the end" if self.export_gb else ""
         cuts = {"rays": self.rays_per_chunk, "images": self.images_per_chunk}
         said = " and ".join(f"{n} {name} at a time" for name, n in cuts.items() if n) or "nothing cut"
         return f"memory: about {stages}, of {self.limit_gb:.1f} GB; {said}"
@@ -301,14 +318,16 @@ def plan_memory(
     rays_per_chunk: int | Literal["auto"] | None = "auto",
     images_per_chunk: int | Literal["auto"] | None = "auto",
     baseline: Any = None,
+    output: tuple[int, int] | None = None,
 ) -> Memory:
     """What this run will need where it is now, and how it is cut to fit into the budget and the device.
 
     budget_gb: what it may take, GB (1e9 bytes); null is all that the device has free.
     rays_per_chunk, images_per_chunk: a number, null for all at once, or auto for the largest that fits.
     baseline: a second prior into whose latents every render is encoded as well, or None.
+    output: the resolutions of the pictures and of the mesh at the end; None for no outputs.
 
-    Raises UserError, one line, for numbers below 1 and where a stage of the schedule cannot fit.
+    Raises UserError, one line, for numbers below 1 and where a stage of the schedule, or the outputs, cannot fit.
     """
     for name, value in {"rays_per_chunk": rays_per_chunk, "images_per_chunk": images_per_chunk}.items():
         if isinstance(value, int) and value < 1:
@@ -348,7 +367,45 @@ def plan_memory(
     limit = min(
         free_bytes(device) + demand.held + (demand.fixed if cuda else 0.0), inf if budget_gb is None else budget_gb * GB
     )
-    return fit(demand, plan.stages("resolution"), limit, rays_per_chunk, images_per_chunk)
+    memory = fit(demand, plan.stages("resolution"), limit, rays_per_chunk, images_per_chunk)
+    return memory if output is None else replace(memory, export_gb=fit_export(demand, device, limit, *output) / GB)
+
+
+def fit_export(demand: Demand, device: torch.device, limit: float, resolution: int, mesh_resolution: int) -> float:
+    """Bytes that the process will have on the CPU's side while it makes its outputs.
+
+    Raises UserError, one line, if there are not so many: found now, not after the last step.
+    """
+    need = export_bytes(resolution, mesh_resolution)
+    if device.type == "cuda":  # `limit` and what is held are the card's
+        held, free = held_bytes(torch.device("cpu")), free_bytes(torch.device("cpu"))
+        limit = held + free
+    else:
+        held = demand.held + demand.trained + demand.fixed
+    if held + need > limit:
+        raise UserError(
+            f"memory: the outputs at the end need about {(held + need) / GB:.1f} GB and there are {limit / GB:.1f} GB; "
+            f"take a lower output.mesh_resolution (now {mesh_resolution}) or output.resolution (now {resolution})"
+        )
+    return held + need
+
+
+def plan_as_before(pinned: Mapping[str, Any], options: Mapping[str, Any], plan: Callable[..., Memory]) -> Memory:
+    """`plan(**options)`, with the cuts that the run began with in place of "auto": how it is cut changes its last bits.
+
+    Where those do not fit any more it is cut anew, with a warning.
+    """
+    kept = {
+        key: pinned[key]
+        for key in ("rays_per_chunk", "images_per_chunk")
+        if options.get(key, "auto") == "auto" and key in pinned
+    }
+    if kept:
+        try:
+            return plan(**{**options, **kept})
+        except UserError as error:
+            log.warning("cut otherwise than the run began, so that its last bits may differ: %s", error)
+    return plan(**options)
 
 
 # -------------------------------------------------------------------------------------------------------- the machine
@@ -383,7 +440,20 @@ def free_bytes(device: torch.device) -> float:
     if most.isdigit() and used.isdigit():
         cache = [line.split()[1] for line in _read(group / "memory.stat").splitlines() if line.startswith("inactive_f")]
         free = min(free, int(most) - int(used) + sum(map(int, cache)))  # what files left there is given up at need
-    return free
+    return min(free, address_space_left())
+
+
+def address_space_left() -> float:
+    """What `ulimit -v` leaves to this process; infinity without such a limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return inf
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read("/proc/self/statm").split()
+    if limit == resource.RLIM_INFINITY or not pages:
+        return inf
+    return max(0, limit - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _read(path: str | Path) -> str:

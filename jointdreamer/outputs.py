@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
 from jointdreamer.fields.encoding import HashEncoding
 from jointdreamer.fields.hash_grid import HashGridField
+from jointdreamer.files import try_folder
 from jointdreamer.guidance.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.images import (
     VideoError,
@@ -33,6 +33,7 @@ from jointdreamer.images import (
     video_writer,
     write_png,
 )
+from jointdreamer.reading import is_out_of_memory
 from jointdreamer.renderers.volume import Render, VolumeRenderer
 from jointdreamer.run import read_run
 
@@ -171,12 +172,6 @@ def is_of_the_machine(error: Exception) -> bool:
     return isinstance(error, UserError | MemoryError | OSError | VideoError) or is_out_of_memory(error)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether `error` comes from a lack of memory: torch has errors of its own for that."""
-    words = ("allocate memory", "bad_alloc", "out of memory")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
-
-
 def why(error: Exception) -> str:
     """One line of an error."""
     said = "out of memory" if is_out_of_memory(error) else " ".join(str(error).split())[:300]
@@ -188,13 +183,13 @@ def save_previews(
     done: int,  # steps
     scene: Scene,
     cameras: Cameras,  # one rig
-    energy: Mapping[str, Any] | None,  # what `save_energy` takes, or None for no picture of it
+    energy: tuple[Any, ...] | None,  # what `save_energy` takes after the path, or None for no picture of it
 ) -> dict[str, Path]:
     """views/ and energy/ after a step; the files by name. One that cannot be made is a warning: the run goes on."""
     made, picture = Made(), f"step_{done:06d}.png"
     made.attempt("views", lambda: save_views(folder / "views" / picture, *scene, cameras))
     if energy is not None:
-        made.attempt("energy", lambda: save_energy(folder / "energy" / picture, **energy))
+        made.attempt("energy", lambda: save_energy(folder / "energy" / picture, *energy))
     return {name: files[0] for name, files in made.files.items()}
 
 
@@ -232,13 +227,7 @@ def try_outputs(folder: Path, turntable: bool, needed_bytes: float) -> None:
     """
     for name in ("contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "mesh/mesh.glb"):
         file = folder / name
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=file.parent).close()
-        except OSError as error:
-            raise UserError(
-                f"cannot write {file} ({error.strerror}): move what is there, or choose out_dir=..."
-            ) from error
+        try_folder(file.parent)
         if file.is_dir():
             raise UserError(f"cannot write {file}: a folder has its name; move that away, or choose out_dir=...")
     free = shutil.disk_usage(folder).free

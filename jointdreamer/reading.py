@@ -86,9 +86,13 @@ def answer_of(error: Exception) -> Answer:
     # the system's errors have a number; a library's own OSError (Pillow's, numpy's) has none, and a damaged header that
     # points to nowhere makes it seek there
     from_system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.ELOOP)
-    # torch and safetensors have errors of their own for want of memory
-    no_memory = isinstance(error, MemoryError) or re.search("allocate memory|bad_alloc|not enough memory", str(error))
-    return NOT_NOW if from_system or no_memory else DAMAGED
+    return NOT_NOW if from_system or is_out_of_memory(error) else DAMAGED
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error comes from a lack of memory: torch and safetensors have errors of their own for it."""
+    said = re.search("allocate memory|bad_alloc|(not enough|out of) memory", str(error))
+    return isinstance(error, MemoryError) or said is not None
 
 
 def read_bytes(file: str | Path, most: int = 256 * MIB) -> bytes:

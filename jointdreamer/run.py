@@ -50,6 +50,7 @@ from jointdreamer.files import (
     to_json,
     write_text,
 )
+from jointdreamer.reading import ABSENT, Unreadable, read_json
 
 try:
     import fcntl
@@ -138,7 +139,8 @@ class RunFolder:
                     "another place with out_dir=..."
                 )
             else:  # new, or left by a command that failed before its first step
-                (path / "command.txt").unlink(missing_ok=True)
+                for name in ("command.txt", "numerics.json"):
+                    (path / name).unlink(missing_ok=True)
                 write_text(path / "config.yaml", text)
             remove_leftovers(path)
         except BaseException:
@@ -156,6 +158,59 @@ class RunFolder:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    def still_there(self) -> Path:
+        """The folder's path. Raises UserError if it was deleted, moved or made anew under this process."""
+        try:
+            there = self._lock is None or os.path.samestat(os.fstat(self._lock), os.stat(self.path / ".lock"))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise UserError(
+                f"the run folder {self.path} was deleted or moved while the run was going on: put it back, and the "
+                "same command goes on from its newest checkpoint; without it the run starts again"
+            )
+        return self.path
+
+    def pin(self, **numbers: int | None) -> dict[str, int | None]:
+        """Keep, in `numerics.json`, numbers on which a run's last bits depend and which no config holds: its threads,
+        the cuts of its memory. What the run began with stays, and is returned.
+        """
+        before = self.pinned()
+        pinned = {**numbers, **before}
+        if pinned != before:
+            write_text(self.still_there() / "numerics.json", to_json(pinned, indent=2) + "\n")
+        return pinned
+
+    def pinned(self) -> dict[str, int | None]:
+        """What `pin` has kept so far; a file that says nothing of use is a warning."""
+        try:
+            kept = read_json(self.path / "numerics.json")
+        except Unreadable as error:
+            if error.answer != ABSENT:
+                log.warning("%s: the run's last bits may differ", error)
+            return {}
+        kept = kept if isinstance(kept, dict) else {"": kept}
+        good = {
+            key: value for key, value in kept.items() if value is None or (type(value) is int and 0 < value < 2**31)
+        }
+        if good != kept:
+            log.warning("%s holds what is no number of threads or rays: left out", self.path / "numerics.json")
+        return good
+
+    def use_threads(self) -> int:
+        """Compute on as many CPU threads as the run began with, whoever starts it now; returns their number."""
+        threads = self.pin(threads=torch.get_num_threads())["threads"] or torch.get_num_threads()
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        return threads
+
+    def room(self, steps: int, every: int, *modules: torch.nn.Module) -> float:
+        """Bytes that checkpoints of `modules` will take beyond what they take now: `steps` to go, one each `every`."""
+        parameters = (p for module in modules for p in module.parameters())
+        size = 3 * sum(p.numel() * p.element_size() for p in parameters)  # with Adam's two moments
+        to_come = -(-steps // every) if every else min(steps, 1)
+        return size * min(to_come, max(1, self.keep + 1 - len(self.checkpoints)))
 
     # Checkpoints
 
@@ -195,7 +250,7 @@ class RunFolder:
                     f"step {step}: {name} holds NaN or infinity, so no checkpoint was written and the one before "
                     "stays; lower the learning rates (schedule.lr...) or use full precision, under another name=..."
                 )
-        file = self.path / "checkpoints" / f"step_{step:06d}.pt"
+        file = self.still_there() / "checkpoints" / f"step_{step:06d}.pt"
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():  # a checkpoint promises that the rows before it are on the disk
             flush_to_disk(metrics)
@@ -283,16 +338,19 @@ class RunFolder:
         """
         if missing := [key for key in CONTRACT if key not in result]:
             raise KeyError(f"result.json must have {', '.join(missing)}")
-        write_text(self.path / "result.json", to_json(result, indent=2) + "\n")
+        write_text(self.still_there() / "result.json", to_json(result, indent=2) + "\n")
         return self.path / "result.json"
 
     def result(self, steps: int | None = None) -> dict[str, Any] | None:
-        """What `result.json` says, or None while the run is not complete (or completed another number of `steps`)."""
+        """What `result.json` says, or None while the run is not complete.
+
+        It is not where it completed another number of `steps`, or could not make an output, which it has in `missing`.
+        """
         try:
             result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
-        complete = isinstance(result, dict) and (steps is None or result.get("steps") == steps)
+        complete = isinstance(result, dict) and not result.get("missing") and steps in (None, result.get("steps"))
         return result if complete else None
 
 

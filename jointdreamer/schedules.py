@@ -134,6 +134,7 @@ class Plan:
                     what = "true or false" if kind is bool else f"numbers from {low:g} to {high:g}"
                     whole = "whole " if kind is int else ""
                     raise UserError(f"schedule.{name}: wanted {whole}{what}, got {value!r}")
+        self._check_t()
         for name in ("lr", "loss"):
             if not isinstance(self._tree.get(name), dict):
                 raise UserError(f"schedule.{name} is missing: wanted a schedule for each name in it")
@@ -148,6 +149,18 @@ class Plan:
             if losses[0] not in self._tree["loss"]:
                 raise UserError(f"schedule.loss.{losses[0]} is missing: it is the weight of the distillation itself")
         return self
+
+    def _check_t(self) -> None:
+        """Raise UserError if t_min is above t_max somewhere: between two neighbours among the knots both are straight,
+        so that the steps there, and the last before each, tell of all."""
+        low, high = self._find("t_min"), self._find("t_max")
+        borders = {step for step, _, _ in (*low.knots, *high.knots)} | {self.steps}
+        for step in sorted({step + near for step in borders for near in (-1, 0)}):
+            if 0 <= step < self.steps and low(step) > high(step):
+                raise UserError(
+                    f"schedule.t_min is {low(step):g} and schedule.t_max {high(step):g} at step {step}: wanted a t_min "
+                    "of at most t_max all the way"
+                )
 
     def max(self, name: str, missing: Any = None) -> Any:
         """The largest value that e.g. "resolution" or "lr.encoding" takes in the whole plan.

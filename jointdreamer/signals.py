@@ -8,7 +8,10 @@ with stop_on_signals() as stop:
             save(...)
             return stop.exit_status
     with stop.at_once():  # everything is saved
+        stop.check()
         ...
+    if stop.requested:
+        return stop.exit_status
 ```
 """
 
@@ -50,11 +53,16 @@ class Stop:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, where everything is saved, the first signal raises KeyboardInterrupt where the program stands."""
+        """A block that the first signal ends where it stands, for where everything is saved: look at `requested` then.
+
+        What came just before is noticed by `check`.
+        """
         self.saved = True
         try:
-            self.check()
             yield
+        except KeyboardInterrupt:
+            if self.requested is None:
+                raise
         finally:
             self.saved = False
 

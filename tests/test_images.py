@@ -9,7 +9,17 @@ import torch
 from PIL import Image
 
 from jointdreamer.errors import UserError
-from jointdreamer.images import contact_sheet, grid, normals_to_rgb, read_picture, to_uint8, write_png, write_video
+from jointdreamer.images import (
+    VideoError,
+    contact_sheet,
+    grid,
+    normals_to_rgb,
+    read_picture,
+    to_uint8,
+    try_video,
+    write_png,
+    write_video,
+)
 from jointdreamer.reading import Unreadable
 
 
@@ -180,3 +190,53 @@ def test_what_is_no_picture_or_too_much_of_one(tmp_path):
         read_picture(file)
     with pytest.raises(Unreadable, match="absent"):
         read_picture(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("name", ["mvs:cfg30", "-v", "a%03d", "pipe:1", "ein Hündchen"])
+def test_a_video_goes_to_any_path(tmp_path, name):
+    write_video(tmp_path / name / f"{name}.mp4", torch.zeros(2, 3, 16, 16))
+    assert [file.name for file in (tmp_path / name).iterdir()] == [f"{name}.mp4"]
+
+
+FRAMES = [np.zeros((64, 64, 3), np.uint8)] * 500  # more than a pipe holds
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (
+            'for last; do :; done; printf abcd > "${last#file:}"; cat > /dev/null; echo "no codec" >&2; exit 1',
+            "status 1: no",
+        ),
+        ('for last; do :; done; printf abcd > "${last#file:}"; kill -9 $$', "status -9"),
+        ("exit 3", "status 3"),
+        ("exit 0", "wrote no file|before the last frame"),
+    ],
+)
+def test_an_encoder_that_fails_is_no_video(tmp_path, monkeypatch, script, says):
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    with pytest.raises(VideoError, match=says):
+        write_video(tmp_path / "a.mp4", FRAMES)
+    with pytest.raises(VideoError):
+        try_video(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["ffmpeg"]
+
+
+def test_without_an_encoder_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    with pytest.raises(VideoError, match="pip install imageio-ffmpeg"):
+        write_video(tmp_path / "a.mp4", FRAMES)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_works_leaves_nothing_of_the_trial(tmp_path):
+    try_video(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_contact_sheet_of_pixels_is_that_of_images():
+    rgb = torch.rand(2, 3, 20, 20)
+    assert (contact_sheet({"rgb": list(to_uint8(rgb))}, [0, 90]) == contact_sheet({"rgb": rgb}, [0, 90])).all()

@@ -108,6 +108,29 @@ def test_without_a_terminal_progress_is_a_few_whole_lines(tmp_path):
     assert lines[1].startswith("step 500/500") and lines[1].endswith("ETA 0s")
 
 
+def test_the_rate_is_that_of_the_last_minute(tmp_path, monkeypatch):
+    """The first step compiles, and a schedule's later stages are slower than its first."""
+    clock = [0.0]
+    monkeypatch.setattr("jointdreamer.logger.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    with Logger(tmp_path, steps=1000, every=10, stream=stream) as logger:
+        for step in range(700):
+            clock[0] += 100 if step == 0 else 0.1 if step < 500 else 2.0
+            logger.log(step, 0.5)
+    found = {int(line.split()[1].partition("/")[0]): line for line in stream.getvalue().splitlines()}
+    assert [line for done, line in found.items() if 100 < done < 500 and "0.1 s/step" not in line] == []
+    last = found[max(found)]
+    assert "2 s/step" in last and f"ETA {duration(2.0 * (1000 - max(found)))}" in last
+
+
+def test_the_files_at_the_end_are_named_and_shown(tmp_path):
+    files = {"turntable": [tmp_path / "turntable" / f"{name}.mp4" for name in ("rgb", "normal")], "mesh": []}
+    stream = io.StringIO()
+    with Logger(tmp_path, steps=1, stream=stream) as logger:
+        logger.show(1, files)
+    assert stream.getvalue() == f"made turntable/rgb.mp4, turntable/normal.mp4 in {tmp_path}\n"
+
+
 def test_a_terminal_gets_a_bar(tmp_path):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -1,7 +1,12 @@
 """The forecast of memory: what it counts against what is counted, and the pure function that cuts and refuses."""
 
+import tracemalloc
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +14,11 @@ from jointdreamer import memory
 from jointdreamer.cameras import Rig, sample_cameras
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
+from jointdreamer.export import extract_mesh
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.guidance.latent_diffusion import LatentDiffusion
+from jointdreamer.images import contact_sheet
 from jointdreamer.memory import (
     Cost,
     Demand,
@@ -19,6 +26,7 @@ from jointdreamer.memory import (
     Live,
     decoder_cost,
     encoder_cost,
+    export_bytes,
     fit,
     sample_cost,
     step_bytes,
@@ -186,6 +194,73 @@ def test_what_cannot_fit_is_refused_with_advice():
         fit(PAPER, STAGES, 16 * GB, rays_per_chunk=None)
 
 
+# ----------------------------------------------------------------------------------------------- the outputs at the end
+
+
+class Ball:
+    """A field without parameters: a ball."""
+
+    radius = 1.0
+
+    def parameters(self):
+        return iter(())
+
+    def density(self, x):
+        return 50 * torch.sigmoid(20 * (0.6 - x.norm(dim=-1)))
+
+    def __call__(self, x, normals):
+        return SimpleNamespace(sigma=self.density(x), albedo=x.abs().clamp(0, 1))
+
+
+def traced(work) -> int:
+    """The most bytes of numpy and Python that `work` has at a time."""
+    work()  # imports, caches
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_mesh_and_a_contact_sheet_need_what_is_foreseen():
+    ball: Any = Ball()
+    assert 0.3 < traced(lambda: extract_mesh(ball, 128)) / export_bytes(8, 128) < 1
+    views = [np.zeros((256, 256, 3), np.uint8) for _ in range(16)]
+    rows = {name: [view.copy() for view in views] for name in ("rgb", "normal", "opacity")}
+    held = 48 * 256**2 * 3
+    assert 0.4 < (held + traced(lambda: contact_sheet(rows, [0.0] * 16))) / export_bytes(256, 8) < 1
+
+
+def test_outputs_that_cannot_fit_are_refused_with_what_to_lower(guidance):
+    found = memory.plan_memory(*parts(guidance), output=(16, 16))
+    assert f"{found.export_gb:.1f} GB for the outputs at the end" in found.line
+    with pytest.raises(UserError, match=r"outputs at the end need about .*output.mesh_resolution \(now 4000\)"):
+        memory.plan_memory(*parts(guidance), output=(16, 4000))
+    with pytest.raises(UserError, match=r"outputs at the end .*there are .*output.resolution \(now 1024\)"):
+        memory.plan_memory(
+            *parts(guidance), output=(1024, 16), budget_gb=memory.held_bytes(torch.device("cpu")) / GB + 0.5
+        )
+
+
+def test_the_cuts_that_a_run_began_with_are_used_where_they_fit(caplog):
+    def plan(rays_per_chunk: Any = "auto", images_per_chunk: Any = "auto", budget_gb: Any = None):
+        if rays_per_chunk == 999:
+            raise UserError("does not fit")
+        return memory.Memory(rays_per_chunk, images_per_chunk, (), 1.0)
+
+    def cuts(pinned, **options):
+        found = memory.plan_as_before(pinned, options, plan)
+        return found.rays_per_chunk, found.images_per_chunk
+
+    assert cuts({}, rays_per_chunk="auto") == ("auto", "auto")
+    assert cuts({"rays_per_chunk": None, "images_per_chunk": 1}) == (None, 1)
+    assert cuts({"rays_per_chunk": 512, "images_per_chunk": 1}, rays_per_chunk=64, images_per_chunk="auto") == (64, 1)
+    assert not caplog.text
+    assert cuts({"rays_per_chunk": 999}) == ("auto", "auto")
+    assert "its last bits may differ: does not fit" in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------- the whole
 
 
@@ -226,6 +301,17 @@ def test_a_plan_names_every_stage_and_moves_no_generator(guidance):
 def test_impossible_settings(guidance, options, says):
     with pytest.raises(UserError, match=says):
         memory.plan_memory(*parts(guidance), **options)
+
+
+def test_an_address_space_that_is_limited_is_a_limit(monkeypatch):
+    left = memory.address_space_left()
+    assert left > 0
+    limits = {"RLIMIT_AS": 10**12}
+    monkeypatch.setattr("resource.getrlimit", lambda which: (limits["RLIMIT_AS"], -1))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    assert memory.address_space_left() == pytest.approx(10**12 - 4096 * pages, rel=0.01)
+    limits["RLIMIT_AS"] = 4096
+    assert memory.free_bytes(torch.device("cpu")) == 0
 
 
 def test_free_memory_is_what_the_kernel_or_a_container_leaves(monkeypatch):

@@ -1,3 +1,4 @@
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,8 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from jointdreamer import outputs
+from jointdreamer.cameras import orbit_cameras
+from jointdreamer.errors import UserError
+from jointdreamer.fields.background import SphericalBackground
+from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.guidance.base import Guidance, NoisePrediction
-from jointdreamer.outputs import field_options, save_energy
+from jointdreamer.outputs import field_options, save_energy, save_outputs, save_previews, try_outputs
+from jointdreamer.renderers.volume import VolumeRenderer
 
 ALPHA, SIGMA = 0.6, 0.8
 
@@ -67,3 +74,109 @@ def test_the_field_of_a_run_from_before_its_encoding_was_a_group():
     assert field_options({**inside, "hidden": 8}) == {"encoding": inside, "hidden": 8}
     new = {"encoding": inside, "hidden": 8, "magic": 1}
     assert field_options(new) == new
+
+
+# All of them, whatever becomes of one
+
+SMALL: dict[str, Any] = {"views": 3, "resolution": 8, "fps": 10, "mesh_resolution": 8, "elevation_deg": 15.0}
+
+
+@pytest.fixture(scope="module")
+def scene():
+    torch.manual_seed(0)
+    field = HashGridField(encoding={"n_levels": 2, "backend": "torch"})
+    return VolumeRenderer(field_radius=field.radius, n_samples=8, backend="torch"), field, SphericalBackground()
+
+
+def made_by(folder, scene, **changes) -> tuple[Any, list[str]]:
+    said: list[str] = []
+    return save_outputs(folder, scene, say=said.append, **{**SMALL, **changes}), said
+
+
+def test_the_outputs_and_a_line_for_each_as_it_is_begun(tmp_path, scene):
+    made, said = made_by(tmp_path, scene)
+    files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")}
+    assert files == {"contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "mesh/mesh.glb"}
+    assert {str(file.relative_to(tmp_path)) for one in made.files.values() for file in one} == files
+    assert [line.partition(":")[0] for line in said] == [
+        "making the contact sheet", "making the turntable", "making the mesh",
+    ]  # fmt: skip
+    assert made.missing == {} and made.complain(tmp_path) is None
+
+
+def test_no_turntable_is_made_of_no_views(tmp_path, scene):
+    made, _ = made_by(tmp_path, scene, views=0)
+    assert sorted(made.files) == ["contact sheet", "mesh"] and not (tmp_path / "turntable").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "no mesh (out of memory)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "no mesh (out of memory)"),
+        (OSError(30, "Read-only file system"), "no mesh ([Errno 30] Read-only file system)"),
+    ],
+)
+def test_an_output_that_fails_costs_only_itself(tmp_path, scene, monkeypatch, error, says):
+    monkeypatch.setattr(outputs, "extract_mesh", lambda *_: (_ for _ in ()).throw(error))
+    made, _ = made_by(tmp_path, scene)
+    assert (tmp_path / "contact_sheet.png").exists() and (tmp_path / "turntable/normal.mp4").exists()
+    assert list(made.missing) == ["mesh"]
+    with pytest.raises(UserError) as said:
+        made.complain(tmp_path)
+    assert says in str(said.value) and "the same command makes what is missing" in str(said.value)
+
+
+def test_a_fault_of_ours_in_an_output_keeps_its_traceback(tmp_path, scene, monkeypatch):
+    monkeypatch.setattr(outputs, "extract_mesh", lambda *_: {}["no such key"])
+    made, _ = made_by(tmp_path, scene)
+    assert made.missing == {"mesh": "KeyError: 'no such key'"} and (tmp_path / "turntable/rgb.mp4").exists()
+    with pytest.raises(KeyError):
+        made.complain(tmp_path)
+
+
+def test_frames_are_not_held(tmp_path, scene, monkeypatch):
+    alive, most = weakref.WeakSet(), 0
+    render = outputs.render_views
+
+    def counted(*args):
+        nonlocal most
+        out = render(*args)
+        alive.add(out.rgb)
+        most = max(most, len(alive))
+        return out
+
+    monkeypatch.setattr(outputs, "render_views", counted)
+    made_by(tmp_path, scene, views=12)
+    assert most <= 2
+
+
+def test_a_preview_that_fails_is_a_warning(tmp_path, scene, monkeypatch, caplog):
+    monkeypatch.setattr(outputs, "contact_sheet", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    assert save_previews(tmp_path, 3, scene, orbit_cameras(2, 8), None) == {}
+    assert "no views: out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("blocked", ["mesh", "turntable"])
+def test_a_path_that_cannot_be_written_is_found_before_the_first_step(tmp_path, blocked):
+    (tmp_path / blocked).write_text("a file where a folder belongs")
+    with pytest.raises(UserError, match=f"{blocked} .*move what is in the way"):
+        try_outputs(tmp_path, True, 0)
+
+
+def test_a_folder_in_place_of_a_picture_and_a_full_disk_too(tmp_path):
+    with pytest.raises(UserError, match="MB left"):
+        try_outputs(tmp_path, True, 1e18)
+    (tmp_path / "contact_sheet.png").mkdir()
+    with pytest.raises(UserError, match="a folder has its name"):
+        try_outputs(tmp_path, True, 0)
+
+
+def test_a_missing_encoder_is_a_warning_before_the_first_step(tmp_path, monkeypatch, caplog):
+    try_outputs(tmp_path, True, 0)
+    assert caplog.text == ""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "none"))
+    try_outputs(tmp_path, False, 0)
+    assert caplog.text == ""
+    try_outputs(tmp_path, True, 0)
+    assert "no turntable at the end, as it is now: no ffmpeg" in caplog.text

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from jointdreamer import run as run_module
 from jointdreamer.errors import UserError
 from jointdreamer.run import (
+    CONTRACT,
     RunFolder,
     environment,
     peak_memory_gb,
@@ -518,3 +520,75 @@ def test_peak_memory_and_seed():
         with pytest.raises(UserError, match="seed="):
             seed_everything(seed)
     assert environment()["cpu_count"] == os.cpu_count()
+
+
+# The folder's own numbers, and a folder that goes away
+
+
+def test_what_a_run_computes_with_is_kept_for_all_its_starts(tmp_path):
+    threads = torch.get_num_threads()
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        assert run.use_threads() == threads
+        assert run.pin(rays_per_chunk=512, images_per_chunk=None)["rays_per_chunk"] == 512
+        run.save(1, field=torch.zeros(1))
+    try:
+        torch.set_num_threads(threads + 1)
+        with RunFolder.open(tmp_path / "run", CONFIG) as run:
+            assert run.use_threads() == threads == torch.get_num_threads()
+            pinned = {"threads": threads, "rays_per_chunk": 512, "images_per_chunk": None}
+            assert run.pin(rays_per_chunk=64, images_per_chunk=2) == run.pinned() == pinned
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_that_never_began_keeps_no_numbers(tmp_path):
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        run.pin(threads=7)
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        assert run.pinned() == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "left"),
+    [("", {}), ("[]", {}), ('{"threads": "many", "rays_per_chunk": 4}', {"rays_per_chunk": 4}),
+     ('{"threads": true}', {}), ('{"threads": 0}', {}), ('{"threads": [[[]]]}', {}), ('{"threads": 1e99}', {})],
+)  # fmt: skip
+def test_numbers_that_nobody_can_use_are_a_warning(tmp_path, caplog, content, left):
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        (run.path / "numerics.json").write_text(content)
+        assert run.pinned() == left and "numerics.json" in caplog.text
+        assert run.use_threads() == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_went_away_is_not_made_again(tmp_path, again):
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        assert run.still_there() == tmp_path / "run"
+        shutil.rmtree(tmp_path / "run")
+        if again:  # by somebody else
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run" / ".lock").touch()
+        for write in (lambda: run.save(1, field=torch.zeros(1)), lambda: run.write_result(**dict.fromkeys(CONTRACT))):
+            with pytest.raises(UserError, match="was deleted or moved"):
+                write()
+    assert [file.name for file in tmp_path.rglob("*")] == (["run", ".lock"] if again else [])
+
+
+def test_the_room_for_the_checkpoints_to_come(tmp_path):
+    field = torch.nn.Linear(10, 10, bias=False)
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        assert run.room(9, 1, field) == 3 * 3 * 400  # two stay, while a third is written
+        assert run.room(9, 0, field) == run.room(1, 5, field) == 3 * 400
+        assert run.room(0, 1, field) == 0
+        for step in (1, 2):
+            run.save(step, field=field)
+        assert run.room(9, 1, field) == 3 * 400
+
+
+def test_a_result_that_misses_something_is_not_complete(tmp_path):
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        result = dict.fromkeys(CONTRACT, 1)
+        run.write_result(**result, missing={"mesh": "out of memory"})
+        assert run.result() is None and run.result(1) is None
+        run.write_result(**result, missing={})
+        assert run.result() == run.result(1) == {**result, "missing": {}}

@@ -170,3 +170,27 @@ def test_a_hundred_million_steps_take_no_time():
     assert plan.stages("resolution") == [(0, 64), (3000, 256), (5000, 512)]
     assert Plan({**JOINTDREAMER, "steps": 5000}).stages("resolution") == [(0, 64), (3000, 256)]
     assert plan.differing(Plan({**JOINTDREAMER, "steps": 10**29}), 10**29) == []
+
+
+@pytest.mark.parametrize(
+    ("t_min", "t_max", "where"),
+    [
+        (0.5, 0.4, 0),
+        ([[0, 0.02], [7, 0.6]], 0.5, 7),
+        (0.3, [[0, 0.98], [9, 0.2, "linear"]], 8),  # between two knots, and first at the last step before one
+        ([[0, 0.1], [10, 0.9, "linear"]], [[0, 0.95], [4, 0.3], [6, 0.95]], 5),
+        ([[0, 0.02], [30, 0.9, "linear"]], [[0, 0.98], [30, 0.1, "linear"]], 19),
+    ],
+)
+def test_a_t_min_above_t_max_is_found_anywhere_in_the_plan(t_min, t_max, where):
+    spec = {**GOOD, "steps": 20, "t_min": t_min, "t_max": t_max}
+    found = [step for step in range(20) if Plan(spec).at(step).t_min > Plan(spec).at(step).t_max]
+    with pytest.raises(UserError, match=r"t_min is .* at step (\d+)") as said:
+        Plan(spec).check()
+    step = int(str(said.value).partition("at step ")[2].partition(":")[0])
+    assert step in found
+    assert where in found
+
+
+def test_a_t_min_that_would_cross_after_the_end_is_fine():
+    Plan({**GOOD, "steps": 10, "t_min": [[0, 0.02], [11, 0.9]], "t_max": 0.9 - 0.5}).check()

@@ -271,6 +271,98 @@ def test_geometry_fades_after_a_resume(launcher, words, tmp_path):
         assert moved < 1e-5 if name.startswith(("encoding", "density")) else moved > 1e-4, name
 
 
+# The end of a run, and a folder that goes away
+
+LINGERS = """
+import os, shutil, time
+from pathlib import Path
+from jointdreamer import outputs
+from jointdreamer.energies.random import RandomEnergy
+
+def linger(path, field, resolution):
+    Path(os.environ["BEGAN"]).touch()
+    time.sleep(60)
+
+class Mine(RandomEnergy):
+    calls = 0
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        if "BEGAN" in os.environ:
+            outputs.save_mesh = linger
+
+    def forward(self, views):
+        self.calls += 1
+        if self.calls == 2 and "GOES" in os.environ:
+            shutil.rmtree(next(Path("runs").glob("*/*/seed0")))
+        return super().forward(views)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_outputs_are_made_stops_and_the_same_command_makes_them(launcher, words, tmp_path, number):
+    (tmp_path / "lingers.py").write_text(LINGERS)
+    mine, path, began = (
+        words("energy=random", "energy.name=lingers:Mine"),
+        {"PYTHONPATH": str(tmp_path)},
+        tmp_path / "b",
+    )
+    launcher.start(tmp_path, mine, **path, BEGAN=str(began))
+    deadline = time.monotonic() + PATIENCE
+    while not began.exists():
+        assert time.monotonic() < deadline, (tmp_path / "stderr").read_text()
+        time.sleep(0.01)
+    run = run_folder(tmp_path)
+    os.kill(int((run / ".lock").read_text()), number)
+    assert launcher.finish() == 128 + number
+    said = (tmp_path / "stderr").read_text()
+    assert "the same command makes the rest" in said and "Traceback" not in said
+    assert not (run / "result.json").exists() and not list(run.rglob(".tmp-*"))
+
+    before = (run / "metrics.jsonl").read_bytes()
+    assert launcher.run(tmp_path, mine, **path) == 0
+    assert (run / "result.json").exists() and (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_folder_that_is_deleted_ends_the_run_with_one_line(launcher, words, tmp_path):
+    (tmp_path / "lingers.py").write_text(LINGERS)
+    mine = words("energy=random", "energy.name=lingers:Mine")
+    assert launcher.run(tmp_path, mine, PYTHONPATH=str(tmp_path), GOES="1") == 2
+    said = (tmp_path / "stderr").read_text()
+    assert said.splitlines()[-1].startswith("error: the run folder runs/") and "was deleted or moved" in said
+    assert "Traceback" not in said and not list(tmp_path.glob("runs/*/*/seed0"))
+
+
+def test_without_an_encoder_the_rest_is_made_and_later_the_videos(launcher, words, whole, tmp_path):
+    """In a folder with a colon, which an encoder could take for the end of a protocol."""
+    mine = words("name=mvs:cfg30")
+    assert launcher.run(tmp_path, mine, IMAGEIO_FFMPEG_EXE="/nowhere/ffmpeg") == 2
+    run, said = run_folder(tmp_path), lines(tmp_path / "stderr")
+    assert said[-1].startswith("error: no turntable (no ffmpeg") and sum("error:" in line for line in said) == 1
+    assert sum("no turntable at the end, as it is now" in line for line in said) == 1  # before the first step
+    assert not list(run.glob("turntable/*")) and (run / "mesh" / "mesh.glb").exists()
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["missing"]) == ["turntable"] and result["mesh"] and result["steps"] == STEPS
+
+    assert launcher.run(tmp_path, mine) == 0
+    assert_same_run(run, whole)
+    assert json.loads((run / "result.json").read_text())["missing"] == {}
+    assert (run / "turntable" / "rgb.mp4").read_bytes() == (whole / "turntable" / "rgb.mp4").read_bytes()
+
+
+def test_the_threads_and_cuts_that_a_run_began_with_stay_its_own(launcher, words, whole, tmp_path):
+    shutil.copytree(whole.parents[2], tmp_path / "runs")
+    run = run_folder(tmp_path)
+    began = {"threads": 1, "rays_per_chunk": None, "images_per_chunk": None}
+    assert json.loads((run / "numerics.json").read_text()) == began
+    for name in ("result.json", f"checkpoints/step_{STEPS:06d}.pt"):
+        (run / name).unlink()
+    (run / "numerics.json").write_text(json.dumps({"threads": 3, "rays_per_chunk": 100, "images_per_chunk": 1}))
+    assert launcher.run(tmp_path, words()) == 0
+    assert json.loads((run / "environment.json").read_text())["threads"] == 3
+    assert "100 rays at a time and 1 images at a time" in (run / "train.log").read_text()
+
+
 # What is computed
 
 
