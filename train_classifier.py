@@ -246,7 +246,7 @@ def train(cfg: dict[str, Any]) -> int:
                     logger.message(
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
                     )
-                    classifier.save(run.path / "last")
+                    classifier.save(run.still_there() / "last")
                     score = (
                         found["val/auc"] + found.get("val/derivative_cosine", 0.0) - found.get("val/ascent_error", 0.0)
                     )
