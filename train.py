@@ -18,6 +18,7 @@ def train(cfg: dict[str, Any]) -> int:
     from accelerate import Accelerator
 
     from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
+    from jointdreamer.comparison import compare
     from jointdreamer.distillation import (
         add_noise,
         bounded_weight,
@@ -58,7 +59,7 @@ def train(cfg: dict[str, Any]) -> int:
     compile_ahead(device, cfg["field"]["encoding"]["n_features"])
     path = run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
 
-    with RunFolder.open(path, cfg) as run:
+    with RunFolder.open(path, cfg, compare=compare) as run:
         if run.result(plan.steps):
             print(f"{printable(run.path)}\nis complete: nothing to do")
             return 0
@@ -87,6 +88,11 @@ def train(cfg: dict[str, Any]) -> int:
         run.pin(rays_per_chunk=memory.rays_per_chunk, images_per_chunk=memory.images_per_chunk)
         tokenizer, text_encoder = guidance.text_parts()
 
+        weights = checksums(
+            [folder for model in (guidance, energy, baseline) if (folder := getattr(model, "folder", None))]
+        )
+        run.check_weights(weights, plan.steps)
+
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
         start = run.resume(**parts, generator=generator)
         with (
@@ -101,9 +107,8 @@ def train(cfg: dict[str, Any]) -> int:
             del text_encoder  # a gigabyte that is needed once
             logger.message(memory.line)
             run.write_command(cli.typed_command())
-            weights = [folder for model in (guidance, energy, baseline) if (folder := getattr(model, "folder", None))]
             run.write_environment(
-                weights=checksums(weights), encoding=field.encoding.backend, networks=networks, device=str(device)
+                weights=weights, encoding=field.encoding.backend, networks=networks, device=str(device)
             )
             try_outputs(run.path, output["views"] > 0, run.room(plan.steps - start, every["checkpoint"], *scene))
             eight = orbit_cameras(8, plan.max("resolution"), **orbit)

@@ -76,6 +76,7 @@ def train(cfg: dict[str, Any]) -> int:
     from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
     from torch.nn.utils import clip_grad_norm_
 
+    from jointdreamer.comparison import compare_classifiers
     from jointdreamer.data.augment import Augmentation
     from jointdreamer.data.batches import to_batch
     from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
@@ -146,16 +147,19 @@ def train(cfg: dict[str, Any]) -> int:
     parts = {"learner": learner, "optimizer": optimizer, "best": best}
 
     path = run_path(cfg["out_dir"], cfg["name"], f"{cfg['models']['name']} {data['folder']}", cfg["seed"])
-    steps = training["steps"]
+    steps, files = training["steps"], checksums(weights) if rank == 0 else []
     with ExitStack() as stack:
-        run = stack.enter_context(RunFolder.open(path, cfg)) if rank == 0 else None
+        run = stack.enter_context(RunFolder.open(path, cfg, compare=compare_classifiers)) if rank == 0 else None
         start = 0
         threads = None
         if run is not None:
             if cfg["export"] is not None:
                 try_folder(Path(cfg["export"]))
             threads = run.use_threads()
-            start = steps + 1 if run.result(steps) else run.resume(**parts)
+            complete = run.result(steps)
+            if not complete:
+                run.check_weights(files, steps)
+            start = steps + 1 if complete else run.resume(**parts)
         if processes > 1:  # what the others cannot read: the folder is locked. The weights are handed on by `prepare`
             said = broadcast_object_list([start, optimizer.state_dict(), best.state_dict(), threads])
             start, best_state = said[0], said[2]
@@ -178,7 +182,7 @@ def train(cfg: dict[str, Any]) -> int:
                 f"{device}, {processes} process{'es' * (processes > 1)}"
             )
             run.write_command(cli.typed_command())
-            run.write_environment(weights=checksums(weights), device=str(device), processes=processes)
+            run.write_environment(weights=files, device=str(device), processes=processes)
         stop = stack.enter_context(stop_on_signals())
 
         def load(key: tuple[int, int]) -> "Batch":

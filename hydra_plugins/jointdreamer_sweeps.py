@@ -36,6 +36,7 @@ class RunSweeper(BasicSweeper):
         for number, words in enumerate(batch):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
             HydraConfig.instance().set_config(config)  # `name` asks it
+            cli.settle_name(config, config.hydra.overrides.task)
             where = tuple(str(OmegaConf.select(config, key)) for key in FOLDER_KEYS)
             if (first := taken.setdefault(where, number)) != number:
                 raise UserError(_same_folder(first, number, batch[first], words))
@@ -84,6 +85,7 @@ class LocalLauncher(Launcher):
         for number, words in enumerate(job_overrides, initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
             HydraConfig.instance().set_config(config)
+            cli.settle_name(config, config.hydra.overrides.task)
             plain: Any = OmegaConf.to_container(_without_hydra(config), resolve=True)
             try:
                 plain = cli.with_prompt(plain)

@@ -133,13 +133,14 @@ class Job:
 
     def __call__(self, cfg: Any) -> int:
         global _job
+        from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
+        settle_name(cfg, HydraConfig.get().overrides.task)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         if not self.multirun:
             status, _ = self._run(plain)
             return status
-        from hydra.core.hydra_config import HydraConfig
 
         from jointdreamer.sweeps import Outcome
 
@@ -283,6 +284,34 @@ def own_words(overrides: list[str]) -> list[str]:
         elif not bare.startswith(gone) and not (bare == "models" and _word_of(settings, "models") is None):
             own.append(word)
     return own
+
+
+def settle_name(cfg: Any, words: Sequence[str]) -> None:
+    """Add to a run's `name` the choices that were typed and that it does not say: experiment=smoke energy=cls is
+    smoke_cls, and not in the folder of experiment=smoke. What the chosen pages choose themselves adds nothing.
+
+    words: the settings of the one job, as Hydra has them.
+    """
+    typed = {key.lstrip("+~"): value for key, _, value in (word.partition("=") for word in words)}
+    if "name" in typed or "name" not in cfg:
+        return
+    pages = [f"{group}/{typed[group]}" for group in ("experiment", "distillation") if group in typed]
+    name = str(cfg.name)
+    for group in ("distillation", "energy", "novel_view"):
+        own = next(filter(None, (choice_of_page(page, group) for page in [*pages, "config"])), None)
+        if group in typed and typed[group] not in (own, *re.split("[/_]", name)):
+            name += f"_{typed[group]}"
+    cfg.name = name
+
+
+def choice_of_page(page: str, group: str) -> str | None:
+    """What a page of conf/ chooses for a group, itself or by the experiment that it starts from; None for nothing."""
+    file = CONF / f"{page}.yaml"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if choice := re.search(rf"^ *- (?:override /)?{group}: (\S+)", text, re.MULTILINE):
+        return choice[1]
+    base = re.search(r"^ *- /(experiment/\S+)", text, re.MULTILINE)
+    return choice_of_page(base[1], group) if base else None
 
 
 def folder_of(plain: Mapping[str, Any]) -> str | None:
@@ -539,12 +568,12 @@ def is_complete(plain: dict[str, Any], folder: str | None) -> bool:
     """Whether `train` would find nothing to do, without starting it; False where it would complain."""
     if folder is None or not Path(folder, "result.json").exists():
         return False
-    from jointdreamer.run import RunFolder
+    from jointdreamer import run
+    from jointdreamer.comparison import compare
     from jointdreamer.schedules import Plan
 
     try:
-        with RunFolder.open(folder, plain) as run:
-            return run.result(Plan(plain["schedule"]).steps) is not None
+        return run.is_complete(Path(folder), plain, Plan(plain["schedule"]).steps, compare)
     except UserError:
         return False
 

@@ -28,7 +28,9 @@ import tempfile
 import time
 import unicodedata
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,7 +52,17 @@ from jointdreamer.files import (
     to_json,
     write_text,
 )
-from jointdreamer.reading import ABSENT, Unreadable, read_json
+from jointdreamer.reading import (
+    ABSENT,
+    DAMAGED,
+    NOT_NOW,
+    Unreadable,
+    answer_of,
+    open_file,
+    read_json,
+    read_with,
+    read_yaml,
+)
 
 try:
     import fcntl
@@ -59,8 +71,10 @@ except ImportError:  # Windows: runs without the lock
 
 log = logging.getLogger(__name__)
 
-# Keys that change where a run lies and what is shown of it, not what it computes.
-MAY_DIFFER = ("out_dir", "logger", "every", "memory", "hydra", "export")
+# Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
+MAY_DIFFER = ("out_dir", "name", "device", "logger", "every", "memory", "output", "hydra", "export")
+RECORDS = ("config.yaml", "metrics.jsonl", "train.log", "result.json", "environment.json", "command.txt", ".lock")
+MOST_ROW_BYTES = 2**20
 CONTRACT = ("prompt", "seed", "energy", "models", "steps", "minutes", "seconds_per_step", "peak_memory_gb", "device")
 PACKAGES = ("accelerate", "diffusers", "hydra-core", "numba", "numpy", "safetensors", "tokenizers", "torch")
 PACKAGES += ("transformers", "trimesh", "wandb")
@@ -96,32 +110,40 @@ def run_path(out_dir: str | Path, name: str, prompt: str, seed: int) -> Path:
 class RunFolder:
     """A folder that belongs to one config, and to one process at a time. Made by `RunFolder.open`."""
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: int | None, keep: int):
+    def __init__(
+        self, path: Path, config: dict[str, Any], lock: int | None, keep: int, comparison: "Comparison | None" = None
+    ):
         self.path = path
         self.config = config
+        self.comparison = comparison or Comparison()
         self.keep = keep
         self._lock = lock
         self._opened = time.monotonic()
         self._seconds_before = 0.0
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], keep: int = 2) -> "RunFolder":
+    def open(
+        cls, path: str | Path, config: Mapping[str, Any], keep: int = 2, compare: "Compare | None" = None
+    ) -> "RunFolder":
         """Make the folder, or take up the one that is there.
 
-        config: the resolved config as plain dicts, lists and values; written to `config.yaml` the first time.
+        config: the resolved config as plain dicts, lists and values. `config.yaml` holds it from the first time on,
+            and from `resume` on that of the newest command that went on.
         keep: how many checkpoints stay (the newest ones).
+        compare: what of two configs computes the parameters; by default all but MAY_DIFFER.
         Raises: UserError if the folder cannot be written, is in use by another process, holds something else than a
-        run, or belongs to another config (keys in MAY_DIFFER do not count). A folder in which no step was done yet
-        belongs to nobody: a command with a mistake in it must not stand in the way of the corrected one.
+        run, or belongs to another config. A folder in which no step was done yet belongs to nobody: a command with a
+        mistake in it must not stand in the way of the corrected one.
         """
         if keep < 1:
             raise UserError(f"keep={keep}: wanted the number of checkpoints to keep, 1 or more")
         path = Path(path)
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+        text = to_yaml(config)
         plain: dict[str, Any] = yaml.safe_load(text)  # here a tuple is the list that it becomes in the file
         try:
             path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path).close()  # shows that we can write, better than permission bits do
+            refuse_odd_records(path)
             lock = _lock(path)
         except OSError as error:
             if is_disk_full(error, path):
@@ -129,10 +151,11 @@ class RunFolder:
             raise UserError(
                 f"cannot write in the run folder {path} ({error.strerror}): choose another place with out_dir=..."
             ) from error
+        comparison = Comparison()
         try:
             known = (path / "config.yaml").exists()
             if known and _has_begun(path):
-                check_same_config(path, plain)
+                comparison = check_same_config(path, plain, compare)
             elif not known and any(entry.name != ".lock" and not is_leftover(entry) for entry in path.iterdir()):
                 raise UserError(
                     f"{path} holds files but no config.yaml, so it is not a run folder: move it away, or choose "
@@ -146,7 +169,7 @@ class RunFolder:
         except BaseException:
             _unlock(lock)
             raise
-        return cls(path, plain, lock, keep)
+        return cls(path, plain, lock, keep, comparison)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -217,11 +240,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(completed steps, file) of the checkpoints there are, oldest first."""
-        found = []
-        for file in (self.path / "checkpoints").glob("step_*.pt"):
-            if number := re.fullmatch(r"step_(\d+)\.pt", file.name):
-                found.append((int(number[1]), file))
-        return sorted(found)
+        return checkpoint_files(self.path)
 
     @property
     def newest_checkpoint(self) -> int | None:
@@ -266,10 +285,12 @@ class RunFolder:
         parts: as for `save`, all with `load_state_dict`, or `torch.Generator`s; plain values are not taken (a number
             that must survive belongs to an object with a state). The same names as were saved.
         A checkpoint that is cut short or damaged is set aside with a one-line warning and the one before is used; with
-        none left the run starts again at 0. `metrics.jsonl` loses the rows from the returned step on.
-        Raises: UserError if the checkpoint holds other parts than asked for.
+        none left the run starts again at 0. `metrics.jsonl` loses the rows from the returned step on. From here on
+        the folder is this config's, and not complete.
+        Raises: UserError if the checkpoint holds other parts than asked for, if the run was finished and its
+        checkpoints are gone, or if a file cannot be read now: then nothing was changed.
         """
-        step, checkpoint = 0, self.read_checkpoint()
+        step, checkpoint = 0, self.read_checkpoint(set_aside=True)
         if checkpoint is not None:
             step, states = checkpoint["step"], checkpoint["parts"]
             if states.keys() != parts.keys():
@@ -281,28 +302,67 @@ class RunFolder:
                 _load(part, states[name])
             _set_random_state(checkpoint["random"])
             self._seconds_before, self._opened = checkpoint["seconds"], time.monotonic()
+        elif read_result(self.path) is not None:
+            raise UserError(
+                f"{self.path} is a finished run without its checkpoint, so there is nothing to go on from: move it "
+                "away to make it again, or give name=... for a folder of its own"
+            )
         truncate_metrics(self.path / "metrics.jsonl", step)
+        (self.path / "result.json").unlink(missing_ok=True)
+        if not self.comparison.equal:
+            (self.path / "command.txt").unlink(missing_ok=True)
+            write_text(self.path / "config.yaml", to_yaml(self.config))
+        for remark in self.comparison.remarks:
+            log.warning("%s", remark)
         return step
 
-    def read_checkpoint(self) -> dict[str, Any] | None:
+    def read_checkpoint(self, set_aside: bool = False) -> dict[str, Any] | None:
         """The newest readable checkpoint as a dict of `step`, `seconds`, `random`, `parts`, on the CPU; None without.
 
         Reads without executing code, and checks every byte against the checksums in the file.
+        set_aside: whether damaged ones are renamed, for who holds the lock.
+        Raises: UserError for one that may be good and cannot be read now; an older one would not do instead.
         """
         found = self.checkpoints
         for position, (step, file) in reversed(list(enumerate(found))):
             try:
                 return read_checkpoint_file(file, step)
-            except MemoryError:
-                raise
-            except PermissionError as error:
-                raise UserError(f"cannot read {file} ({error.strerror}): give yourself the right to read it") from error
-            except Exception as error:  # damaged bytes can surface as nearly any error of zipfile, pickle or torch
+            except Unreadable as error:
+                if error.answer not in (ABSENT, DAMAGED):
+                    raise UserError(
+                        f"{error}: nothing was changed, and the same command goes on when it can"
+                    ) from error
                 before = f"the one of step {found[position - 1][0]}" if position else "none: starting again at step 0"
-                why = " ".join(str(error).split())[:120] or type(error).__name__
-                log.warning("checkpoint %s is damaged (%s); using %s", file, why, before)
-                file.replace(file.with_name(file.name + ".damaged"))
+                log.warning("checkpoint %s; using %s", error, before)
+                if set_aside and error.answer == DAMAGED:
+                    file.replace(file.with_name(file.name + ".damaged"))
         return None
+
+    def check_weights(self, weights: Sequence[Mapping[str, str]], steps: int) -> None:
+        """Raise UserError unless these are the weights that the steps done were made with, wherever they lay.
+
+        weights: from `checksums`. steps: of the run. Where they are all done, and no source was named otherwise, nobody
+        needs the weights.
+        """
+        done, elsewhere = steps_done(self.path), self.comparison.elsewhere
+        if not done or (done >= steps and not elsewhere):
+            return
+        before = {one["sha256"]: one["path"] for one in _weights_before(self.path)}
+        now = {one["sha256"]: one["path"] for one in weights}
+        if not before and elsewhere:
+            raise UserError(
+                f"{self.path}: {'; '.join(elsewhere)}, and its environment.json does not say whether these are the "
+                "same weights: name them as before, or give name=... for a folder of its own"
+            )
+        same = before.keys() == now.keys()
+        # of a folder that was completed since, e.g. by a download, what was there still counts
+        grown = not elsewhere and (before.keys() <= now.keys() or now.keys() <= before.keys())
+        if before and not same and not grown:
+            other = next(iter([now[key] for key in now.keys() - before.keys()] or [*before.values()]))
+            raise UserError(
+                f"{self.path} was made with other weights ({other} has another content): name those, or give name=... "
+                "for a folder of its own"
+            )
 
     # Records
 
@@ -323,12 +383,20 @@ class RunFolder:
         """
         file = self.path / "environment.json"
         record = {**environment(), "weights": [dict(weight) for weight in weights], **more}
-        before = []
-        if file.exists():
-            old = json.loads(file.read_text(encoding="utf-8"))
-            before = old.pop("before", [])
-            if old != json.loads(to_json(record)):
-                before.append(old)
+        before: list[Any] = []
+        try:
+            old = read_json(file)
+            if isinstance(old, dict):
+                kept = old.pop("before", [])
+                before = [*kept] if isinstance(kept, list) else []
+                if old != json.loads(to_json(record)):
+                    before.append(old)
+        except Unreadable as error:
+            if error.answer == NOT_NOW:
+                log.warning("%s: it was left as it is, without what this command runs on", error)
+                return
+            if error.answer != ABSENT:
+                log.warning("%s: it is written anew", error)
         write_text(file, to_json({**record, **({"before": before} if before else {})}, indent=2) + "\n")
 
     def write_result(self, **result: Any) -> Path:
@@ -344,14 +412,26 @@ class RunFolder:
     def result(self, steps: int | None = None) -> dict[str, Any] | None:
         """What `result.json` says, or None while the run is not complete.
 
-        It is not where it completed another number of `steps`, or could not make an output, which it has in `missing`.
+        It is not where it completed another number of `steps`, could not make an output, which it has in `missing`, or
+        where the config asks for other outputs, or names weights that have yet to be compared.
         """
-        try:
-            result = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        result = read_result(self.path)
+        if result is None or result.get("missing"):
             return None
-        complete = isinstance(result, dict) and not result.get("missing") and steps in (None, result.get("steps"))
-        return result if complete else None
+        if steps is None:
+            return result
+        return result if result.get("steps") == steps and self.comparison.complete else None
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """What a run's `result.json` says; None where it says nothing. Raises UserError if it cannot be read now."""
+    try:
+        result = read_json(path / "result.json")
+    except Unreadable as error:
+        if error.answer == NOT_NOW:
+            raise
+        return None
+    return result if isinstance(result, dict) else None
 
 
 def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -361,9 +441,9 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     path = Path(path)
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is no run folder: its config.yaml cannot be read") from error
+        config = _mapping(path / "config.yaml")
+    except Unreadable as error:
+        raise UserError(f"{path} is no run folder: its config.yaml cannot be read ({error.why})") from error
     checkpoint = RunFolder(path, config, None, 1).read_checkpoint()
     if checkpoint is None:
         raise UserError(f"{path} has no checkpoint yet: let the run go on first")
@@ -373,11 +453,57 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 # Config and lock
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by dotted keys."""
     if isinstance(value, dict) and value:
-        items = [_flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items()]
+        items = [flat(inner, f"{prefix}.{key}" if prefix else str(key)) for key, inner in value.items()]
         return {key: inner for item in items for key, inner in item.items()}
     return {prefix: value}
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """A config as YAML that says a value again where it stands twice: the reader refuses aliases."""
+    return yaml.dump(config, Dumper=_NoAliases, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _NoAliases(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    found = read_yaml(file)
+    if not isinstance(found, dict):
+        raise Unreadable(file, DAMAGED, "not a mapping")
+    return found
+
+
+def refuse_odd_records(path: Path) -> None:
+    """Raise UserError where a pipe, a folder or a link to itself has the name of one of a run's files.
+
+    To open a pipe for writing waits for somebody who reads it.
+    """
+    for name in RECORDS:
+        try:
+            open_file(path / name).close()
+        except Unreadable as error:
+            if error.answer == DAMAGED:
+                raise UserError(f"{error}: move it away, a run writes there") from error
+
+
+def checkpoint_files(path: Path) -> list[tuple[int, Path]]:
+    """(completed steps, file) of a run folder's checkpoints, oldest first."""
+    found = []
+    for file in (path / "checkpoints").glob("step_*.pt"):
+        if number := re.fullmatch(r"step_(\d{1,18})\.pt", file.name):
+            found.append((int(number[1]), file))
+    return sorted(found)
+
+
+def steps_done(path: Path) -> int:
+    """How many steps of a run are kept: those of its newest checkpoint, or of its result."""
+    said = (read_result(path) or {}).get("steps", 0)
+    return max([step for step, _ in checkpoint_files(path)] + [said if isinstance(said, int) else 0])
 
 
 def _has_begun(path: Path) -> bool:
@@ -387,34 +513,104 @@ def _has_begun(path: Path) -> bool:
     return rows or any((path / "checkpoints").glob("step_*")) or (path / "result.json").exists()
 
 
-def check_same_config(path: Path, config: dict[str, Any]) -> None:
-    """Raise UserError unless the run folder's config.yaml says what `config` does; keys in MAY_DIFFER do not count."""
+def _weights_before(path: Path) -> list[dict[str, str]]:
+    """The weights of which `environment.json` says that a run was made with them: {"path", "sha256"} each."""
     try:
-        existing = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        if not isinstance(existing, dict):
-            raise ValueError("not a mapping")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}/config.yaml cannot be read ({why}): move the folder away to start again") from error
+        record = read_json(path / "environment.json")
+    except Unreadable:
+        return []
+    listed = record.get("weights") if isinstance(record, dict) else None
+    rows = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [one for one in rows if isinstance(one.get("path"), str) and isinstance(one.get("sha256"), str)]
 
-    def what_counts(whole: dict[str, Any]) -> dict[str, Any]:
-        return _flat({key: value for key, value in whole.items() if key not in MAY_DIFFER})
 
-    there, here = what_counts(existing), what_counts(config)
-    absent = object()
-    differing = [key for key in {**there, **here} if there.get(key, absent) != here.get(key, absent)]
-    if differing:
+# Whether a config computes the parameters that are there
 
-        def show(values: dict[str, Any], key: str) -> str:
-            text = repr(values[key]) if key in values else "absent"
-            return text if len(text) <= 60 else text[:57] + "..."
 
-        shown = "; ".join(f"{key} is {show(there, key)} there, {show(here, key)} here" for key in differing[:5])
+@dataclass(frozen=True)
+class Comparison:
+    """What of a run's config differs from the one that is asked for. What is `differing` stands in the way."""
+
+    differing: tuple[str, ...] = ()  # what computes other parameters, each in words
+    elsewhere: tuple[str, ...] = ()  # weights that are named otherwise, each in words: their content decides
+    remarks: tuple[str, ...] = ()  # what to say when the run goes on
+    other_outputs: bool = False
+    equal: bool = True  # whether the two configs are the same, to the last key
+
+    @property
+    def complete(self) -> bool:
+        """Whether a result that is there is what is asked for."""
+        return not self.elsewhere and not self.other_outputs
+
+
+# what is there, what is asked for, how many steps are done
+Compare = Callable[[dict[str, Any], dict[str, Any], int], Comparison]
+
+
+def check_same_config(path: Path, config: dict[str, Any], compare: Compare | None = None) -> Comparison:
+    """Compare the run folder's config.yaml with `config`. Raises UserError where it computes something else."""
+    try:
+        existing = _mapping(path / "config.yaml")
+    except Unreadable as error:
+        if error.answer == NOT_NOW:
+            raise
+        raise UserError(
+            f"{path}/config.yaml cannot be read ({error.why}): move the folder away to start again"
+        ) from error
+    try:
+        comparison = (compare or compare_all)(existing, config, steps_done(path))
+    except Unreadable:
+        raise
+    except UserError as error:
+        raise UserError(f"the run folder {path}: {error}") from error
+    if differing := comparison.differing:
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"the run folder {path} belongs to another config: {shown}{more}. Give the same values to resume it, "
-            "name=... for a folder of its own, or move that folder away"
+            f"the run folder {path} belongs to another config: {'; '.join(differing[:5])}{more}. Give the same values "
+            "to resume it, name=... for a folder of its own, or move that folder away"
         )
+    return comparison
+
+
+def is_complete(path: Path, config: dict[str, Any], steps: int, compare: Compare | None = None) -> bool:
+    """Whether a folder holds the result of `config`, looked at without its lock.
+
+    Raises UserError if what lies there was made with other settings.
+    """
+    if not (path / "result.json").exists():
+        return False
+    return RunFolder(path, config, None, 1, check_same_config(path, config, compare)).result(steps) is not None
+
+
+def compare_all(there: dict[str, Any], here: dict[str, Any], done: int) -> Comparison:
+    """Two configs of which everything counts but the keys in MAY_DIFFER."""
+    one, two = ({key: value for key, value in config.items() if key not in MAY_DIFFER} for config in (there, here))
+    differing = differing_keys(one, two)
+    outputs = bool(differing_keys(there.get("output"), here.get("output"), shared=True))
+    return Comparison(tuple(differing.values()), other_outputs=outputs, equal=same(there, here))
+
+
+def differing_keys(there: Any, here: Any, shared: bool = False) -> dict[str, str]:
+    """Dotted keys whose values differ, and how, in words. shared: of those that both have."""
+    one, two = flat(there), flat(here)
+    absent = object()
+    keys = [key for key in (one if shared else {**one, **two}) if not shared or key in two]
+    found = [key for key in keys if not same(one.get(key, absent), two.get(key, absent))]
+    return {key: f"{key} is {_shown(one, key)} there, {_shown(two, key)} here" for key in found}
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = repr(values[key]) if key in values else "absent"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def same(one: Any, two: Any) -> bool:
+    """Whether two settings are equal; NaN is equal to itself, and a tuple to its list."""
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(same, one, two))
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    return one == two or (one != one and two != two)
 
 
 def _lock(path: Path) -> int | None:
@@ -487,11 +683,26 @@ def _tensors(value: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def read_checkpoint_file(file: Path, step: int) -> dict[str, Any]:
-    """The checkpoint of `step` in `file`, every byte checked; whatever is wrong with it raises, as nearly any error."""
+    """The checkpoint of `step` in `file`, every byte checked. Raises `reading.Unreadable`."""
+    return read_with(file, partial(_parse_checkpoint, step=step))
+
+
+def _parse_checkpoint(file: Path, step: int) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
+        items = archive.infolist()
+        if not any(item.filename.endswith("/data.pkl") for item in items):
+            raise zipfile.BadZipFile("it is not a checkpoint of ours")
+        if sum(item.file_size for item in items) > file.stat().st_size:  # ours are not compressed
+            raise zipfile.BadZipFile("it claims to hold more than it does")
         if (bad := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"wrong checksum in {bad}")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # every byte is as it was written: the fault is not the file's
+        answer = answer_of(error)
+        raise Unreadable(file, NOT_NOW if answer == DAMAGED else answer, error) from error
     if not isinstance(checkpoint, dict) or not {"step", "seconds", "random", "parts"} <= checkpoint.keys():
         raise pickle.UnpicklingError("it is not a checkpoint of ours")
     if checkpoint["step"] != step:
@@ -540,31 +751,45 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Cut `metrics.jsonl` before its first row of `step` or later, or its first row that is not whole.
+    """Cut `metrics.jsonl` before its first row of `step` or later, and leave out lines that are no rows.
 
-    So a run that was interrupted ends with the same file as one that was not. Cut in place, in one operation: what a
-    kill can leave is either the old file or the new.
+    So a run that was interrupted ends with the same file as one that was not. A row that was cut short by a kill, or
+    comes after the step, is cut in place, in one operation: what a kill can leave is either the old file or the new.
+    Raises: UserError if the file cannot be read now.
     """
     if not path.exists():
         return
-    end = 0
-    with path.open("rb") as stream:
-        for line in stream:
-            try:
-                whole = line.endswith(b"\n") and json.loads(line)["step"] < step
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                break
-            end += len(line)
-    if end < path.stat().st_size:
-        os.truncate(path, end)
+    rows: list[bytes] = []
+    try:
+        with open_file(path) as stream:
+            while (line := stream.readline(MOST_ROW_BYTES)) and ((at := _step_of(line)) is None or at < step):
+                rows += [line] if at is not None else []
+            kept = b"".join(rows)
+            stream.seek(0)
+            in_front = stream.read(len(kept)) == kept
+    except (OSError, MemoryError) as error:
+        raise Unreadable(path, NOT_NOW, error) from error
+    if not in_front:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(kept)
+    elif len(kept) < path.stat().st_size:
+        os.truncate(path, len(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a row of metrics; None for a line that is no row."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    at = row.get("step") if isinstance(row, dict) else None
+    return at if isinstance(at, int) else None
 
 
 def checksums(paths: Sequence[Path]) -> list[dict[str, str]]:
-    """Path and sha256 of every weights file (.safetensors, .pt, .ckpt) among `paths` or in the folders of them."""
+    """Path and sha256 of every weights file (.safetensors, .pt, ...) among `paths` or in the folders of them."""
     files = [f for path in paths for f in ([path] if path.is_file() else sorted(path.rglob("*.*")))]
-    weights = [f for f in dict.fromkeys(files) if f.suffix in (".safetensors", ".pt", ".ckpt")]
+    weights = [f for f in dict.fromkeys(files) if f.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin")]
     return [{"path": str(f), "sha256": sha256(f)} for f in weights]
 
 

@@ -212,3 +212,33 @@ def test_what_a_job_leaves_in_cycles_is_gone_before_the_next_of_a_sweep():
     finally:
         gc.enable()
     assert alive == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["experiment=smoke"], "smoke"),
+        (["experiment=smoke", "energy=mvs"], "smoke"),  # what it is without the word
+        (["experiment=smoke", "energy=cls"], "smoke_cls"),
+        (["experiment=smoke", "energy=none"], "smoke_none"),
+        (["experiment=table3/none", "energy=none"], "table3/none"),
+        (["experiment=table3/none", "energy=mvs"], "table3/none_mvs"),
+        (["experiment=fig7/both", "energy=mvs"], "table2/jointdreamer"),
+        (["experiment=fig7/both", "energy=cls"], "table2/jointdreamer_cls"),
+        (["distillation=sum"], "sum_1.0"),
+        (["distillation=sum", "energy=none"], "sum_1.0"),
+        (["distillation=sum", "energy=i2i"], "sum_1.0_i2i"),
+        (["distillation=jsd", "energy=none"], "none"),
+        (["energy=i2i", "novel_view=wonder3d", "models=sd21"], "i2i_wonder3d"),
+        (["experiment=smoke", "energy=cls", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_s_name_says_the_choices_that_were_typed(words, name):
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("config", words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    cli.settle_name(cfg, cfg.hydra.overrides.task)
+    assert cfg.name == name

@@ -23,7 +23,8 @@ LAYERS = {
     1: {"fields", "models", "prompts", "data", "metrics"},
     2: {"renderers", "guidance", "energies", "export"},
     3: {"distillation", "regularizers", "outputs", "memory", "kernels", "sweeps"},
-    4: {"toybox"},  # a whole world that uses the rest, its own table of runs included; only scripts look into it
+    # a whole world that uses the rest, its own table of runs included; whether two configs compute the same
+    4: {"toybox", "comparison"},
     5: {"cli", "evaluation"},  # what the scripts beside the package share; runs that are finished, looked at
     6: {"doctor", "weights", "tables", "sample2d", "__main__"},  # scripts of their own, `python -m jointdreamer.doctor`
 }

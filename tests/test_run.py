@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,203 @@ def test_a_checkpoint_of_other_parts_is_refused(tmp_path):
         run.resume(counter=Counter(), grid=Counter())
 
 
+ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError(ALLOCATOR), RuntimeError("something of torch's"), MemoryError(), OSError(errno.EIO, "I/O error")],
+    ids=["allocator", "torch", "memory", "EIO"],
+)
+@pytest.mark.parametrize("where", ["torch", "zip", "metrics"])
+def test_what_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, error, where):
+    """The whole file is good, as its checksums say: no memory for it, or a disk that stutters, condemns nothing."""
+    run = RunFolder.open(tmp_path, CONFIG)
+    for step in (5, 10):
+        run.save(step, counter=Counter(step))
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(12)))
+
+    def files():
+        return {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    before = files()
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        if where == "torch":
+            patched.setattr(run_module.torch, "load", fail)
+        elif isinstance(error, RuntimeError):
+            pytest.skip("torch's own")
+        elif where == "zip":
+            patched.setattr(run_module.zipfile.ZipFile, "testzip", fail)
+        else:
+            patched.setattr(run_module, "_step_of", fail)
+        with pytest.raises(UserError, match="cannot be read now") as caught:
+            run.resume(counter=Counter())
+    assert "\n" not in str(caught.value) and files() == before
+    assert run.resume(counter=Counter()) == 10
+
+
+@pytest.mark.parametrize("odd", ["fifo", "loop", "folder", "zip", "bomb"])
+def test_something_else_under_a_checkpoint_s_name_is_set_aside_at_once(tmp_path, odd):
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.save(5, counter=Counter(5.0))
+    file = tmp_path / "checkpoints" / "step_000010.pt"
+    if odd == "fifo":
+        os.mkfifo(file)
+    elif odd == "loop":
+        file.symlink_to(file.name)
+    elif odd == "folder":
+        file.mkdir()
+    else:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/data.pkl" if odd == "bomb" else "letter.txt", b"\0" * 10**7)
+    counter = Counter()
+    assert run.resume(counter=counter) == 5 and counter.value.item() == 5.0
+    assert file.with_name(file.name + ".damaged").is_symlink() or file.with_name(file.name + ".damaged").exists()
+
+
+def test_looking_at_a_run_changes_nothing(tmp_path):
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.save(5, counter=Counter(5.0))
+    (tmp_path / "checkpoints" / "step_000010.pt").write_text("rubbish")
+    config, checkpoint = run_module.read_run(tmp_path)
+    assert config == CONFIG and checkpoint["step"] == 5
+    assert (tmp_path / "checkpoints" / "step_000010.pt").exists()
+
+
+@pytest.mark.parametrize("name", run_module.RECORDS)
+@pytest.mark.parametrize("odd", ["fifo", "loop", "folder"])
+def test_a_pipe_in_place_of_a_record_is_one_line_and_nobody_waits(tmp_path, name, odd):
+    begin(tmp_path, CONFIG)
+    (tmp_path / name).unlink(missing_ok=True)
+    if odd == "fifo":
+        os.mkfifo(tmp_path / name)
+    elif odd == "loop":
+        (tmp_path / name).symlink_to(name)
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}.*move it away"):
+        RunFolder.open(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", '{"before": 5}', '{"weights": {"a": 1}, "before": [1]}', "\0" * 9, "[" * 100_000]
+)
+def test_a_damaged_environment_stops_no_run(tmp_path, text):
+    begin(tmp_path, CONFIG)
+    (tmp_path / "environment.json").write_text(text)
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        run.check_weights([{"path": "a", "sha256": "1"}], 5)
+        run.write_environment([{"path": "a", "sha256": "1"}])
+    assert json.loads((tmp_path / "environment.json").read_text())["weights"] == [{"path": "a", "sha256": "1"}]
+
+
+def test_an_environment_that_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, caplog):
+    begin(tmp_path, CONFIG)
+    (tmp_path / "environment.json").write_text('{"commit": "precious"}')
+    real = os.open
+
+    def refusing(file, *more, **options):
+        if str(file).endswith("environment.json"):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file, *more, **options)
+
+    with RunFolder.open(tmp_path, CONFIG) as run, monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing)
+        with caplog.at_level("WARNING", logger="jointdreamer"):
+            run.write_environment()
+    assert (tmp_path / "environment.json").read_text() == '{"commit": "precious"}' and "left as it is" in caplog.text
+
+
+# The same run under another config
+
+
+def test_settings_that_are_not_numbers_are_equal_to_themselves(tmp_path):
+    config = {**CONFIG, "a": float("nan"), "b": [1, float("nan"), {"c": float("nan")}]}
+    begin(tmp_path, config)
+    RunFolder.open(tmp_path, config).close()
+    with pytest.raises(UserError, match="a is nan there, 1 here"):
+        RunFolder.open(tmp_path, {**config, "a": 1})
+
+
+def test_a_config_with_one_list_twice_is_read_again(tmp_path):
+    both = [0, 1]
+    begin(tmp_path, {**CONFIG, "a": both, "b": both})
+    RunFolder.open(tmp_path, {**CONFIG, "a": both, "b": both}).close()
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "[" * 100_000, "", "5", "- 1", "\0"])
+def test_an_odd_config_is_one_line(tmp_path, text):
+    begin(tmp_path, CONFIG)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match="config.yaml cannot be read") as caught:
+        RunFolder.open(tmp_path, CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+def finished(folder, config, steps=4):
+    with RunFolder.open(folder, config) as run:
+        run.save(steps, counter=Counter(steps))
+        run.write_environment([{"path": "here", "sha256": "1"}])
+        run.write_command(["first"])
+        run.write_result(**{key: 1 for key in run_module.CONTRACT} | {"steps": steps})
+
+
+def test_a_finished_run_makes_other_outputs_and_is_complete_again(tmp_path):
+    first, second = ({**CONFIG, "output": {"fps": fps, "views": 3}} for fps in (30, 10))
+    finished(tmp_path, first)
+    with RunFolder.open(tmp_path, first) as run:
+        assert run.result(4) and run.result(5) is None
+    with RunFolder.open(tmp_path, second) as run:
+        assert run.result() and run.result(4) is None
+        assert (tmp_path / "result.json").exists()  # until the run goes on: a mistake further on costs nothing
+        run.check_weights([{"path": "gone", "sha256": "2"}], 4)  # nothing is left to be trained
+        assert run.resume(counter=Counter()) == 4
+        assert run.result() is None and yaml.safe_load((tmp_path / "config.yaml").read_text()) == second
+        run.write_command(["second"])
+        run.write_result(**{key: 1 for key in run_module.CONTRACT} | {"steps": 4})
+    assert (tmp_path / "command.txt").read_text() == "second\n"
+    assert run_module.is_complete(tmp_path, second, 4) and not run_module.is_complete(tmp_path, first, 4)
+    # a version that knows more outputs finds this one complete
+    assert run_module.is_complete(tmp_path, {**second, "output": {**second["output"], "mesh": True}}, 4)
+
+
+def test_a_finished_run_whose_checkpoint_is_gone_is_not_trained_again_unasked(tmp_path):
+    finished(tmp_path, CONFIG)
+    next((tmp_path / "checkpoints").iterdir()).unlink()
+    with RunFolder.open(tmp_path, CONFIG) as run:
+        assert run.result(4)
+        with pytest.raises(UserError, match="without its checkpoint"):
+            run.resume(counter=Counter())
+    assert (tmp_path / "result.json").exists()
+
+
+def test_weights_are_compared_by_content(tmp_path):
+    finished(tmp_path, CONFIG)
+
+    def check(weights, steps, elsewhere=()):
+        comparison = run_module.Comparison(elsewhere=elsewhere)
+        run = RunFolder(tmp_path, CONFIG, None, 1, comparison)
+        run.check_weights([{"path": f"there/{sha}", "sha256": sha} for sha in weights], steps)
+
+    named = ("source is a there, b here",)
+    check("1", 9)
+    check("1", 4, named)
+    check("12", 9)  # a folder that was completed since
+    for weights, steps, elsewhere in (("2", 9, ()), ("2", 4, named), ("12", 4, named), ("", 4, named)):
+        with pytest.raises(UserError, match="made with other weights"):
+            check(weights, steps, elsewhere)
+    (tmp_path / "environment.json").unlink()
+    check("2", 9)
+    with pytest.raises(UserError, match="source is a there, b here, and its environment.json does not say"):
+        check("1", 9, named)
+
+
 def test_nan_is_never_saved_over_good_parameters(tmp_path):
     run = RunFolder.open(tmp_path, CONFIG, keep=1)
     run.save(1, counter=Counter(1.0))
@@ -436,9 +634,20 @@ def test_metrics_are_cut_at_the_step_and_at_a_row_that_is_not_whole(tmp_path):
     file.write_text('{"step": 0}\n{"step": 2}\n{"step": 3}\n')
     truncate_metrics(file, 3)
     assert file.read_text() == '{"step": 0}\n{"step": 2}\n'
-    file.write_text('{"step": 0}\nrubbish\n{"step": 1}\n')
+    file.write_text('{"step": 0}\n{"step": 1}\n{"step": 2')
     truncate_metrics(file, 3)
-    assert file.read_text() == '{"step": 0}\n'
+    assert file.read_text() == '{"step": 0}\n{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "odd", ["\n", "rubbish\n", "[" * 100_000 + "\n", "null\n", '{"step": "1"}\n', "\0" * 3_000_000 + "\n"]
+)
+def test_a_line_that_is_no_row_costs_no_other_row(tmp_path, odd):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": 0}}\n{odd}{{"step": 1}}\n{{"step": 2}}\n{{"step": 3}}\n')
+    truncate_metrics(file, 3)
+    assert file.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 # Records

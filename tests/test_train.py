@@ -198,6 +198,40 @@ def test_killed_after_the_last_step_it_makes_what_is_missing(launcher, words, wh
     assert json.loads((run / "result.json").read_text())["steps"] == STEPS
 
 
+def test_a_run_goes_on_with_more_steps_and_ends_as_one_that_was_asked_for_them_at_once(
+    launcher, words, whole, tmp_path
+):
+    """Then other outputs of it, without a step; then the same weights under another name; then fewer steps."""
+    assert launcher.run(tmp_path, words(f"schedule.steps={STEPS // 2}")) == 0, (tmp_path / "stderr").read_text()
+    assert launcher.run(tmp_path, words()) == 0, (tmp_path / "stderr").read_text()
+    run = run_folder(tmp_path)
+    assert_same_run(run, whole)
+    assert yaml.safe_load((run / "config.yaml").read_text())["schedule"]["steps"] == STEPS
+
+    result, parts = (run / "result.json").read_text(), (run / "checkpoints" / f"step_{STEPS:06d}.pt").read_bytes()
+    small = ["output.mesh_resolution=16", "output.views=2", "output.fps=10"]
+    assert launcher.run(tmp_path, words(*small)) == 0, (tmp_path / "stderr").read_text()
+    assert (run / "mesh/mesh.glb").read_bytes() != (whole / "mesh/mesh.glb").read_bytes()
+    assert (run / "checkpoints" / f"step_{STEPS:06d}.pt").read_bytes() == parts
+    assert (
+        json.loads((run / "result.json").read_text())["steps"] == STEPS and (run / "result.json").read_text() != result
+    )
+
+    source = yaml.safe_load((run / "config.yaml").read_text())["models"]["text_to_image"]["source"]
+    shutil.copytree(source, tmp_path / "copy")
+    elsewhere = words(*small, f"models.text_to_image.source={tmp_path / 'copy'}")
+    assert launcher.run(tmp_path, elsewhere) == 0, (tmp_path / "stderr").read_text()
+    other = next((tmp_path / "copy" / "unet").glob("*.safetensors"))
+    other.write_bytes(other.read_bytes()[:-1] + b"x")
+    elsewhere[-1] = f"models.text_to_image.source={shutil.move(tmp_path / 'copy', tmp_path / 'moved')}"
+    assert launcher.run(tmp_path, elsewhere) == 2
+    assert "was made with other weights" in (tmp_path / "stderr").read_text()
+
+    assert launcher.run(tmp_path, words(*small, "schedule.steps=5")) == 2
+    assert "12 steps are done, and schedule.steps=5 asks for fewer" in (tmp_path / "stderr").read_text()
+    assert (run / "result.json").exists()
+
+
 DIES_WHILE_SAVING = """
 import os, signal
 import torch

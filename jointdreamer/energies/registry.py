@@ -18,13 +18,8 @@ ENERGIES = {  # short name -> where it lives; imported only when chosen
 }
 
 
-def build_energy(name: str, device: torch.device | str = "cpu", **options) -> Energy:
-    """Build an energy from its short name, or from your own "module:Class", on a device.
-
-    A class that takes `device` is given it (it may choose its precision by it); any other is moved there.
-
-    Raises UserError for a name, module, class or option that does not exist.
-    """
+def energy_class(name: str) -> type[Energy]:
+    """The class behind a short name, or your own "module:Class". Raises UserError where there is none."""
     module, _, cls = ENERGIES.get(name, name).partition(":")
     if not cls:
         raise UserError(f"unknown energy {name!r}: choose one of {', '.join(ENERGIES)}, or 'your_module:YourClass'")
@@ -37,6 +32,17 @@ def build_energy(name: str, device: torch.device | str = "cpu", **options) -> En
     kind = getattr(found, cls, None)
     if not (inspect.isclass(kind) and issubclass(kind, Energy)):
         raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
+    return kind
+
+
+def build_energy(name: str, device: torch.device | str = "cpu", **options) -> Energy:
+    """Build an energy from its short name, or from your own "module:Class", on a device.
+
+    A class that takes `device` is given it (it may choose its precision by it); any other is moved there.
+
+    Raises UserError for a name, module, class or option that does not exist.
+    """
+    kind = energy_class(name)
     if "device" in inspect.signature(kind).parameters:
         options["device"] = device
     check_arguments(kind, options, "energy")

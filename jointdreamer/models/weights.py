@@ -258,6 +258,11 @@ def _local_candidates(source: str | Path) -> list[Path]:
     return [path]
 
 
+def local_path(source: str | Path) -> Path | None:
+    """The folder or file on this disk that a source names; None for one that names none."""
+    return next((path for path in _local_candidates(source) if path.exists()), None)
+
+
 def _at_hand(source: str | Path, file: str | None, wanted: list[str], tried: list[str], patient: bool) -> Path | None:
     """The source on this disk; None, and why not in `tried`.
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jointdreamer.comparison import compare
 from jointdreamer.errors import one_line
 from jointdreamer.project import ROOT
-from jointdreamer.run import check_same_config, run_path
+from jointdreamer.run import is_complete, run_path
+from jointdreamer.schedules import Plan
 from jointdreamer.tables.definitions import Row, Table
 
 
@@ -65,11 +67,9 @@ def is_finished(job: Job, config: Mapping[str, Any]) -> bool:
 
     Raises UserError if what lies there was made with other settings.
     """
-    if not job.done:
-        return False
     own = {key: value for key, value in config.items() if key not in ("prompt_file", "prompt_id")}
-    check_same_config(job.folder, {**own, "prompt": job.prompt, "seed": job.seed, "name": job.name})
-    return True
+    own |= {"prompt": job.prompt, "seed": job.seed, "name": job.name}
+    return is_complete(job.folder, own, Plan(config["schedule"]).steps, compare)
 
 
 Runner = Callable[[Job], tuple[int, str]]  # the exit status and the last line of stderr

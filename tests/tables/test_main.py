@@ -95,7 +95,7 @@ class Trainer:
         (job.folder / "config.yaml").write_text(yaml.safe_dump(own))
         rows = [{"step": step, "loss/jsd": 1.0 + step} for step in (0, 10, 20)]
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (job.folder / "result.json").write_text("{}")
+        (job.folder / "result.json").write_text(json.dumps({"steps": own["schedule"]["steps"]}))
         return 0, ""
 
 
@@ -130,6 +130,15 @@ def test_runs_of_other_settings_are_neither_used_nor_touched(small, capsys):
     assert make_table(other, trainer) == 1
     assert trainer.seen == []
     assert "belongs to another config: schedule.t_min" in capsys.readouterr().err
+
+
+def test_more_steps_are_made_and_settings_that_compute_nothing_are_not(small):
+    make_table(small, Trainer(small))
+    for words, wanted in ((("schedule.steps=301",), 4), (("every.log=7", "device=cpu"), 0), (("output.fps=11",), 4)):
+        other = Settings(**{**vars(small), "words": words})
+        seen = []
+        make_table(other, lambda job, seen=seen: (seen.append(job), (1, "not here"))[1])
+        assert len(seen) == wanted, words
 
 
 def test_scored_tables_are_printed_and_kept(small, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jointdreamer import cli
 from jointdreamer.errors import UserError
 from jointdreamer.run import run_path
 from jointdreamer.tables.definitions import Row, Table
@@ -34,22 +35,25 @@ def test_each_row_prompt_and_seed_is_one_run_and_a_prompt_that_is_there_twice_is
                                 "seed=5", "out_dir=out", "output.views=2"]  # fmt: skip
 
 
-def finish(job, config):
-    job.folder.mkdir(parents=True)
-    (job.folder / "result.json").write_text("{}")
-    own = {**config, "prompt": job.prompt, "seed": job.seed, "name": job.name, "out_dir": "elsewhere"}
-    (job.folder / "config.yaml").write_text(yaml.safe_dump(own))
-
-
 def test_a_finished_run_of_the_same_settings_is_skipped_and_of_others_refused(tmp_path):
     job = planned(tmp_path)[0]
-    config = {"prompt": None, "prompt_file": None, "prompt_id": None, "seed": 0, "name": "none", "steps": 3,
-              "out_dir": "runs"}  # fmt: skip
+    config = cli.composed("config", ["experiment=table3/none"], models="toybox")
     assert not is_finished(job, config)
-    finish(job, {"steps": 3})
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text('{"steps": 300}')
+    own = {**config, "prompt": job.prompt, "seed": job.seed, "name": job.name, "out_dir": "elsewhere"}
+    del own["distillation"]["energy_x0"]  # of before there was the setting
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(own))
+    config = cli.composed("config", ["experiment=table3/none"], models="toybox")
     assert is_finished(job, config)
-    with pytest.raises(UserError, match="steps is 3 there, 4 here"):
-        is_finished(job, {**config, "steps": 4})
+    config["schedule"]["steps"] = 301
+    assert not is_finished(job, config)
+    config["schedule"]["steps"] = 299
+    with pytest.raises(UserError, match="300 steps are done"):
+        is_finished(job, config)
+    config["schedule"] |= {"steps": 300, "t_min": 0.1}
+    with pytest.raises(UserError, match="schedule.t_min is .* there, 0.1 here"):
+        is_finished(job, config)
 
 
 def test_a_failed_run_is_told_and_does_not_stop_the_others(capsys):
