@@ -9,6 +9,7 @@ release of torch about 6 GB; --folder keeps the environments for the next time. 
 import argparse
 import itertools
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def combinations(wanted: dict[str, Requirement]) -> list[dict[str, str]]:
 
 def install(folder: Path, way: dict[str, str], wanted: dict[str, Requirement]) -> tuple[Path, str]:
     """The environment's python after pip has made the combination, and pip's refusal in one line, or nothing."""
-    place = folder / f"torch-{way['torch']}"
+    place = folder / re.sub(r"[^\w.]+", "-", ends(wanted["torch"])[way["torch"]])
     python = place / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)

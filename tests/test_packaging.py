@@ -70,7 +70,7 @@ def test_every_requirement_has_a_lower_and_an_upper_bound(wanted):
 
 def test_torch_stays_below_the_release_that_has_no_cpu_wheel_here(wanted):
     [torch] = [requirement for requirement in wanted if requirement.name == "torch"]
-    assert torch.specifier.contains("2.4.0") and torch.specifier.contains("2.13.0+cpu")
+    assert torch.specifier.contains("2.6.0") and torch.specifier.contains("2.13.0+cpu")
     assert not torch.specifier.contains("2.14.0")
 
 
