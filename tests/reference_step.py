@@ -36,7 +36,7 @@ def value_at(spec: Any, step: int) -> Any:
     start, value = spec[knot][:2]
     if knot + 1 < len(spec) and len(spec[knot + 1]) == 3:
         end, target = spec[knot + 1][:2]
-        return value + (target - value) * (step - start) / (end - start)
+        return value + (target - value) * ((step - start) / (end - start))
     return value
 
 
