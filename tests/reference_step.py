@@ -464,6 +464,7 @@ def embed_text(s: Settings) -> tuple[Tensor, Tensor]:
     tokenizer: Any = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     texts = [f"{s.prompt}, {view} view" for view in ("side", "front", "back", "overhead")] + ["", s.negative_prompt]
     length = encoder.config.max_position_embeddings
+    assert all(len(tokenizer(text).input_ids) <= length for text in texts), "long prompts are not part of this"
     tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
     with torch.no_grad():
         embeddings = encoder.double()(tokens).last_hidden_state

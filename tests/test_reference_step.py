@@ -154,7 +154,7 @@ def settings(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder, tiny_classifier_fol
 
     def make(**changes: Any) -> Settings:
         changed = {name: {**own, **changes.pop(name, {})} for name, own in options.items()}
-        prompts = {"prompt": "a red robot, with a hat", "negative_prompt": "a back side"}
+        prompts = {"prompt": "a red robot", "negative_prompt": "a back hat"}
         return Settings(**{"encoding": ENCODING, "n_samples": 24, **prompts, **changed, **changes})
 
     return make
