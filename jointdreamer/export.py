@@ -18,12 +18,13 @@ from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
+from jointdreamer.formats.gltf import write_glb
+from jointdreamer.formats.ply import mark_z_up
+from jointdreamer.formats.surface import WORLD_TO_Y_UP, srgb_to_linear
 
 if TYPE_CHECKING:
     from jointdreamer.fields.base import Field
 
-# world (front x, left y, up z) -> glTF (left x, up y, front z): a rotation, so triangles keep their winding
-WORLD_TO_Y_UP = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 FORMATS = (".glb", ".obj", ".ply")
 
 
@@ -111,19 +112,51 @@ def mesh_from_density(
     with np.errstate(invalid="ignore"):
         level = np.where(np.isinf(sigma), np.float32(1), sigma / (sigma + np.float32(threshold)))
     level = np.pad(level, 1)  # closes what touches the border of the field
-    spacing = 2 * radius / (sigma.shape[0] - 1)
-    # "ascent": triangles are wound so that their normals point to where the density falls, outwards
-    vertices, faces, _, _ = marching_cubes(level, 0.5, spacing=(spacing,) * 3, gradient_direction="ascent")
-    vertices = vertices - (radius + spacing)
-    if max_faces is not None and len(faces) > max_faces:
-        import fast_simplification
+    extent = radius + 2 * radius / (sigma.shape[0] - 1)
+    vertices, faces = _isosurface(level, extent)
+    if max_faces is None or len(faces) <= max_faces:
+        return _welded(vertices, faces)
+    for share in (1, 0.95, 0.9):
+        mesh = _simplified(vertices, faces, int(share * max_faces))
+        if mesh.is_watertight and len(mesh.faces):
+            return mesh
+    # a coarser grid needs no simplification
+    while len(faces) > max_faces:
+        level = ndimage.zoom(level, 0.95 * math.sqrt(max_faces / len(faces)), order=1)
+        vertices, faces = _isosurface(level, extent)
+    return _welded(vertices, faces)
 
-        vertices, faces = fast_simplification.simplify(  # type: ignore[misc]  # a pair, unless collapses are asked for
-            vertices.astype(np.float32), faces.astype(np.int32), target_count=max_faces
-        )
-    mesh = trimesh.Trimesh(vertices, faces, process=False)
+
+def _isosurface(level: np.ndarray, extent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Marching cubes at 1/2 on a grid over [-extent, extent]^3 with a border of 0: closed, no two vertices in one place."""
+    # no grid point lies on the surface itself, where the vertices of all its edges would fall together
+    level = np.where(np.abs(level - 0.5) < 1e-3, np.where(level > 0.5, 0.501, 0.499), level)
+    # "ascent": triangles are wound so that their normals point to where the density falls, outwards. "lorensen": the
+    # newer table of Lewiner leaves edges of four faces in noise
+    vertices, faces, _, _ = marching_cubes(level, 0.5, gradient_direction="ascent", method="lorensen")
+    return vertices * (2 * extent / (np.array(level.shape) - 1)) - extent, faces
+
+
+def _simplified(vertices: np.ndarray, faces: np.ndarray, target: int) -> trimesh.Trimesh:
+    """At most `target` triangles. Collapsing edges by their error alone may fold a thin place onto itself, and then the
+    surface is not closed any more."""
+    import fast_simplification
+
+    points, triangles = fast_simplification.simplify(  # type: ignore[misc]  # a pair, unless collapses are asked for
+        vertices.astype(np.float32), faces.astype(np.int32), target_count=target
+    )
+    return _welded(points, triangles)
+
+
+def _welded(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:
+    """Vertices in one place are one, as every reader will have it; what has no area then goes: faces with one corner
+    twice, and pairs of faces with the same corners."""
+    mesh = trimesh.Trimesh(vertices.astype(np.float32), faces, process=False)  # as files store them
     mesh.merge_vertices()
-    mesh.update_faces(mesh.nondegenerate_faces())
+    corners = np.sort(mesh.faces, axis=1)
+    _, which, count = np.unique(corners, axis=0, return_inverse=True, return_counts=True)
+    flat = (corners[:, 0] == corners[:, 1]) | (corners[:, 1] == corners[:, 2])
+    mesh.update_faces(~flat & (count[which.reshape(-1)] == 1))
     mesh.remove_unreferenced_vertices()
     return mesh
 
@@ -181,9 +214,9 @@ def extract_mesh(
 def write_mesh(path: str | Path, mesh: trimesh.Trimesh) -> None:
     """Write a mesh that lies in the world as .glb, .obj or .ply, with its vertex colours; `mesh` is not changed.
 
-    .glb, .obj: y up, front +z. GLB stores vertex colours linear, as glTF 2.0 wants, under a matt material (without one
-    its default is metal); OBJ and PLY store them as they are. .ply: z up, front +x. trimesh gives the vertex colours of
-    a GLB back with `trimesh.load(path, skip_materials=True)`.
+    .glb, .obj: y up, front +z. GLB stores vertex colours linear, as glTF 2.0 wants, in floats, under a matt material;
+    OBJ and PLY store them as they are. .ply: z up, front +x, and a comment that says so. `load_mesh` gives the same
+    object back from each; trimesh the vertex colours of a GLB with `trimesh.load(path, skip_materials=True)`.
     Raises: UserError for another suffix or a full disk.
     """
     suffix = Path(path).suffix.lower()
@@ -195,27 +228,21 @@ def write_mesh(path: str | Path, mesh: trimesh.Trimesh) -> None:
     if suffix != ".ply":
         mesh.apply_transform(WORLD_TO_Y_UP)
     if suffix == ".glb":
-        rgba = np.asarray(mesh.visual.vertex_colors)  # type: ignore[union-attr]  # ColorVisuals, by extract_mesh
-        mesh.visual = ColorVisuals(mesh, vertex_colors=_linear(rgba))
-        data: Any = trimesh.Scene(mesh).export(file_type="glb", tree_postprocessor=_matt, include_normals=True)
+        data: Any = _glb(mesh)
     else:
         data = mesh.export(file_type=suffix[1:])
+        data = mark_z_up(data) if suffix == ".ply" else data
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
-def _matt(tree: dict) -> None:
-    tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}]
-    for mesh in tree["meshes"]:
-        for primitive in mesh["primitives"]:
-            primitive["material"] = 0
-
-
-def _linear(rgba: np.ndarray) -> np.ndarray:
-    """sRGB -> linear, uint8 (M, 4); alpha stays."""
-    srgb = rgba[:, :3] / 255
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    return np.concatenate([np.round(255 * linear).astype(np.uint8), rgba[:, 3:]], 1)
+def _glb(mesh: trimesh.Trimesh) -> bytes:
+    rgba: Any = mesh.visual.to_color().vertex_colors if mesh.visual.kind == "texture" else mesh.visual.vertex_colors  # type: ignore[union-attr]
+    normals = np.nan_to_num(np.asarray(mesh.vertex_normals))
+    normals = np.where(np.linalg.norm(normals, axis=1, keepdims=True) > 0.5, normals, (0.0, 1.0, 0.0))
+    attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": normals}
+    attributes["COLOR_0"] = srgb_to_linear(np.asarray(rgba)[:, :3] / 255)
+    return write_glb({name: array.astype("<f4") for name, array in attributes.items()}, mesh.faces.astype("<u4"))
 
 
 def _device(field: "Field") -> torch.device:

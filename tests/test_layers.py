@@ -19,7 +19,7 @@ GROUND = {
     "words",
 }  # below all layers: everything may import these, they import nothing of ours but each other
 LAYERS = {
-    0: {"compiled", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
+    0: {"compiled", "formats", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
     1: {"fields", "models", "prompts", "data", "metrics"},
     2: {"renderers", "guidance", "energies", "export"},
     3: {"distillation", "regularizers", "outputs", "memory", "kernels", "sweeps"},

@@ -4,8 +4,8 @@
     python -m jointdreamer.data.render_views --toybox 200 --out views        toys of the bundled small world
 
 Every object gets a folder with 000.png ... (RGBA) and 000.npy ... (3x4 world-to-camera, Blender's camera axes). An
-object is there whole or not at all; the same command again makes what is missing. Meshes that are empty, huge or broken
-are skipped, named and counted.
+object is there whole or not at all; the same command again makes what is missing. Meshes that are empty, huge, broken
+or gone are skipped, named and counted; parts and textures that are not understood are left out, and named.
 """
 
 import argparse
@@ -35,8 +35,8 @@ from jointdreamer.terminal import safe_output
 FOVY_DEG = 49.1  # a 35 mm lens on a 32 mm sensor, as the public renders have it
 TOYS = "jointdreamer.toybox.views"  # by name: the toybox stands above this layer and is imported only when asked for
 
-# an object's rgba (V, R, R, 4) uint8 and c2w (V, 4, 4); raises BadMesh
-Render = Callable[[], tuple[np.ndarray, np.ndarray]]
+# an object's rgba (V, R, R, 4) uint8, c2w (V, 4, 4), and what of it was left out; raises BadMesh
+Render = Callable[[], tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, np.ndarray, tuple[str, ...]]]
 
 
 def sample_poses(
@@ -65,11 +65,11 @@ def mesh_views(
     distance: tuple[float, float],
     max_faces: int = MAX_FACES,
     max_bytes: int = MAX_BYTES,
-) -> tuple[np.ndarray, np.ndarray]:
-    """One mesh from all round. Raises BadMesh."""
+) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """One mesh from all round, and what of it was left out. Raises BadMesh."""
     mesh = load_mesh(file, max_faces, max_bytes)
     c2w = sample_poses(seed, name, n_views, elevation_deg, distance)
-    return np.stack([draw(mesh, pose, math.radians(FOVY_DEG), resolution) for pose in c2w]), c2w
+    return np.stack([draw(mesh, pose, math.radians(FOVY_DEG), resolution) for pose in c2w]), c2w, mesh.notes
 
 
 def toy_views(index: int, seed: int, n_views: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +77,12 @@ def toy_views(index: int, seed: int, n_views: int, resolution: int) -> tuple[np.
     return import_module(TOYS).toy_views(index, seed, resolution, n_views)
 
 
-def write_object(folder: Path, render: Render) -> None:
-    """Render an object and write its folder, whole or not at all. Raises BadMesh, and then nothing is there."""
-    rgba, c2w = render()
+def write_object(folder: Path, render: Render) -> tuple[str, ...]:
+    """Render an object and write its folder, whole or not at all. Returns what of it was left out.
+
+    Raises BadMesh, and then nothing is there.
+    """
+    rgba, c2w, *notes = render()
     temporary = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
     temporary.mkdir(parents=True)
     try:
@@ -90,17 +93,17 @@ def write_object(folder: Path, render: Render) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return notes[0] if notes else ()
 
 
-def _attempt(folder: Path, render: Render) -> str | None:
-    """In a worker: why the object was skipped, or None."""
+def _attempt(folder: Path, render: Render) -> tuple[str | None, tuple[str, ...]]:
+    """In a worker: why the object was skipped, or None; and what of it was left out."""
     try:
-        write_object(folder, render)
+        return None, write_object(folder, render)
     except BadMesh as error:
-        return str(error)
+        return str(error), ()
     except MemoryError:
-        return "it does not fit into memory"
-    return None
+        return "it does not fit into memory", ()
 
 
 def render_all(out: Path, objects: dict[str, Render], workers: int = 1) -> dict[str, str]:
@@ -111,22 +114,24 @@ def render_all(out: Path, objects: dict[str, Render], workers: int = 1) -> dict[
     missing = {name: render for name, render in objects.items() if not (out / name).exists()}
     skipped: dict[str, str] = {}
 
-    def note(number: int, name: str, why: str | None) -> None:
+    def note(number: int, name: str, why: str | None, left_out: tuple[str, ...]) -> None:
         if why is not None:
             skipped[name] = why
             print(one_line(f"skipped {name}: {why}"), file=sys.stderr, flush=True)
+        elif left_out:
+            print(one_line(f"incomplete {name}: {'; '.join(left_out)}"), file=sys.stderr, flush=True)
         if number % 100 == 0 or number == len(missing):
             print(f"{number} of {len(missing)}, {len(skipped)} skipped", file=sys.stderr, flush=True)
 
     if workers == 1:
         for number, (name, render) in enumerate(missing.items(), 1):
-            note(number, name, _attempt(out / name, render))
+            note(number, name, *_attempt(out / name, render))
         return skipped
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             jobs = {pool.submit(_attempt, out / name, render): name for name, render in missing.items()}
             for number, job in enumerate(as_completed(jobs), 1):
-                note(number, jobs[job], job.result())
+                note(number, jobs[job], *job.result())
     except BrokenProcessPool as error:
         raise UserError(
             "a worker died (out of memory, or a crash in a mesh library): the same command goes on where it was, "
@@ -138,13 +143,18 @@ def render_all(out: Path, objects: dict[str, Render], workers: int = 1) -> dict[
 def find_meshes(folder: Path) -> dict[str, Path]:
     """Name -> file of every mesh below a folder; the name is the path with its slashes and suffix gone.
 
+    Hidden files are none of them, such as the `._x.glb` that macOS puts beside x.glb.
+
     Raises UserError if there is none, or if two would share a name.
     """
     if not folder.is_dir():
         raise UserError(f"--meshes {folder}: there is no such folder")
     found: dict[str, Path] = {}
     for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()):
-        name = "_".join(file.relative_to(folder).with_suffix("").parts)
+        parts = file.relative_to(folder).with_suffix("").parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        name = "_".join(parts)
         if name in found:
             raise UserError(f"--meshes {folder}: {found[name].name} and {file.name} would both be called {name}")
         found[name] = file

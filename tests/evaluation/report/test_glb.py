@@ -1,4 +1,4 @@
-"""A thinned GLB is the same object: to the last bit of a colour, and to the width of its integers elsewhere."""
+"""A thinned GLB is the same object, to the width of its integers."""
 
 import json
 import struct
@@ -49,7 +49,8 @@ def test_the_same_object_in_half_the_bytes(glb):
     np.testing.assert_allclose(new[0], old[0], atol=1.01 / 32767 / 2)  # half a step of a ball of radius 1
     direction = new[1] / np.linalg.norm(new[1], axis=1, keepdims=True)
     assert (direction * old[1]).sum(1).min() > np.cos(np.radians(0.5))
-    np.testing.assert_array_equal(new[2], old[2])
+    assert new[2].dtype == np.uint16
+    np.testing.assert_allclose(new[2] / 65535, old[2], atol=0.51 / 65535)
     np.testing.assert_array_equal(new[3], old[3])
 
 

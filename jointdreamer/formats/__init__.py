@@ -1,0 +1,1 @@
+"""Files of other programs: pictures and meshes, read as their standards say."""
