@@ -122,13 +122,13 @@ def mesh_from_density(
             return mesh
     # a coarser grid needs no simplification
     while len(faces) > max_faces:
-        level = ndimage.zoom(level, 0.95 * math.sqrt(max_faces / len(faces)), order=1)
+        level = np.asarray(ndimage.zoom(level, 0.95 * math.sqrt(max_faces / len(faces)), order=1))
         vertices, faces = _isosurface(level, extent)
     return _welded(vertices, faces)
 
 
 def _isosurface(level: np.ndarray, extent: float) -> tuple[np.ndarray, np.ndarray]:
-    """Marching cubes at 1/2 on a grid over [-extent, extent]^3 with a border of 0: closed, no two vertices in one place."""
+    """Marching cubes at 1/2 on a grid over [-extent, extent]^3 with a border of 0: closed, all vertices apart."""
     # no grid point lies on the surface itself, where the vertices of all its edges would fall together
     level = np.where(np.abs(level - 0.5) < 1e-3, np.where(level > 0.5, 0.501, 0.499), level)
     # "ascent": triangles are wound so that their normals point to where the density falls, outwards. "lorensen": the
@@ -143,7 +143,7 @@ def _simplified(vertices: np.ndarray, faces: np.ndarray, target: int) -> trimesh
     import fast_simplification
 
     points, triangles = fast_simplification.simplify(  # type: ignore[misc]  # a pair, unless collapses are asked for
-        vertices.astype(np.float32), faces.astype(np.int32), target_count=target
+        vertices.astype(np.float64), faces.astype(np.int32), target_count=target
     )
     return _welded(points, triangles)
 

@@ -1,11 +1,13 @@
 """Meshes of fields whose surface is known: balls, hollow balls, a fog with a closed form, and nothing at all."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from scipy import ndimage
 from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
@@ -142,6 +144,44 @@ def test_the_cap_on_faces_holds_and_keeps_the_shape():
     mesh = extract_mesh(Analytic(ball(radius=0.6)), resolution=64, max_faces=500)
     assert 100 < len(mesh.faces) <= 500
     assert mesh.volume == pytest.approx(volume_of_ball(0.6), rel=0.08)
+
+
+def rough(resolution: int, seed: int = 0) -> np.ndarray:
+    """The density of a lump with thin places and holes, over [-1, 1]^3."""
+    axis = np.linspace(-1, 1, resolution, dtype=np.float32)
+    x, y, z = np.meshgrid(axis, axis, axis, indexing="ij")
+    noise: Any = ndimage.zoom(np.random.default_rng(seed).normal(size=(12, 12, 12)), resolution / 12, order=1)
+    return np.maximum(0, 60 * (0.6 * noise.astype(np.float32) + 0.8 - 1.2 * np.sqrt(x * x + y * y + z * z)))
+
+
+@pytest.mark.parametrize(
+    ("resolution", "max_faces"), [(24, None), (48, 20_000), (48, 3000), (48, 500), (64, 5000), (192, 100_000)]
+)
+def test_a_mesh_is_closed_at_any_resolution(resolution, max_faces):
+    """As every reader has it: vertices in one place, in the file's 32 bits, are one."""
+    for seed in range(1 if resolution > 100 else 3):
+        mesh = mesh_from_density(rough(resolution, seed), 1.0, max_faces=max_faces)
+        stored = trimesh.Trimesh(np.asarray(mesh.vertices, np.float32), mesh.faces, process=True)
+        assert stored.is_watertight and stored.is_winding_consistent and stored.volume > 0
+        assert len(mesh.faces) <= (max_faces or np.inf)
+
+
+@pytest.mark.parametrize("resolution", [192, 256])
+def test_a_ball_of_many_faces_is_closed(resolution):
+    axis = np.linspace(-1, 1, resolution, dtype=np.float32)
+    distance = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    mesh = mesh_from_density(60 * (distance < 0.6).astype(np.float32), 1.0)
+    stored = trimesh.Trimesh(np.asarray(mesh.vertices, np.float32), mesh.faces, process=True)
+    assert stored.is_watertight and len(stored.faces) > 90_000
+    assert stored.volume == pytest.approx(volume_of_ball(0.6), rel=0.02)
+
+
+def test_densities_right_at_the_threshold_make_no_vertices_in_one_place():
+    sigma = np.zeros((12, 12, 12), np.float32)
+    sigma[3:9, 3:9, 3:9] = 5
+    sigma[4:8, 4:8, 4:8] = 50
+    mesh = mesh_from_density(sigma, 1.0, threshold=5.0)
+    assert mesh.is_watertight and len(np.unique(mesh.vertices.round(6), axis=0)) == len(mesh.vertices)
 
 
 def test_vertex_colours_are_those_that_a_camera_sees():

@@ -15,6 +15,7 @@ import numpy as np
 from jointdreamer.compiled import cached_njit
 from jointdreamer.formats import gltf, obj, ply
 from jointdreamer.formats.surface import BadMesh, Part, Texture, face_colors, linear_to_srgb
+from jointdreamer.reading import Unreadable
 
 MAX_FACES = 2_000_000
 MAX_BYTES = 500_000_000
@@ -52,6 +53,8 @@ def load_mesh(path: Path, max_faces: int = MAX_FACES, max_bytes: int = MAX_BYTES
             parts = [part for part in READERS[path.suffix.lower()](path, max_faces, notes) if len(part.corners)]
     except OSError as error:
         raise BadMesh(f"it cannot be read ({error.strerror or type(error).__name__})") from error
+    except Unreadable as error:
+        raise BadMesh(f"it is {error.why}") from error
     n_faces = sum(len(part.corners) for part in parts)
     if not n_faces:
         raise BadMesh("; ".join(["it is empty: no faces", *notes]))

@@ -99,7 +99,7 @@ class ViewFolder:
         if why and index not in self._views:
             log.warning("object %s of %s: %d views are left out: %s", self.ids[index], self.name, len(why), why[0])
         self._views[index] = list(usable)
-        return np.stack(list(usable.values()))
+        return facing_the_object(np.stack(list(usable.values())))
 
     def images(self, index: int, views: Sequence[int], size: int) -> np.ndarray:
         if index not in self._views:
@@ -143,6 +143,20 @@ def camera_to_world(world_to_camera: np.ndarray, name: str) -> np.ndarray:
     c2w = np.eye(4)
     c2w[:3, :3], c2w[:3, 3] = rotation.T, -rotation.T @ translation
     return c2w.astype(np.float32)
+
+
+def facing_the_object(c2w: np.ndarray) -> np.ndarray:
+    """c2w (V, 4, 4) of one object, as it is. Raises Damaged if most cameras look past the origin, where the object is,
+    and would look at it if the stored matrices were read the other way round, as camera-to-world."""
+
+    def aside(matrices: np.ndarray) -> float:  # the sine between the optical axis and the direction of the object
+        axis, position = matrices[:, :3, 2], matrices[:, :3, 3]
+        distance = np.linalg.norm(position, axis=-1).clip(1e-12)
+        return float(np.median(np.linalg.norm(np.cross(axis, position), axis=-1) / distance))
+
+    if aside(c2w) > 0.5 and aside(np.linalg.inv(c2w)) < 0.25:
+        raise Damaged("its poses are camera-to-world, wanted world-to-camera: store the inverse of each")
+    return c2w
 
 
 def world_to_camera(c2w: np.ndarray) -> np.ndarray:

@@ -14,7 +14,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 
-from jointdreamer.formats.surface import BadMesh, Part, Texture, companion, load_texture
+from jointdreamer.formats.surface import LARGEST_MESH, BadMesh, Part, Texture, companion, decode, load_texture
+from jointdreamer.reading import Unreadable, read_bytes
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
 DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -131,10 +132,12 @@ def write_glb(
 def read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
     """The surfaces of the scene of a .glb or .gltf, placed; y up. What is left out is added to `notes`.
 
-    Raises: BadMesh, OSError.
+    Raises: BadMesh, Unreadable.
     """
     try:
         return _Reader(path, max_faces, notes).parts()
+    except Unreadable:
+        raise
     except DAMAGED as error:
         reason = f"no {error}" if isinstance(error, LookupError) else str(error)
         raise BadMesh(f"it cannot be read ({' '.join(reason.split())[:120] or type(error).__name__})") from error
@@ -147,11 +150,11 @@ class _Left(Exception):
 class _Reader:
     def __init__(self, path: Path, max_faces: int, notes: list[str]):
         self.path, self.max_faces, self.notes = path, max_faces, notes
-        data = path.read_bytes()
+        data = read_bytes(path, LARGEST_MESH)
         if data[:4] == MAGIC:
             self.tree, self.chunk = read_glb(data)
         else:
-            self.tree, self.chunk = json.loads(data.decode("utf-8-sig")), None
+            self.tree, self.chunk = json.loads(decode(data)), None
         if not str(self.tree["asset"]["version"]).startswith("2"):
             raise ValueError(f"it is glTF {self.tree['asset']['version']}, wanted 2")
         self.buffers: dict[int, bytes] = {}
@@ -294,8 +297,8 @@ class _Reader:
                 data = self.view(image["bufferView"]) if "bufferView" in image else self.file(image["uri"])
                 self.images[source, opaque] = load_texture(data, opaque)
                 return self.images[source, opaque]
-            except (ValueError, OSError) as error:
-                reason = getattr(error, "strerror", None) or error
+            except ValueError as error:
+                reason = error.why if isinstance(error, Unreadable) else error
                 why = why or f"image {called} ({image.get('mimeType', 'of a file')}) cannot be read ({reason})"
         raise _Left(why)
 
@@ -367,18 +370,15 @@ class _Reader:
                 raise _Left(f"buffer {number} has no data")
             try:
                 self.buffers[number] = self.file(uri) if uri is not None else self.chunk or b""
-            except OSError as error:
-                raise BadMesh(f"it cannot be read (its buffer {str(uri)[:60]}: {error.strerror})") from error
+            except Unreadable as error:
+                raise BadMesh(f"it cannot be read (its buffer {str(uri)[:60]} is {error.why})") from error
         return self.buffers[number]
 
     def file(self, uri: str) -> bytes:
         if uri.startswith("data:"):
             head, _, body = uri.partition(",")
             return base64.b64decode(unquote_to_bytes(body)) if head.endswith(";base64") else unquote_to_bytes(body)
-        found = companion(self.path.parent, unquote(uri)) or companion(self.path.parent, uri)
-        if found is None:
-            raise FileNotFoundError(2, f"no file {unquote(uri)[:60]} beside it")
-        return found.read_bytes()
+        return companion(self.path.parent, unquote(uri))
 
 
 def _local(node: dict) -> np.ndarray:

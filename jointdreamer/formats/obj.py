@@ -12,6 +12,7 @@ import numpy as np
 
 from jointdreamer.formats.surface import (
     GREY,
+    LARGEST_MESH,
     BadMesh,
     Part,
     Texture,
@@ -22,6 +23,7 @@ from jointdreamer.formats.surface import (
     srgb_to_linear,
     unit,
 )
+from jointdreamer.reading import Unreadable, read_bytes
 
 # options of a map and how many words follow; of -o, -s and -t the second and third may be missing
 OPTIONS = {"blendu": 1, "blendv": 1, "boost": 1, "mm": 2, "o": 3, "s": 3, "t": 3, "texres": 1, "clamp": 1}
@@ -39,15 +41,17 @@ class Material:
 
 
 def read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
-    """The surfaces of an .obj, one part for each material; y up. Raises: BadMesh, OSError."""
+    """The surfaces of an .obj, one part for each material; y up. Raises: BadMesh, Unreadable."""
     try:
         return _read(path, max_faces, notes)
+    except Unreadable:
+        raise
     except (ValueError, IndexError, OverflowError) as error:
         raise BadMesh(f"it cannot be read ({' '.join(str(error).split())[:120]})") from error
 
 
 def _read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
-    text = decode(path.read_bytes()).replace("\\\r\n", " ").replace("\\\n", " ").replace("\t", " ")
+    text = decode(read_bytes(path, LARGEST_MESH)).replace("\\\r\n", " ").replace("\\\n", " ").replace("\t", " ")
     position, color, uv = array("d"), array("d"), array("d")
     materials: dict[str, Material] = {}
     corners: dict[str, tuple[array, array]] = {}  # of each material: of each corner, its vertex, and its uv or -1
@@ -74,8 +78,7 @@ def _read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
         elif key == "usemtl":
             now = corners.setdefault(rest.strip(), (array("q"), array("q")))
         elif key == "mtllib":
-            for name in _libraries(path.parent, rest.strip()):
-                _read_materials(path.parent, name, materials, notes)
+            _read_libraries(path.parent, rest.strip(), materials, notes)
         elif key in ("curv", "curv2", "surf"):
             note = "free-form curves and surfaces are not read"
             notes += [note] if note not in notes else []
@@ -126,20 +129,27 @@ def _corner(word: str, n_vertices: int, n_uv: int) -> tuple[int, int]:
     return vertex, mapped - 1 if mapped > 0 else max(-1, n_uv + mapped) if mapped else -1
 
 
-def _libraries(folder: Path, rest: str) -> list[str]:
-    """The names after mtllib: several, or one with spaces."""
-    return [rest] if companion(folder, rest) or not rest else rest.split()
+def _read_libraries(folder: Path, rest: str, materials: dict[str, Material], notes: list[str]) -> None:
+    """What mtllib names: one file, whose name may have spaces, or several."""
+    missing = ""
+    for names in ([rest], rest.split()):
+        texts = []
+        for name in names:
+            try:
+                texts.append(decode(companion(folder, name)))
+            except Unreadable as error:
+                missing = f"material file {name[:60]} is {error.why}"
+        for text in texts:
+            _read_materials(folder, text, materials, notes)
+        if len(texts) == len(names):
+            return
+    notes.append(missing)
 
 
-def _read_materials(folder: Path, name: str, materials: dict[str, Material], notes: list[str]) -> None:
-    file = companion(folder, name)
-    if file is None:
-        notes.append(f"material file {name[:60]} is not there")
-        return
-    lines = decode(file.read_bytes()).replace("\t", " ").splitlines()
-    pixels: dict[Path, np.ndarray] = {}
+def _read_materials(folder: Path, text: str, materials: dict[str, Material], notes: list[str]) -> None:
+    pixels: dict[str, np.ndarray] = {}
     now = Material()
-    for line in lines:
+    for line in text.replace("\t", " ").splitlines():
         key, _, rest = line.strip().partition(" ")
         key, rest = key.lower(), rest.strip()
         if key == "newmtl":
@@ -157,17 +167,14 @@ def _read_materials(folder: Path, name: str, materials: dict[str, Material], not
             notes.append(f"map_d {rest[:60]} (where it is transparent) is not read")
         elif key == "map_kd":
             picture, options = _map(rest)
-            found = companion(file.parent, picture)
             try:
-                if found is None:
-                    raise FileNotFoundError(2, "no such file")
-                if found not in pixels:
-                    pixels[found] = load_texture(found, opaque=True)
+                if picture not in pixels:
+                    pixels[picture] = load_texture(companion(folder, picture), opaque=True)
                 wrap = "clamp" if options.get("clamp", [""])[0].lower() == "on" else "repeat"
-                now.texture = Texture(pixels[found], (wrap, wrap))
+                now.texture = Texture(pixels[picture], (wrap, wrap))
                 now.scale, now.offset = (_pair(options.get(name), one) for name, one in (("s", 1.0), ("o", 0.0)))
-            except (ValueError, OSError) as error:
-                reason = getattr(error, "strerror", None) or error
+            except ValueError as error:
+                reason = error.why if isinstance(error, Unreadable) else error
                 notes.append(f"a texture is left out: {picture[:60]} cannot be read ({reason})")
 
 

@@ -1,30 +1,26 @@
 """Pictures of any depth as 8-bit RGBA."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def read_rgba(source: Path | bytes) -> Image.Image:
+def read_rgba(data: bytes) -> Image.Image:
     """A PNG, JPEG, WebP, ... in mode RGBA; palettes, greys, alpha and 16 bits a channel are brought to 8 bits each.
 
     Pillow's own conversion cuts what is above 255, so that a 16-bit grey picture comes out white.
-    Raises: ValueError if it is no picture or a damaged one, with Pillow's reason; OSError for a file that is not there.
+    Raises: ValueError if it is no picture or a damaged one, with Pillow's reason.
     """
-    if isinstance(source, Path) and not source.is_file():  # a pipe or a device would be waited for
-        raise FileNotFoundError(2, "no such file", str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(data)) as image:
             if image.mode[0] not in "IF":  # 8 bits a channel, or 1
                 return image.convert("RGBA")
             deep = np.asarray(image, dtype=np.float64)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow lets many through
         raise ValueError(f"{' '.join(str(error).split())[:100] or type(error).__name__}") from error
-    # mode F (TIFF, PFM) has its white at 1, unless it plainly has not; integers use 16 of their bits
-    white = 1.0 if image.mode == "F" and np.nanmax(deep, initial=0) <= 1 else 65535.0
-    if image.mode != "F" and deep.max(initial=0) > 65535:
-        white = 2.0**31 - 1
+    white = 1.0 if image.mode == "F" else 65535.0
     grey = np.round(255 * np.clip(np.nan_to_num(deep) / white, 0, 1)).astype(np.uint8)
     return Image.fromarray(grey).convert("RGBA")

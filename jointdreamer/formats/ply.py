@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from jointdreamer.formats.surface import (
+    LARGEST_MESH,
     WORLD_TO_Y_UP,
     BadMesh,
     Part,
@@ -18,6 +19,7 @@ from jointdreamer.formats.surface import (
     load_texture,
     unit,
 )
+from jointdreamer.reading import Unreadable, read_bytes
 
 Z_UP = "comment z up, front +x"
 TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"}
@@ -49,16 +51,18 @@ def mark_z_up(data: bytes) -> bytes:
 
 
 def read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
-    """The surface of a .ply; y up. Raises: BadMesh, OSError."""
+    """The surface of a .ply; y up. Raises: BadMesh, Unreadable."""
     try:
         return _read(path, max_faces, notes)
+    except Unreadable:
+        raise
     except (ValueError, LookupError, TypeError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, LookupError) else str(error)
         raise BadMesh(f"it cannot be read ({' '.join(reason.split())[:120]})") from error
 
 
 def _read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
-    kind, elements, comments, body = _header(path.read_bytes())
+    kind, elements, comments, body = _header(read_bytes(path, LARGEST_MESH))
     table: dict[str, dict[str, np.ndarray | list[np.ndarray]]] = {}
     counts = {element.name: element.count for element in elements}
     if counts.get("face", 0) > max_faces:
@@ -99,14 +103,12 @@ def _read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
             notes.append(f"a texture is left out: {name[:60]}, only the first is read")
             continue
         try:
-            found = companion(path.parent, name)
-            if found is None:
-                raise FileNotFoundError(2, "no such file")
             if uv is None:
                 raise ValueError("no texture coordinates")
-            texture = Texture(load_texture(found, opaque=True))
-        except (ValueError, OSError) as error:
-            notes.append(f"a texture is left out: {name[:60]} ({getattr(error, 'strerror', None) or error})")
+            texture = Texture(load_texture(companion(path.parent, name), opaque=True))
+        except ValueError as error:
+            reason = error.why if isinstance(error, Unreadable) else error
+            notes.append(f"a texture is left out: {name[:60]} cannot be read ({reason})")
     of_vertices, of_faces = colors("vertex"), colors("face")
     if of_vertices is not None:
         color = face_colors(len(faces), of_vertices[faces])

@@ -4,6 +4,7 @@ glTF 2.0 stores factors and vertex colours linear and textures in sRGB (section 
 and PLY have no standard; their readers show the stored numbers as they are, so these count as sRGB, Kd included.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from jointdreamer.formats.picture import read_rgba
+from jointdreamer.reading import read_bytes
 
+LARGEST_MESH = 2**33  # bytes; whoever asks for a mesh has a limit of their own
 GREY = 0.7  # sRGB, of a surface without any colour
 MAX_SIDE = 2048  # of a texture: a larger one is made smaller, since views are of 512 pixels or so
 # world (front x, left y, up z) -> files (left x, up y, front z): a rotation, so triangles keep their winding
@@ -77,9 +80,9 @@ def _texel(along: np.ndarray, size: int, wrap: str) -> np.ndarray:
     return np.floor(along * size).clip(0, size - 1).astype(np.int64)
 
 
-def load_texture(source: Path | bytes, opaque: bool) -> np.ndarray:
-    """The pixels of a Texture, without alpha where `opaque`. Raises: ValueError or OSError, see `read_rgba`."""
-    image = read_rgba(source)
+def load_texture(data: bytes, opaque: bool) -> np.ndarray:
+    """The pixels of a Texture, without alpha where `opaque`. Raises: ValueError, see `read_rgba`."""
+    image = read_rgba(data)
     if opaque:
         image = image.convert("RGB")
     if max(image.size) > MAX_SIDE:
@@ -118,15 +121,13 @@ def decode(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def companion(folder: Path, name: str) -> Path | None:
-    """The file that a mesh file names, as it is written there, with other slashes, or beside it whatever folder it
-    names; letters may differ in case, as on the systems that wrote them."""
+def companion(folder: Path, name: str) -> bytes:
+    """The content of a file that a mesh file names: as it is written there, with other slashes, or beside it whatever
+    folder it names; letters may differ in case, as on the systems that wrote them. Raises: Unreadable."""
     plain = name.strip().strip('"').replace("\\", "/")
-    for candidate in (name, plain, plain.rsplit("/", 1)[-1]):
-        try:
-            if candidate and (folder / candidate).is_file():
-                return folder / candidate
-        except (OSError, ValueError):  # a name that is too long, or has a zero byte
-            continue
-    last = plain.rsplit("/", 1)[-1].casefold()
-    return next((file for file in sorted(folder.iterdir()) if file.name.casefold() == last and file.is_file()), None)
+    last = plain.rsplit("/", 1)[-1]
+    for candidate in (name, plain, last):
+        if candidate and os.path.isfile(folder / candidate.replace("\0", "")):
+            return read_bytes(folder / candidate)
+    beside = (file for file in sorted(folder.iterdir()) if file.name.casefold() == last.casefold())
+    return read_bytes(next(beside, folder / last.replace("\0", "")))

@@ -11,8 +11,12 @@ from PIL import Image
 
 from jointdreamer.cameras import look_at
 from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, rasterize
+from jointdreamer.export import write_mesh
+from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.raycast import BOX, Solid
+from tests.glb_builder import UV, GlbBuilder
+from tests.glb_builder import plain as plain_picture
 
 trimesh: Any = _trimesh  # its stubs know half of it
 FOVY = math.radians(40)
@@ -126,6 +130,94 @@ def test_parts_of_a_scene_stand_where_the_scene_puts_them(tmp_path):
     assert picture[16, 16, 3] == 0
 
 
+def behind_and_before(front_material):
+    """A square in front of another, which is blue, seen from the file's +z."""
+    builder = GlbBuilder()
+    builder.place(builder.part({"pbrMetallicRoughness": {"baseColorFactor": [0, 0, 1, 1]}}), translation=[0, 0, -0.1])
+    return builder.place(builder.part(front_material))
+
+
+@pytest.mark.parametrize(
+    ("mode", "alpha", "red", "blue"),
+    [
+        ("OPAQUE", 0.2, 255, 0),
+        ("MASK", 0.6, 255, 0),
+        ("MASK", 0.4, 0, 255),
+        ("BLEND", 0.25, 64, 191),
+        ("BLEND", 0, 0, 255),
+    ],
+)
+def test_one_looks_through_what_is_transparent(tmp_path, mode, alpha, red, blue):
+    builder = behind_and_before({"alphaMode": mode, "pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, alpha]}})
+    loaded = load_mesh(builder.save(tmp_path / "a.glb"))
+    picture = draw(loaded, camera(0.0, -math.pi / 2), FOVY, 16)[8, 8].astype(float)
+    light = (0.66 + 0.18) * 1.0
+    assert np.abs(picture - [red * light, 0, blue * light, 255]).max() < 3
+
+
+def test_what_is_half_there_is_half_opaque(tmp_path):
+    builder = GlbBuilder()
+    builder.place(builder.part({"alphaMode": "BLEND", "pbrMetallicRoughness": {"baseColorFactor": [1, 1, 1, 0.5]}}))
+    picture = draw(load_mesh(builder.save(tmp_path / "a.glb")), camera(0.0, -math.pi / 2), FOVY, 16)[8, 8]
+    assert np.abs(picture.astype(int) - [214, 214, 214, 128]).max() <= 1  # straight colour
+    builder = GlbBuilder()
+    builder.place(builder.part({"alphaMode": "BLEND", "pbrMetallicRoughness": {"baseColorFactor": [1, 1, 1, 0]}}))
+    with pytest.raises(BadMesh, match="all of it is transparent"):
+        load_mesh(builder.save(tmp_path / "a.glb"))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e6])
+def test_units_do_not_matter(tmp_path, scale):
+    builder = GlbBuilder()
+    builder.place(builder.part(), scale=[scale, scale, -scale], translation=[scale, 0, 0])
+    loaded = load_mesh(builder.save(tmp_path / "a.glb"))
+    assert np.allclose(np.ptp(loaded.corners, axis=(0, 1)), [1, 0, 1], atol=1e-6)
+
+
+def test_faces_that_are_not_finite_are_left_out_and_named(tmp_path):
+    path = tmp_path / "a.obj"
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nv nan 0 0\nf 1 2 3\nf 1 2 4\n")
+    loaded = load_mesh(path)
+    assert len(loaded.corners) == 1 and "1 of 2 faces" in loaded.notes[0]
+
+
+def test_parts_share_one_texture_in_memory_and_its_wrap_is_their_own(tmp_path):
+    builder = GlbBuilder()
+    image = builder.picture(plain_picture(9, 9, 9))
+    clamp = builder.add("samplers", wrapS=33071)
+    for sampler in ({}, {}, {"sampler": clamp}, {}):
+        skin = {"baseColorTexture": {"index": builder.add("textures", source=image, **sampler)}}
+        builder.place(builder.part({"pbrMetallicRoughness": skin}, TEXCOORD_0=builder.accessor(UV)))
+    loaded = load_mesh(builder.save(tmp_path / "a.glb"))
+    assert [texture.wrap[0] for texture in loaded.textures] == ["repeat", "clamp"]
+    assert loaded.textures[0].pixels is loaded.textures[1].pixels
+    assert loaded.texture.tolist() == [0, 0, 0, 0, 1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_what_is_written_is_read_back_in_place_and_colour(tmp_path, suffix):
+    """Every format that the exporter writes: the same triangles, colours within half a level of 255, dark ones too."""
+    mesh = trimesh.creation.icosphere(subdivisions=3)
+    mesh.apply_transform(np.diag([1.0, 0.5, 0.25, 1]))
+    level = np.linspace(0, 60, len(mesh.vertices)).round().astype(np.uint8)
+    rgba = np.stack([level, 255 - level, level // 2, np.full_like(level, 255)], 1)
+    mesh.visual = trimesh.visual.ColorVisuals(mesh, vertex_colors=rgba)
+    write_mesh(tmp_path / f"a{suffix}", mesh)
+    loaded = load_mesh(tmp_path / f"a{suffix}")
+    assert loaded.notes == ()
+    # the world's front, +x, is the file's +z, which the reader has at -y
+    right = (mesh.vertices[mesh.faces] / 2)[..., [1, 0, 2]] * [1, -1, 1]
+    assert np.allclose(loaded.corners, right, atol=1e-6)
+    stored = 255 * linear_to_srgb(loaded.color[..., :3])
+    assert np.abs(stored - rgba[mesh.faces][..., :3]).max() < 0.5
+
+
+@pytest.mark.parametrize("suffix", [".stl", ".off"])
+def test_formats_without_colours_are_grey(tmp_path, suffix):
+    loaded = load_mesh(saved(trimesh.creation.box(), tmp_path / f"a{suffix}"))
+    assert len(loaded.corners) == 12 and np.allclose(linear_to_srgb(loaded.color[..., :3]), 0.7, atol=0.01)
+
+
 def broken_index(path):
     path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 99\n")
 
@@ -149,6 +241,11 @@ def test_files_that_are_no_meshes(tmp_path, name, make, says):
     make(tmp_path / name)
     with pytest.raises(BadMesh, match=says):
         load_mesh(tmp_path / name)
+
+
+def test_a_file_that_is_gone_is_a_bad_mesh(tmp_path):
+    with pytest.raises(BadMesh, match="No such file"):
+        load_mesh(tmp_path / "a.glb")
 
 
 def test_huge_meshes_are_not_drawn(tmp_path):

@@ -8,6 +8,7 @@ import trimesh as _trimesh
 
 from jointdreamer.data import render_views
 from jointdreamer.data.view_pairs import ViewFolder, open_views
+from tests.glb_builder import GlbBuilder
 
 trimesh: Any = _trimesh  # its stubs know half of it
 
@@ -65,6 +66,33 @@ def test_bad_meshes_are_skipped_named_and_counted(meshes, tmp_path, capsys):
     assert "2 objects, 3 skipped" in said.out
     assert all(f"skipped {name}: " in said.err for name in ("broken", "empty", "huge"))
     assert {path.name for path in out.iterdir()} == {"a", "more_b"}
+
+
+def test_hidden_files_are_no_meshes(meshes, tmp_path, capsys):
+    """macOS writes ._a.glb beside a.glb on foreign disks and into archives."""
+    for name in ("._a.glb", "more/._b.obj", ".trash/c.glb"):
+        (meshes / name).parent.mkdir(exist_ok=True)
+        (meshes / name).write_bytes(b"\0\5\x16\7Mac OS X")
+    assert set(render_views.find_meshes(meshes)) == {"a", "more_b"}
+
+
+def test_a_mesh_that_is_gone_when_its_turn_comes_is_skipped(meshes, tmp_path, capsys, monkeypatch):
+    found = render_views.find_meshes(meshes)
+    (meshes / "a.glb").unlink()
+    monkeypatch.setattr(render_views, "find_meshes", lambda folder: found)
+    assert render("--meshes", meshes, "--out", tmp_path / "views") == 0
+    said = capsys.readouterr()
+    assert "skipped a: it cannot be read (No such file" in said.err and "1 objects, 1 skipped" in said.out
+    assert [path.name for path in (tmp_path / "views").iterdir()] == ["more_b"]
+
+
+def test_what_was_left_out_of_an_object_is_one_line(tmp_path, capsys):
+    builder = GlbBuilder().textured(b"no picture")
+    (tmp_path / "meshes").mkdir()
+    builder.save(tmp_path / "meshes" / "a.glb")
+    assert render("--meshes", tmp_path / "meshes", "--out", tmp_path / "views") == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("incomplete")]
+    assert line.startswith("incomplete a: a texture is left out: image image 0 (image/png) cannot be read")
 
 
 def test_the_same_command_makes_what_is_missing(meshes, tmp_path):

@@ -191,6 +191,26 @@ def test_poses_are_read_back_whatever_the_camera_s_axes(tmp_path, flip):
     assert np.allclose(-stored[:, :3].T @ stored[:, 3], c2w[0, :3, 3])
 
 
+@pytest.mark.parametrize("flip", [False, True], ids=["blender", "computer vision"])
+@pytest.mark.parametrize("seed", range(5))
+def test_poses_the_wrong_way_round_are_noticed(tmp_path, flip, seed):
+    c2w = write_object(tmp_path / "a", seed, n=4)
+    for view in range(4):
+        np.save(tmp_path / "a" / f"{view:03d}.npy", (c2w[view] @ np.diag([1, -1, -1, 1]) if flip else c2w[view])[:3])
+    with pytest.raises(Damaged, match="camera-to-world, wanted world-to-camera"):
+        ViewFolder(tmp_path).poses(0)
+
+
+def test_cameras_that_look_a_little_aside_are_no_damage(tmp_path):
+    c2w = write_object(tmp_path / "a", 0)
+    for view in range(VIEWS):
+        turn = np.eye(4)
+        turn[:3, :3] = [[np.cos(0.3), 0, np.sin(0.3)], [0, 1, 0], [-np.sin(0.3), 0, np.cos(0.3)]]
+        c2w[view] = c2w[view] @ turn
+        np.save(tmp_path / "a" / f"{view:03d}.npy", world_to_camera(c2w[view]))
+    assert np.allclose(ViewFolder(tmp_path).poses(0), c2w, atol=1e-6)
+
+
 def test_images_are_resized_without_colour_from_where_nothing_is(tmp_path):
     write_object(tmp_path / "a", 0, n=2)
     picture = np.zeros((20, 20, 4), np.uint8)
