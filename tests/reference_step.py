@@ -155,6 +155,7 @@ class Step:
     opacity: float
     gradients: dict[str, list[Tensor | None]]
     state: State
+    undecided: int  # numbers at which Relu has two derivatives
     active: dict[str, float]  # how much each limit, mask, ... changed: |after - before| / |after|
 
 
@@ -245,14 +246,35 @@ def level_scale(level: int, encoding: Mapping[str, Any]) -> float:
     return float(np.exp2(np.float32(level) * np.log2(growth)) * base - np.float32(1))
 
 
-def two_layers(x: Tensor, weights: list[Tensor]) -> Tensor:
-    return (x @ weights[0].T).relu() @ weights[1].T
+class Relu:
+    """max(x, 0), which has two derivatives at 0: `other_side` takes the other one where x is 0 but for rounding.
+
+    What float32 makes of a sum of products is known to NEAR of the sum of their sizes.
+    """
+
+    NEAR = 3e-6
+
+    def __init__(self, other_side: bool = False):
+        self.other_side, self.undecided = other_side, 0
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
+        """max(W x, 0), (N, C)."""
+        sums = x @ weight.T
+        near = sums.detach().abs() < self.NEAR * (x.detach().abs() @ weight.detach().abs().T)
+        self.undecided += int(near.sum())
+        return sums * ((sums.detach() > 0) ^ near if self.other_side else sums.detach() > 0)
 
 
-def density_before_activation(x: Tensor, parameters: Mapping[str, list[Tensor]], s: Settings) -> tuple[Tensor, Tensor]:
+def two_layers(x: Tensor, weights: list[Tensor], relu: Relu) -> Tensor:
+    return relu(x, weights[0]) @ weights[1].T
+
+
+def density_before_activation(
+    x: Tensor, parameters: Mapping[str, list[Tensor]], s: Settings, relu: Relu
+) -> tuple[Tensor, Tensor]:
     """The argument of softplus (N,) at world points (N, 3) in [-1, 1]^3, with Magic3D's blob; and the features."""
     features = hash_encoding((x + 1) / 2, parameters["encoding"][0], s.encoding)
-    return two_layers(features, parameters["density"])[:, 0] + 10 * (1 - x.norm(dim=-1) / 0.5), features
+    return two_layers(features, parameters["density"], relu)[:, 0] + 10 * (1 - x.norm(dim=-1) / 0.5), features
 
 
 def update_occupancy(state: State, s: Settings, step: int, draws: Draws) -> State:
@@ -263,7 +285,7 @@ def update_occupancy(state: State, s: Settings, step: int, draws: Draws) -> Stat
     corner = torch.cartesian_prod(*[torch.arange(g)] * 3)
     x = (corner + draws.uniform(g**3, 3)) * (2 / g) - 1
     with torch.no_grad():
-        sigma = F.softplus(density_before_activation(x, state.parameters, s)[0])
+        sigma = F.softplus(density_before_activation(x, state.parameters, s, Relu())[0])
     occupancy = torch.maximum(0.95 * state.occupancy, (sigma * step_size(s)).view(g, g, g))
     return State(**{**vars(state), "occupancy": occupancy, "occupied": occupancy > occupancy.mean().clamp(max=0.01)})
 
@@ -288,7 +310,7 @@ def spherical_harmonics(d: Tensor) -> Tensor:
 
 
 def render(
-    state: State, cameras: SimpleNamespace, now: SimpleNamespace, s: Settings, draws: Draws, active: Active
+    state: State, cameras: SimpleNamespace, now: SimpleNamespace, s: Settings, draws: Draws, active: Active, relu: Relu
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Images (B, V, C, R, R) and the regularisers that the schedule weighs.
 
@@ -318,7 +340,7 @@ def render(
     kept = in_box & state.occupied[tuple(cell.clamp(0, g - 1).unbind(-1))]
     with torch.no_grad():
         sigma = torch.zeros_like(t)
-        sigma[kept] = F.softplus(density_before_activation(x[kept], p, s)[0])
+        sigma[kept] = F.softplus(density_before_activation(x[kept], p, s, Relu())[0])
         tau = sigma * delta
         transmittance = (-(tau.cumsum(1) - tau)).exp()
         kept &= (1 - (-tau).exp() >= state.occupancy.mean().clamp(max=0.01)) & (transmittance >= 1e-4)
@@ -326,8 +348,8 @@ def render(
     points, ray = x[kept], kept.nonzero()[:, 0]
     normals = now.loss.get("orient", 0) != 0 or mode != "albedo"
     points = points.requires_grad_(normals)
-    z, features = density_before_activation(points, p, s)
-    albedo = two_layers(features, p["albedo"]).sigmoid()
+    z, features = density_before_activation(points, p, s, relu)
+    albedo = two_layers(features, p["albedo"], relu).sigmoid()
     normal = torch.zeros_like(points)
     if normals:
         (slope,) = torch.autograd.grad(z.sum(), points, create_graph=True)
@@ -350,7 +372,7 @@ def render(
     if learned:
         hidden = spherical_harmonics(d)
         for weight in p["background"][:2]:
-            hidden = (hidden @ weight.T).relu()
+            hidden = relu(hidden, weight)
         behind = (hidden @ p["background"][2].T).sigmoid()
     rgb = (w * spread(color_of_sample)).sum(1) + behind * (1 - opacity)
 
@@ -729,14 +751,15 @@ class Reference:
         cond = self.cond[which]
         return SimpleNamespace(cond=cond, uncond=self.uncond[int(negative)].expand_as(cond), c2w=cameras.c2w)
 
-    def step(self, state: State, step: int, random_state: Tensor) -> Step:
-        """The step of this number, from this state."""
+    def step(self, state: State, step: int, random_state: Tensor, other_side: bool = False) -> Step:
+        """The step of this number, from this state; other_side: of Relu."""
+        relu = Relu(other_side)
         s, now, draws, self.active.sizes = self.s, plan_at(self.s.schedule, step), Draws(random_state), {}
         leaves = {name: [x.detach().requires_grad_(True) for x in xs] for name, xs in state.parameters.items()}
         state = State(**{**vars(state), "parameters": leaves})
         cameras = draw_cameras(s, draws)
         state = update_occupancy(state, s, step, draws)
-        images, losses = render(state, cameras, now, s, draws, self.active)
+        images, losses = render(state, cameras, now, s, draws, self.active, relu)
         text = self.text(cameras, now.negative_prompt)
         assert self.prior.latents is not None
         z = self.prior.latents.encode(images["rgb"], draws)
@@ -783,6 +806,7 @@ class Reference:
             gradients=gradients,
             state=adamw(state, gradients, now.lr),
             active=dict(self.active.sizes),
+            undecided=relu.undecided,
         )
 
     def energy_gradient(self, noised, z, guided, uncond, images, cameras, text, draws) -> tuple[Tensor, Tensor]:
