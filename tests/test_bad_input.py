@@ -130,7 +130,8 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["field.backend=torch"], ["unknown key 'field.backend'", "encoding"]),
         (["+field.encoding.level=3"], ["unknown key 'field.encoding.level'", "n_levels"]),
         (["field.encoding=null"], ["field.encoding", "group"]),
-        (["+schedule.loss.smooth=1", "schedule.steps=1"], ["schedule.loss.smooth", "orient, sparsity"]),
+        (["+schedule.loss.smoth=1", "schedule.steps=1"], ["schedule.loss.smoth", "orient, sparsity"]),
+        (["distillation=mvdream", "models.multi_view=null"], ["models.multi_view.source is missing"]),
         (["energy.name=null"], ["energy.name=None", "text"]),
         (["energy.name=none"], ["unknown key 'energy.source'"]),
         (["energy.name=mine:Energy"], ["no module 'mine'", "PYTHONPATH"]),
@@ -166,7 +167,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["memory.rays_per_chunk=0"], ["memory.rays_per_chunk=0", "from 1 up, auto, or null"]),
         (["memory.images_per_chunk=few"], ["memory.images_per_chunk='few'", "whole number"]),
         (["renderer.n_samples=0"], ["n_samples", "above 0"]),
-        (["output.views=0"], ["output.views=0", "from 1"]),
+        (["output.views=-1"], ["output.views=-1", "from 0"]),
         (["output.resolution=0"], ["output.resolution=0", "from 8"]),
         (["output.mesh_resolution=1"], ["output.mesh_resolution=1", "from 8"]),
         (["every.log=0"], ["every.log=0", "from 1"]),
@@ -210,7 +211,7 @@ def test_a_wrong_word_is_one_line(refused, tiny_run, words, says):
 
 
 def test_a_wrong_word_leaves_no_folder(refused, tiny_run, tmp_path):
-    refused(tiny_run(PROMPT, "output.views=0"), "output.views")
+    refused(tiny_run(PROMPT, "output.views=-1"), "output.views")
     assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
 
 

@@ -22,6 +22,6 @@ def build_guidance(role: str, models: Mapping[str, Any], device: torch.device | 
         return LatentDiffusion(**models[role], device=device)
     if role != "multi_view":
         raise UserError(f"unknown prior {role!r}: choose one of {', '.join(PRIORS)}")
-    options = {**models.get(role, {}), "text": models["text_to_image"]["source"]}
+    options = {**(models.get(role) or {}), "text": models["text_to_image"]["source"]}
     check_arguments(MultiViewGuidance, options, f"models.{role}")
     return MultiViewGuidance(**options, device=device)
