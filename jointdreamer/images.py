@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import imageio_ffmpeg
 import numpy as np
@@ -243,28 +243,33 @@ class _Encoder:
 
 
 def read_picture(file: str | Path) -> np.ndarray:
+    """The picture in a file, see `decode_picture`."""
+    with open_file(file) as stream:
+        return decode_picture(stream, file)
+
+
+def decode_picture(stream: BinaryIO, name: str | Path) -> np.ndarray:
     """A picture as RGBA, uint8 (H, W, 4) with straight colours, upright as its EXIF says; of an animation the first.
 
     Takes grey, palettes, CMYK and transparency; 16 bits a channel become their upper eight (Pillow's own conversion of
     grey cuts them off at 255 instead), floats are taken for [0, 1].
-    Raises Unreadable, also for more than MOST_PIXELS.
+    Raises Unreadable, which calls it `name`, also for more than MOST_PIXELS.
     """
-    with open_file(file) as stream:
-        try:
-            image = Image.open(stream)
-            if image.width * image.height > MOST_PIXELS:
-                raise Unreadable(file, TOO_LARGE, f"{image.width} x {image.height} pixels")
-            image = ImageOps.exif_transpose(image)
-            if image.mode[0] in "IF":
-                gray = np.asarray(image, np.float64) / (1 if image.mode == "F" else 2**16 - 1)
-                image = Image.fromarray(np.round(np.nan_to_num(gray).clip(0, 1) * 255).astype(np.uint8))
-            return np.asarray(image.convert("RGBA"))
-        except Unreadable:
-            raise
-        except MemoryError as error:
-            raise Unreadable(file, NOT_NOW, "not enough memory") from error
-        except Exception as error:  # Pillow's decoders let nearly anything through
-            raise Unreadable(file, TOO_LARGE if "Bomb" in type(error).__name__ else DAMAGED, error) from error
+    try:
+        image = Image.open(stream)
+        if image.width * image.height > MOST_PIXELS:
+            raise Unreadable(name, TOO_LARGE, f"{image.width} x {image.height} pixels")
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":
+            gray = np.asarray(image, np.float64) / (1 if image.mode == "F" else 2**16 - 1)
+            image = Image.fromarray(np.round(np.nan_to_num(gray).clip(0, 1) * 255).astype(np.uint8))
+        return np.asarray(image.convert("RGBA"))
+    except Unreadable:
+        raise
+    except MemoryError as error:
+        raise Unreadable(name, NOT_NOW, "not enough memory") from error
+    except Exception as error:  # Pillow's decoders let nearly anything through
+        raise Unreadable(name, TOO_LARGE if "Bomb" in type(error).__name__ else DAMAGED, error) from error
 
 
 def plot_curves(path: str | Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Path:

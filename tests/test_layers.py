@@ -19,9 +19,9 @@ GROUND = {
     "words",
 }  # below all layers: everything may import these, they import nothing of ours but each other
 LAYERS = {
-    0: {"compiled", "formats", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
-    1: {"fields", "models", "prompts", "data", "metrics"},
-    2: {"renderers", "guidance", "energies", "export"},
+    0: {"compiled", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
+    1: {"fields", "formats", "models", "prompts", "metrics"},
+    2: {"renderers", "guidance", "energies", "export", "data"},
     3: {"distillation", "regularizers", "outputs", "memory", "kernels", "sweeps"},
     # a whole world that uses the rest, its own table of runs included; whether two configs compute the same
     4: {"toybox", "comparison"},

@@ -1,1 +1,1 @@
-"""Files of other programs: pictures and meshes, read as their standards say."""
+"""Mesh files: glTF, OBJ and PLY, with their colours, read as their standards say."""

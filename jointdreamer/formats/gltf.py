@@ -36,7 +36,7 @@ def read_glb(data: bytes) -> tuple[dict, bytes]:
     if len(data) < 20 or data[:4] != MAGIC:
         raise ValueError("it does not begin as a GLB does")
     version, length = struct.unpack_from("<II", data, 4)
-    if version != 2 or length != len(data):
+    if version != 2 or length > len(data):  # what follows is no part of it
         raise ValueError(f"its header says version {version} and {length} bytes, the file has {len(data)}")
     chunks, at = {}, 12
     while at + 8 <= length:
@@ -45,7 +45,7 @@ def read_glb(data: bytes) -> tuple[dict, bytes]:
             raise ValueError("a chunk is cut off")
         chunks.setdefault(kind, data[at + 8 : at + 8 + size])
         at += 8 + size
-    tree = json.loads(chunks.get(JSON_CHUNK, b""))
+    tree = json.loads(chunks.get(JSON_CHUNK, b"").rstrip(b"\0"))
     if not isinstance(tree, dict):
         raise ValueError("its JSON is no object")
     return tree, chunks.get(BINARY_CHUNK, b"")

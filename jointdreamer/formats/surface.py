@@ -4,6 +4,7 @@ glTF 2.0 stores factors and vertex colours linear and textures in sRGB (section 
 and PLY have no standard; their readers show the stored numbers as they are, so these count as sRGB, Kd included.
 """
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jointdreamer.formats.picture import read_rgba
+from jointdreamer.images import decode_picture
 from jointdreamer.reading import read_bytes
 
 LARGEST_MESH = 2**33  # bytes; whoever asks for a mesh has a limit of their own
@@ -81,16 +82,14 @@ def _texel(along: np.ndarray, size: int, wrap: str) -> np.ndarray:
 
 
 def load_texture(data: bytes, opaque: bool) -> np.ndarray:
-    """The pixels of a Texture, without alpha where `opaque`. Raises: ValueError, see `read_rgba`."""
-    image = read_rgba(data)
-    if opaque:
-        image = image.convert("RGB")
-    if max(image.size) > MAX_SIDE:
-        width, height = (max(1, round(side * MAX_SIDE / max(image.size))) for side in image.size)
-        # colours weighted by their opacity, so that none bleeds in from where nothing is
-        image = image.convert("RGB" if opaque else "RGBa").resize((width, height), Image.Resampling.BOX)
-        image = image.convert("RGB" if opaque else "RGBA")
-    return np.asarray(image)
+    """The pixels of a Texture, without alpha where `opaque`. Raises: Unreadable."""
+    pixels = decode_picture(io.BytesIO(data), "texture")
+    if max(pixels.shape) > MAX_SIDE:
+        height, width = (max(1, round(side * MAX_SIDE / max(pixels.shape))) for side in pixels.shape[:2])
+        # without alpha, or weighted by it, so that no colour bleeds in from where nothing is
+        image = Image.fromarray(pixels).convert("RGB" if opaque else "RGBa")
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX).convert("RGBA"))
+    return np.ascontiguousarray(pixels[..., :3]) if opaque else pixels
 
 
 @dataclass

@@ -329,6 +329,13 @@ def test_a_file_that_contradicts_itself_is_a_bad_mesh(read, spoil):
         read(builder)
 
 
+def test_padding_of_other_writers_is_no_damage(tmp_path):
+    builder = GlbBuilder()
+    file = builder.place(builder.part()).save(tmp_path / "a.glb")
+    file.write_bytes(file.read_bytes() + bytes(8))
+    assert len(gltf.read(file, 10, [])) == 1
+
+
 def test_what_is_written_is_read_back(tmp_path):
     srgb = np.arange(4)[:, None] / 255 * [1, 2, 3]
     attributes = {"POSITION": SQUARE, "COLOR_0": srgb_to_linear(srgb).astype(np.float32)}

@@ -11,6 +11,7 @@ from trimesh.visual import ColorVisuals
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.report.glb import read_accessor, read_glb, thin_glb, write_quantised
 from jointdreamer.export import write_mesh
+from jointdreamer.formats import gltf
 
 
 @pytest.fixture
@@ -65,6 +66,17 @@ def test_it_is_laid_out_as_gltf_wants(glb):
     for view in tree["bufferViews"]:
         assert view["byteOffset"] % 4 == 0 and view.get("byteStride", 4) % 4 == 0
         assert view["byteOffset"] + view["byteLength"] <= len(binary)
+
+
+def test_the_reader_of_meshes_reads_it_as_the_same(glb, tmp_path):
+    parts = []
+    for name, data in (("whole", glb()), ("thin", thin_glb(glb()))):
+        (tmp_path / f"{name}.glb").write_bytes(data)
+        notes: list[str] = []
+        parts += gltf.read(tmp_path / f"{name}.glb", 10_000, notes)
+        assert notes == []
+    np.testing.assert_allclose(parts[1].corners, parts[0].corners, atol=1e-4)
+    np.testing.assert_allclose(parts[1].color, parts[0].color, atol=1e-5)
 
 
 def test_too_many_faces_become_few_and_keep_their_colours(glb):
