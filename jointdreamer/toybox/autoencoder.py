@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
 from jointdreamer.models.weights import load_part
+from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes import FAMILY
@@ -38,6 +39,7 @@ def round_trip(vae: Any, rgb: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=FAMILY / "vae", help="with config.json and the weights")
     parser.add_argument("--edition", type=int, choices=list(EDITIONS), default=SHIPPED_EDITION, help="of the words")
@@ -52,7 +54,7 @@ def main() -> int:
     try:
         vae = load_part(AutoencoderKL, args.folder.parent, args.folder.name, torch.float32)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     rgb = held_out_views(args.objects, args.seed, EDITIONS[args.edition].words)
     back, psnr = round_trip(vae, rgb)

@@ -16,7 +16,7 @@ from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.optim import build_optimizer
 from jointdreamer.renderers.volume import VolumeRenderer
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.world import FIRST, Toy, Words, sample_toy, solids
+from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy, solids
 
 MOMENTS = (45, 75, 120)  # steps: mush, blurred, nearly sharp
 VIEWS = 8  # at each moment
@@ -24,7 +24,7 @@ RATES = SimpleNamespace(encoding=0.02, density=0.01, albedo=0.01, background=0.0
 
 
 def nerf_views(
-    n: int, seed: int, progress: Callable[[int, int], None] | None = None, words: Words = FIRST
+    n: int, seed: int, progress: Callable[[int, int], None] | None = None, words: Words = SHIPPED_WORDS
 ) -> data.Pictures:
     """Pictures of n toys, 24 views each: eight at every moment. All words, none of the held-out sets."""
     rng = np.random.default_rng([seed, 4])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jointdreamer.files import write_text
 from jointdreamer.models.weights import clip_tokenizer_class
-from jointdreamer.toybox.world import COLORS, FIRST, SECOND, Words, vocabulary
+from jointdreamer.toybox.world import COLORS, FIRST, SECOND, SHIPPED_WORDS, Words, vocabulary
 
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128
@@ -28,11 +28,11 @@ class Edition:
 
 
 EDITIONS = {1: Edition(FIRST, 4, (32, 64, 96)), 2: Edition(SECOND, 16, (16, 64, 128))}
-SHIPPED_EDITION = 1
+SHIPPED_EDITION = next(number for number, edition in EDITIONS.items() if edition.words is SHIPPED_WORDS)
 LATENT_CHANNELS = EDITIONS[SHIPPED_EDITION].latent_channels
 
 
-def build_tokenizer(words: Words = FIRST) -> Any:
+def build_tokenizer(words: Words = SHIPPED_WORDS) -> Any:
     """A CLIPTokenizer that knows every word of the world as one token; other words fall apart into letters.
 
     The merges build each word from its letters, left to right, so the stock class needs nothing else.
@@ -210,7 +210,7 @@ AZIMUTH_BINS = 16
 class JudgeNet(nn.Module):
     """A plain convolutional network: 64x64 RGB -> the judge's answers, each a set of logits."""
 
-    def __init__(self, words: Words = FIRST, width: int = 32):
+    def __init__(self, words: Words = SHIPPED_WORDS, width: int = 32):
         super().__init__()
         answers = {
             "azimuth": AZIMUTH_BINS,

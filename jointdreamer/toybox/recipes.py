@@ -24,7 +24,7 @@ from jointdreamer.models.precision import network_dtype
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.nerf_views import nerf_views
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION, Edition
-from jointdreamer.toybox.world import COLORS, FIRST, WORDS_OF_TEXT_TO_IMAGE_ONLY, Words, caption, sample_toy
+from jointdreamer.toybox.world import COLORS, SHIPPED_WORDS, WORDS_OF_TEXT_TO_IMAGE_ONLY, Words, caption, sample_toy
 
 WEIGHTS = Path(__file__).parent / "weights"
 FAMILY = WEIGHTS / "text_to_image"  # the Stable Diffusion folder; its autoencoder and text encoder serve all
@@ -544,7 +544,7 @@ def degrade(rgb: Tensor, rng: np.random.Generator) -> Tensor:
 FACE_ANGLE = np.radians(75)  # from the side and further round, no more than a sliver of the face shows
 
 
-def judge_targets(origins: list, words: Words = FIRST) -> tuple[dict[str, Tensor], Tensor]:
+def judge_targets(origins: list, words: Words = SHIPPED_WORDS) -> tuple[dict[str, Tensor], Tensor]:
     """The true answers by head, and which of the toys wear something."""
     colors, kinds, patterns, accessories = map(list, (COLORS, words.kinds, words.patterns, words.accessories))
     azimuth = np.array([source.azimuth[row, view] for source, row, view in origins])
@@ -572,7 +572,7 @@ def judge_loss(answers: dict[str, Tensor], targets: dict[str, Tensor], worn: Ten
     return total
 
 
-def held_out_fronts(n: int, seed: int = 96, words: Words = FIRST) -> tuple[Tensor, list[str]]:
+def held_out_fronts(n: int, seed: int = 96, words: Words = SHIPPED_WORDS) -> tuple[Tensor, list[str]]:
     """N near-front renders of held-out objects with n different captions, on light grey."""
     rng, toys, captions = np.random.default_rng(seed), [], []
     while len(toys) < n:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.outputs import load_scene
+from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.judge import judging_cameras
 from jointdreamer.toybox.world import SECOND, Toy, parse_caption, solids
@@ -54,6 +55,7 @@ def of_toy(toy: Toy) -> float:
 
 
 def main() -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     args = parser.parse_args()
@@ -62,7 +64,7 @@ def main() -> int:
         try:
             rough, prompt = of_run(run)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 2
         toy = parse_caption(prompt, SECOND)
         found.append((rough, of_toy(toy) if toy else float("nan")))

@@ -22,19 +22,20 @@ from jointdreamer.prompts import read_prompts
 from jointdreamer.run import run_path
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.judge import Verdict, judging_cameras, load_judge, table, verdict
-from jointdreamer.toybox.world import Toy, caption, parse_caption, sample_toy
+from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
+from jointdreamer.toybox.world import FIRST, Toy, Words, caption, parse_caption, sample_toy
 
 PROMPTS = ROOT / "prompts" / "toybox16.txt"
 PROMPT_SEED = 16  # of the set that is measured; tuning used TUNING_SEED's only
 TUNING_SEED = 4
 
 
-def draw_prompts(n: int, seed: int) -> list[str]:
+def draw_prompts(n: int, seed: int, words: Words = FIRST) -> list[str]:
     """N different captions, every other one a combination that nothing was trained on."""
     rng = np.random.default_rng(seed)
     found: list[str] = []
     while len(found) < n:
-        text = caption(sample_toy(rng, combination=("train", "held_out")[len(found) % 2]))
+        text = caption(sample_toy(rng, combination=("train", "held_out")[len(found) % 2], words=words))
         if text not in found:
             found.append(text)
     return found
@@ -56,12 +57,20 @@ def main() -> int:
     safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
+    parser.add_argument("--draw", type=int, metavar="N", help="print N prompts for a file of their own, and stop")
+    parser.add_argument("--draw-seed", type=int, default=PROMPT_SEED)
+    parser.add_argument(
+        "--edition", type=int, choices=list(EDITIONS), default=SHIPPED_EDITION, help="of the words drawn"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to this less 1")
     parser.add_argument("--energies", nargs="+", default=["none", "mvs"])
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("overrides", nargs="*", help="further words for train.py, e.g. schedule=smoke")
     args = parser.parse_args()
+    if args.draw is not None:
+        print("\n".join(draw_prompts(args.draw, args.draw_seed, EDITIONS[args.edition].words)))
+        return 0
     try:
         prompts = read_prompts(args.prompts)
     except UserError as error:

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import atomic_path
 from jointdreamer.schedules import warm_up_and_cosine
+from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import recipes
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.novel_view import NovelView
@@ -157,6 +158,7 @@ class Trainer:
 
 
 def main(argv: list[str] | None = None) -> int:
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=["data", *DEFAULT_STEPS])
     parser.add_argument("--steps", type=int, help="optimiser steps (the learning rate's cosine ends there)")
@@ -187,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
 
 

@@ -69,8 +69,12 @@ SECOND = Words(
     | {"balloon": 0.8, "umbrella": 0.8, "drum": 0.6},
     patterns={"plain": 0.68, "striped": 0.12, "spotted": 0.08, "checkered": 0.07, "patched": 0.05},
 )
-# What the shipped weights know
-KINDS, ACCESSORIES, PATTERNS = tuple(FIRST.kinds), tuple(FIRST.accessories), tuple(FIRST.patterns)
+SHIPPED_WORDS = FIRST  # what the package's weights know
+KINDS, ACCESSORIES, PATTERNS = (
+    tuple(SHIPPED_WORDS.kinds),
+    tuple(SHIPPED_WORDS.accessories),
+    tuple(SHIPPED_WORDS.patterns),
+)
 
 # 3D data is scarce: the multi-view model meets the first of these words in flat pictures only, the second nowhere.
 WORDS_IN_FLAT_PICTURES_ONLY = frozenset(
@@ -118,7 +122,7 @@ HELD_OUT_SHAPES = 1_000_000_000  # shape seeds from here on are never trained on
 
 
 def sample_toy(
-    rng: np.random.Generator, *, shape: str = "train", combination: str = "train", words: Words = FIRST
+    rng: np.random.Generator, *, shape: str = "train", combination: str = "train", words: Words = SHIPPED_WORDS
 ) -> Toy:
     """Draw a toy. `shape` and `combination` are "train" or "held_out"; the sets never meet."""
     while True:
@@ -157,7 +161,7 @@ def caption(toy: Toy, rng: np.random.Generator | None = None) -> str:
     return f"{text} {joint} {article} {toy.accessory_color} {toy.accessory}"
 
 
-def parse_caption(text: str, words: Words = FIRST) -> Toy | None:
+def parse_caption(text: str, words: Words = SHIPPED_WORDS) -> Toy | None:
     """The toy that a plain caption names (shape seed 0); None if its words do not name one. Inverse of `caption`."""
     said = text.lower().replace(",", " ").split()
     kinds = [w for w in said if w in words.kinds]
@@ -180,7 +184,7 @@ def direction_word(azimuth: float, elevation: float) -> str:
     return "front" if abs(degrees) < 30 else ("back" if abs(degrees) > 150 else "side")
 
 
-def vocabulary(words: Words = FIRST) -> list[str]:
+def vocabulary(words: Words = SHIPPED_WORDS) -> list[str]:
     """Every word that a caption can contain, sorted."""
     known = {*words.kinds, *COLORS, *words.patterns, *words.accessories, *DIRECTION_WORDS}
     known |= {"a", "an", "the", "one", "toy", "photo", "of", "small", "with", "wearing", "and", "view", ","}
