@@ -73,7 +73,16 @@ log = logging.getLogger(__name__)
 
 # Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
 MAY_DIFFER = ("out_dir", "name", "device", "logger", "every", "memory", "output", "hydra", "export")
-RECORDS = ("config.yaml", "metrics.jsonl", "train.log", "result.json", "environment.json", "command.txt", ".lock")
+RECORDS = (
+    "config.yaml",
+    "metrics.jsonl",
+    "train.log",
+    "result.json",
+    "environment.json",
+    "numerics.json",
+    "command.txt",
+    ".lock",
+)
 MOST_ROW_BYTES = 2**20
 CONTRACT = ("prompt", "seed", "energy", "models", "steps", "minutes", "seconds_per_step", "peak_memory_gb", "device")
 PACKAGES = ("accelerate", "diffusers", "hydra-core", "numba", "numpy", "safetensors", "tokenizers", "torch")
@@ -333,7 +342,7 @@ class RunFolder:
                         f"{error}: nothing was changed, and the same command goes on when it can"
                     ) from error
                 before = f"the one of step {found[position - 1][0]}" if position else "none: starting again at step 0"
-                log.warning("checkpoint %s; using %s", error, before)
+                log.warning("checkpoint %s is %s; using %s", file, error.why, before)
                 if set_aside and error.answer == DAMAGED:
                     file.replace(file.with_name(file.name + ".damaged"))
         return None
@@ -412,15 +421,15 @@ class RunFolder:
     def result(self, steps: int | None = None) -> dict[str, Any] | None:
         """What `result.json` says, or None while the run is not complete.
 
-        It is not where it completed another number of `steps`, could not make an output, which it has in `missing`, or
-        where the config asks for other outputs, or names weights that have yet to be compared.
+        It is not where it could not make an output, which it has in `missing`.
+        steps: also None if it completed another number of them, or if the config asks for other outputs, or names
+            weights that have yet to be compared.
         """
         result = read_result(self.path)
         if result is None or result.get("missing"):
             return None
-        if steps is None:
-            return result
-        return result if result.get("steps") == steps and self.comparison.complete else None
+        complete = steps is None or (result.get("steps") == steps and self.comparison.complete)
+        return result if complete else None
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
