@@ -37,7 +37,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.guidance.registry import build_guidance
     from jointdreamer.kernels import compile_ahead
     from jointdreamer.logger import Logger, check_finite
-    from jointdreamer.memory import plan_as_before, plan_memory
+    from jointdreamer.memory import forecast_outputs, plan_as_before, plan_memory
     from jointdreamer.optim import build_optimizer
     from jointdreamer.outputs import save_outputs, save_previews, try_outputs
     from jointdreamer.prompts import encode_prompt
@@ -46,7 +46,7 @@ def train(cfg: dict[str, Any]) -> int:
     from jointdreamer.renderers.volume import VolumeRenderer
     from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
     from jointdreamer.schedules import Plan
-    from jointdreamer.signals import stop_on_signals
+    from jointdreamer.signals import Stop, stop_on_signals
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}
@@ -74,13 +74,45 @@ def train(cfg: dict[str, Any]) -> int:
         scene = (renderer, field, background)
         every, output, orbit = cfg["every"], cfg["output"], cli.eval_orbit(cfg["output"])
 
+        def finish(logger: Logger, stop: Stop) -> int:
+            """Make what the run is for; the exit status."""
+            seconds = run.seconds
+            with stop.at_once():
+                stop.check()
+                made = save_outputs(run.still_there(), scene, **output, say=logger.message)
+                logger.show(plan.steps, made.files)
+                result = {
+                    "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"],
+                    "models": cfg["models"]["name"], "steps": plan.steps, "minutes": run.seconds / 60,
+                    "seconds_per_step": seconds / plan.steps, "peak_memory_gb": peak_memory_gb(),
+                    "device": str(device), "mesh": bool(made.files.get("mesh")), "missing": made.missing,
+                }  # fmt: skip
+                run.write_result(**result)
+                logger.summary(result)
+                made.complain(run.path)
+            if stop.requested:
+                logger.message("stopped before all was made: the steps are saved, the same command makes the rest")
+                return stop.exit_status
+            print(printable(run.path))
+            return 0
+
+        log_to = partial(Logger, run.path, plan.steps, every=every["log"], wandb=cfg["logger"]["wandb"], config=cfg)
+        ends = (output["resolution"], output["mesh_resolution"])
+        if run.is_trained(plan.steps):  # what is missing needs no prior
+            forecast_outputs(*ends)
+            try_outputs(run.path, output["views"] > 0, 0)
+            if run.resume(**parts, generator=generator) == plan.steps:
+                with log_to(plan.steps) as logger, stop_on_signals() as stop:
+                    logger.message(f"{run.path}: all {plan.steps} steps are done; making the outputs")
+                    run.write_command(cli.typed_command())
+                    return finish(logger, stop)
+
         # The priors, frozen
         models, distillation = cfg["models"], cfg["distillation"]
         guidance = build_guidance(distillation["prior"], models, device)
         baseline = build_guidance("multi_view", models, device) if plan.max("loss.mvdream", 0) else None  # Fig. 10
         energy = build_energy(**cfg["energy"], device=device)
         energy.check_rig(rig)
-        ends = (output["resolution"], output["mesh_resolution"])
         planned = partial(
             plan_memory, plan, rig, renderer, field, guidance, energy, device, baseline=baseline, output=ends
         )
@@ -95,10 +127,7 @@ def train(cfg: dict[str, Any]) -> int:
 
         # Last: an energy of a user's own may draw its weights, the same ones before and after a resume
         start = run.resume(**parts, generator=generator)
-        with (
-            Logger(run.path, plan.steps, start, every["log"], cfg["logger"]["wandb"], cfg) as logger,
-            stop_on_signals() as stop,
-        ):
+        with log_to(start) as logger, stop_on_signals() as stop:
             priors = cli.models_line(cfg, device)
             networks = str(guidance.unet.dtype).removeprefix("torch.")
             backends = f"encoding on {field.encoding.backend}, rays on {renderer.backend}"
@@ -178,25 +207,7 @@ def train(cfg: dict[str, Any]) -> int:
                     return stop.exit_status
 
             # What it was for
-            seconds = run.seconds
-            with stop.at_once():
-                stop.check()
-                made = save_outputs(run.still_there(), scene, **output, say=logger.message)
-                logger.show(plan.steps, made.files)
-                result = {
-                    "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"],
-                    "models": models["name"], "steps": plan.steps, "minutes": run.seconds / 60,
-                    "seconds_per_step": seconds / plan.steps, "peak_memory_gb": peak_memory_gb(),
-                    "device": str(device), "mesh": bool(made.files.get("mesh")), "missing": made.missing,
-                }  # fmt: skip
-                run.write_result(**result)
-                logger.summary(result)
-                made.complain(run.path)
-            if stop.requested:
-                logger.message("stopped before all was made: the steps are saved, the same command makes the rest")
-                return stop.exit_status
-    print(printable(run.path))
-    return 0
+            return finish(logger, stop)
 
 
 if __name__ == "__main__":

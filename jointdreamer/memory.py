@@ -372,16 +372,24 @@ def plan_memory(
 
 
 def fit_export(demand: Demand, device: torch.device, limit: float, resolution: int, mesh_resolution: int) -> float:
+    """`forecast_outputs` after a training on `device`."""
+    if device.type == "cuda":  # `limit` and what is held are the card's
+        return forecast_outputs(resolution, mesh_resolution)
+    return forecast_outputs(resolution, mesh_resolution, demand.held + demand.trained + demand.fixed, limit)
+
+
+def forecast_outputs(
+    resolution: int, mesh_resolution: int, held: float | None = None, limit: float | None = None
+) -> float:
     """Bytes that the process will have on the CPU's side while it makes its outputs.
 
+    held, limit: what it will have before, and may have; by default as it is now.
     Raises UserError, one line, if there are not so many: found now, not after the last step.
     """
+    cpu = torch.device("cpu")
+    held = held_bytes(cpu) if held is None else held
+    limit = held_bytes(cpu) + free_bytes(cpu) if limit is None else limit
     need = export_bytes(resolution, mesh_resolution)
-    if device.type == "cuda":  # `limit` and what is held are the card's
-        held, free = held_bytes(torch.device("cpu")), free_bytes(torch.device("cpu"))
-        limit = held + free
-    else:
-        held = demand.held + demand.trained + demand.fixed
     if held + need > limit:
         raise UserError(
             f"memory: the outputs at the end need about {(held + need) / GB:.1f} GB and there are {limit / GB:.1f} GB; "

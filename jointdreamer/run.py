@@ -208,27 +208,31 @@ class RunFolder:
         """Keep, in `numerics.json`, numbers on which a run's last bits depend and which no config holds: its threads,
         the cuts of its memory. What the run began with stays, and is returned.
         """
-        before = self.pinned()
+        before, readable = self._pinned()
         pinned = {**numbers, **before}
-        if pinned != before:
+        if pinned != before and readable:
             write_text(self.still_there() / "numerics.json", to_json(pinned, indent=2) + "\n")
         return pinned
 
     def pinned(self) -> dict[str, int | None]:
         """What `pin` has kept so far; a file that says nothing of use is a warning."""
+        return self._pinned()[0]
+
+    def _pinned(self) -> tuple[dict[str, int | None], bool]:
+        """What was kept, and whether the file may be written anew."""
         try:
             kept = read_json(self.path / "numerics.json")
         except Unreadable as error:
             if error.answer != ABSENT:
                 log.warning("%s: the run's last bits may differ", error)
-            return {}
+            return {}, error.answer != NOT_NOW
         kept = kept if isinstance(kept, dict) else {"": kept}
         good = {
             key: value for key, value in kept.items() if value is None or (type(value) is int and 0 < value < 2**31)
         }
         if good != kept:
             log.warning("%s holds what is no number of threads or rays: left out", self.path / "numerics.json")
-        return good
+        return good, True
 
     def use_threads(self) -> int:
         """Compute on as many CPU threads as the run began with, whoever starts it now; returns their number."""
@@ -256,6 +260,10 @@ class RunFolder:
         """Completed steps of the newest checkpoint; None without one."""
         found = self.checkpoints
         return found[-1][0] if found else None
+
+    def is_trained(self, steps: int) -> bool:
+        """Whether all steps are done with these weights, so that only outputs can be missing."""
+        return self.newest_checkpoint == steps and not self.comparison.elsewhere
 
     def save(self, step: int, **parts: Any) -> Path:
         """Write `checkpoints/step_<step>.pt`, whole or not at all, then let go of all but the newest `keep`.
