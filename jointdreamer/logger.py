@@ -8,6 +8,7 @@ import logging
 import math
 import netrc
 import os
+import re
 import secrets
 import sys
 import time
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import disk_full, is_disk_full, to_json, write_text
+from jointdreamer.reading import NOT_NOW, Unreadable, read_text
 
 RATE_SECONDS = 60.0  # over which the seconds of a step are measured
 QUIET_SECONDS = 10.0  # between two progress lines where no terminal shows a bar
@@ -285,6 +287,19 @@ def logged_in(wandb: Any) -> bool:
     return bool(found and found[2])
 
 
+def run_id(file: Path) -> str:
+    """What wandb calls the run, kept in `file`; where it says nothing a new name, unless it cannot be read just now."""
+    new = secrets.token_hex(4)  # not from `random`: that would move the run's own random numbers
+    try:
+        if known := re.fullmatch(r"[\w-]{1,64}", read_text(file).strip(), re.ASCII):
+            return known[0]
+    except Unreadable as error:
+        if error.answer == NOT_NOW:
+            return new
+    write_text(file, new + "\n")
+    return new
+
+
 class _Wandb:
     """wandb, as something that may fail: the first failure is one warning, after it nothing more is sent."""
 
@@ -292,17 +307,14 @@ class _Wandb:
         self, folder: Path, options: Mapping[str, Any], config: Mapping[str, Any], warn: Callable[[str], None]
     ):
         self._warn, self._run, self._module = warn, None, None
-        id_file = folder / "wandb" / "run_id.txt"
-        if not id_file.exists():  # not from `random`: that would move the run's own random numbers
-            write_text(id_file, secrets.token_hex(4) + "\n")
-        self._options = {
-            "project": "jointdreamer",
-            **options,
-            "id": id_file.read_text(encoding="utf-8").strip(),
-            "dir": str(folder),
-            "config": dict(config),
-        }
         try:
+            self._options = {
+                "project": "jointdreamer",
+                **options,
+                "id": run_id(folder / "wandb" / "run_id.txt"),
+                "dir": str(folder),
+                "config": dict(config),
+            }
             import wandb
 
             self._module = wandb

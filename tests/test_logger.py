@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from jointdreamer.errors import UserError
-from jointdreamer.logger import Logger, NonFiniteLoss, check_finite, duration, logged_in
+from jointdreamer.logger import Logger, NonFiniteLoss, check_finite, duration, logged_in, run_id
 
 NOW = SimpleNamespace(resolution=64, guidance_scale=30.0, normals=True, lr=SimpleNamespace(encoding=1e-2))
 ROOT = Path(__file__).parents[1]
@@ -321,3 +322,21 @@ def test_the_real_wandb_runs_offline_without_login_network_or_stdin(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe", b"../../x", b"a b", b"0" * 10**6])
+def test_a_damaged_wandb_id_is_drawn_anew(tmp_path, content):
+    file = tmp_path / "wandb" / "run_id.txt"
+    first = run_id(file)
+    assert run_id(file) == first
+    file.write_bytes(content)
+    assert re.fullmatch("[0-9a-f]{8}", run_id(file)) and run_id(file) == file.read_text().strip() != first
+
+
+def test_a_wandb_id_that_cannot_be_read_now_stays(tmp_path, monkeypatch):
+    file = tmp_path / "wandb" / "run_id.txt"
+    first = run_id(file)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert run_id(file) != first
+    assert run_id(file) == first

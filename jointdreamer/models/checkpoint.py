@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
+from jointdreamer.reading import NOT_NOW, answer_of
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     copy = converted(path)
     if is_current(copy, path):
-        return _read_safetensors(copy)
+        try:
+            return _read_safetensors(copy)
+        except UserError as error:
+            log.info("%s: taking the original", error)
     state = _read_pickle(path)
     _keep(state, copy, path)
     return state
@@ -174,7 +178,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # whatever a damaged file provokes
-        raise UserError(f"cannot read the checkpoint {path}: {first_line(error)}; download it again") from error
+        raise _cannot_read(path, error, first_line(error)) from error
+
+
+def _cannot_read(path: Path, error: Exception, why: str) -> UserError:
+    """The error for a checkpoint that is damaged, or may be good: then there is nothing to download again."""
+    if answer_of(error) == NOT_NOW:
+        return UserError(f"cannot read the checkpoint {path} now ({why}): the same command goes on when it can")
+    return UserError(f"cannot read the checkpoint {path}: {why}; download it again")
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -191,7 +202,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
                 "refused; take a file of tensors only, best a .safetensors"
             ) from error
         why = "it is damaged or no checkpoint" if "weights_only" in str(error) else first_line(error)
-        raise UserError(f"cannot read the checkpoint {path}: {why}; download it again") from error
+        raise _cannot_read(path, error, why) from error
     state = loaded if isinstance(loaded, Mapping) else {}
     while inner := [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]:
         state = state[inner[0]]
@@ -220,15 +231,16 @@ def _mark(path: Path) -> dict[str, str]:
 
 def _keep(state: dict[str, Tensor], copy: Path, path: Path) -> None:
     """Write the tensors of `path` to `copy`, if there is room: without, the pickle is read again the next time."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
     apart = {}
-    for key, value in state.items():  # safetensors knows no tensors that share their memory
-        where = value.untyped_storage().data_ptr()
-        apart[key] = value.clone(memory_format=torch.contiguous_format) if where in seen else value.contiguous()
-        seen.add(where)
     try:
+        for key, value in state.items():  # safetensors knows no tensors that share their memory
+            where = value.untyped_storage().data_ptr()
+            apart[key] = value.clone(memory_format=torch.contiguous_format) if where in seen else value.contiguous()
+            seen.add(where)
         copy.parent.mkdir(parents=True, exist_ok=True)
         size = sum(value.numel() * value.element_size() for value in apart.values())
         if shutil.disk_usage(copy.parent).free < size + 2**30:
@@ -236,7 +248,7 @@ def _keep(state: dict[str, Tensor], copy: Path, path: Path) -> None:
             return
         with atomic_path(copy) as temporary:
             save_file(apart, temporary, metadata=_mark(path))
-    except (OSError, UserError) as error:
+    except (OSError, UserError, SafetensorError, MemoryError, RuntimeError) as error:  # torch's for want of memory
         log.info("no safetensors copy of %s was kept: %s", path, error)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from jointdreamer.errors import UserError
@@ -73,6 +74,38 @@ def test_without_a_place_or_room_for_the_copy_the_pickle_is_read_each_time(tmp_p
     monkeypatch.setenv("JOINTDREAMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
     assert same(read_checkpoint(file), state()) and not converted(file).exists()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(28, "No space left"), SafetensorError("I/O error: No space left")]
+)
+def test_a_copy_that_cannot_be_written_or_read_stops_nobody(cache, tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    file = tmp_path / "model.pt"
+    torch.save(state(), file)
+    with monkeypatch.context() as patched:
+        patched.setattr("safetensors.torch.save_file", fail)
+        assert same(read_checkpoint(file), state()) and not converted(file).exists()
+    read_checkpoint(file)
+    monkeypatch.setattr("safetensors.torch.load_file", fail)
+    assert same(read_checkpoint(file), state())
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_cannot_be_read_now_need_not_be_downloaded_again(cache, tmp_path, monkeypatch, suffix):
+    file = tmp_path / f"model{suffix}"
+    torch.save(state(), file) if suffix == ".pt" else save_file(state(), file)
+
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr("safetensors.torch.load_file", fail)
+    with pytest.raises(UserError, match="cannot read the checkpoint .* now") as caught:
+        read_checkpoint(file)
+    assert "download" not in str(caught.value)
 
 
 def test_tensors_that_share_memory_are_kept_each_for_itself(cache, tmp_path):
