@@ -96,7 +96,7 @@ WANTED: dict[str, tuple[Any, float, float]] = {
     "negative_prompt": (bool, 0, 1),
     "shading": (bool, 0, 1),
 }
-LARGEST = 1e12  # rate or weight
+LARGEST = 1e300  # rate or weight: what float arithmetic takes
 
 
 class Plan:
