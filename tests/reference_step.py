@@ -247,22 +247,26 @@ def level_scale(level: int, encoding: Mapping[str, Any]) -> float:
 
 
 class Relu:
-    """max(x, 0), which has two derivatives at 0: `other_side` takes the other one where x is 0 but for rounding.
+    """max(x, 0), which has two derivatives at 0.
 
-    What float32 makes of a sum of products is known to NEAR of the sum of their sizes.
+    Bit k of `sides` takes the other one of the k-th x that is 0 but for rounding.
+    What float32 makes of a sum of products, of features that are themselves rounded, is known to NEAR of their sizes.
     """
 
     NEAR = 3e-6
 
-    def __init__(self, other_side: bool = False):
-        self.other_side, self.undecided = other_side, 0
+    def __init__(self, sides: int = 0):
+        self.sides, self.undecided = sides, 0
 
     def __call__(self, x: Tensor, weight: Tensor) -> Tensor:
         """max(W x, 0), (N, C)."""
         sums = x @ weight.T
+        above = sums.detach() > 0
         near = sums.detach().abs() < self.NEAR * (x.detach().abs() @ weight.detach().abs().T)
-        self.undecided += int(near.sum())
-        return sums * ((sums.detach() > 0) ^ near if self.other_side else sums.detach() > 0)
+        for row, column in near.nonzero().tolist():
+            above[row, column] ^= bool(self.sides >> self.undecided & 1)
+            self.undecided += 1
+        return sums * above
 
 
 def two_layers(x: Tensor, weights: list[Tensor], relu: Relu) -> Tensor:
@@ -751,9 +755,9 @@ class Reference:
         cond = self.cond[which]
         return SimpleNamespace(cond=cond, uncond=self.uncond[int(negative)].expand_as(cond), c2w=cameras.c2w)
 
-    def step(self, state: State, step: int, random_state: Tensor, other_side: bool = False) -> Step:
-        """The step of this number, from this state; other_side: of Relu."""
-        relu = Relu(other_side)
+    def step(self, state: State, step: int, random_state: Tensor, sides: int = 0) -> Step:
+        """The step of this number, from this state; sides: of Relu."""
+        relu = Relu(sides)
         s, now, draws, self.active.sizes = self.s, plan_at(self.s.schedule, step), Draws(random_state), {}
         leaves = {name: [x.detach().requires_grad_(True) for x in xs] for name, xs in state.parameters.items()}
         state = State(**{**vars(state), "parameters": leaves})

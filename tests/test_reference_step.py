@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference_step import F64, Reference, Settings, State
+from tests.reference_step import F64, Reference, Settings, State, Step
 
 STEPS = 3
 # The loop computes in float32, the reference in float64: gradients were found to differ by at most 1e-5 of their norm
@@ -105,7 +105,7 @@ CASES = [
         energy_x0="guided",
         energy_limit=1.0,
         first_azimuth_deg=(-15, 15),
-        classifier={"pairs": "all", "anchor": "front", "ascent": 3},
+        classifier={"pairs": "all", "anchor": "front", "ascent": 2, "ascent_step": 2.0},
     ),
     case(
         "i2i",
@@ -274,11 +274,17 @@ def test_the_loop_does_the_step_of_the_equations(run, changes, active):
     before, after = read_state(start), read_state(end)
     reference, arguments = Reference(s), (before, STEPS - 1, start["parts"]["generator"])
     made = reference.step(*arguments)
-    other = reference.step(*arguments, other_side=True) if made.undecided else made
-    print(made.active, made.undecided)
-
     idle = {name: made.active.get(name, 0) for name in active if made.active.get(name, 0) < AT_WORK}
     assert idle == {}, "these settings do not test what they should"
+
+    assert made.undecided <= 4, "too much of this step hangs on rounding: take another seed"
+    others = (reference.step(*arguments, sides=sides) for sides in range(1, 2**made.undecided))
+    found = [faults(one, before, after, row) for one in (made, *others)]
+    assert min(found, key=len) == {}
+
+
+def faults(made: Step, before: State, after: State, row: dict[str, float]) -> dict[str, Any]:
+    """What the run's state after the step and its row of metrics do not share with the reference's, in tolerances."""
     wrong: dict[str, Any] = {}
     for role, gradients in made.gradients.items():
         for i, gradient in enumerate(gradients):
@@ -287,18 +293,13 @@ def test_the_loop_does_the_step_of_the_equations(run, changes, active):
                 wrong[f"{role} {i}"] = 0.0 if torch.equal(old, new) else "moved without a gradient"
                 continue
             found = (after.first[role][i] - 0.9 * before.first[role][i]) / 0.1  # what AdamW averaged in
-            updated, either = made.state.parameters[role][i], other.state.parameters[role][i]
-            other_gradient = other.gradients[role][i]
-            assert other_gradient is not None
-            slack = error(other_gradient, gradient), error(either - old, updated - old)
-            wrong[f"gradient of {role} {i}"] = (error(found, gradient) - slack[0]) / GRADIENTS
-            wrong[f"update of {role} {i}"] = (error(new - old, updated - old) - slack[1]) / UPDATES
-            assert max(slack) < AT_WORK, "too much of this step hangs on rounding: take another seed"
+            wrong[f"gradient of {role} {i}"] = error(found, gradient) / GRADIENTS
+            wrong[f"update of {role} {i}"] = error(new - old, made.state.parameters[role][i] - old) / UPDATES
     wrong["occupancy"] = error(after.occupancy, made.state.occupancy) / NUMBERS
     wrong["occupied"] = float((after.occupied != made.state.occupied).sum())
     numbers = {f"loss/{name}": value for name, value in made.losses.items()}
     numbers |= {name: getattr(made, name) for name in ("loss", "coherence", "opacity")}
     for name, value in numbers.items():
         wrong[name] = abs(row[name] - value) / (NUMBERS * max(abs(value), 1e-3))
-    print(wrong)
-    assert {name: value for name, value in wrong.items() if not isinstance(value, float) or not value < 1} == {}
+    print(made.active, made.undecided, wrong)
+    return {name: value for name, value in wrong.items() if not isinstance(value, float) or not value < 1}
