@@ -38,8 +38,10 @@ def evaluate(cfg: dict[str, Any]) -> int:
     out_dir = Path(cfg["out_dir"])
     make_folder(out_dir)
     candidates, left_out = find_runs(cfg["runs"].splitlines())
+    candidates, foreign = same_models(candidates)
+    left_out += foreign
     tell(left_out)
-    models = same_models(candidates)
+    models = candidates[0].models
     kind, given = read_captions(cfg["captions"])
     instruments = pick_instruments(cfg, candidates[0])
     kept = Path(cfg["cache_dir"] or out_dir / ".cache")

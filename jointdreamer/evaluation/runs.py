@@ -239,18 +239,27 @@ def check_mesh(file: Path) -> None:
             raise Unreadable(file, DAMAGED, f"no {error}" if isinstance(error, KeyError) else error) from error
 
 
-def same_models(runs: Sequence[Run]) -> str:
-    """The one `models` of all runs. Raises UserError where there are several: their scores have nothing in common."""
+def same_models(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """The runs of the `models` that most of them have, and those left out: their scores have nothing in common.
+
+    Raises UserError where no models have more runs than the others.
+    """
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.models] = counts.get(run.models, 0) + 1
-    if len(counts) > 1:
+    most = max(counts.values())
+    if list(counts.values()).count(most) > 1:
         found = " and ".join(f"{n} of models={name}" for name, n in sorted(counts.items()))
         raise UserError(
             f"the runs were made by different models ({found}), which are scored by different networks: evaluate them "
             "apart, with a narrower runs=..."
         )
-    return next(iter(counts))
+    chosen = next(name for name, n in counts.items() if n == most)
+    why = f"are scored by other networks than models={chosen}, which most runs have: evaluate them apart"
+    left_out = [
+        {"folder": str(run.folder), "why": f"runs of models={run.models} {why}"} for run in runs if run.models != chosen
+    ]
+    return [run for run in runs if run.models == chosen], left_out
 
 
 def file_identity(folder: Path) -> str:

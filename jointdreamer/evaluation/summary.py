@@ -166,7 +166,7 @@ def _relative(path: Path, base: Path) -> str:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if is_number(value) else None
+    return float(value) if is_number(value, 0, 1e9) else None
 
 
 def summarise(

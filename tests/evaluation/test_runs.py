@@ -207,9 +207,14 @@ def test_a_run_that_came_out_empty_is_a_run(make_run, tmp_path):
 
 def test_models_do_not_mix(make_run, tmp_path):
     make_run("a red robot")
-    rewrite(make_run("a blue pig"), models={"name": "sd21"})
+    odd = make_run("a blue pig")
+    rewrite(odd, models={"name": "sd21"})
     with pytest.raises(UserError, match="1 of models=sd21 and 1 of models=toybox"):
         same_models(find_runs([f"{tmp_path}/runs"])[0])
+    make_run("a red robot", seed=1)
+    runs, left_out = same_models(find_runs([f"{tmp_path}/runs"])[0])
+    assert [run.models for run in runs] == ["toybox"] * 2
+    assert [one["folder"] for one in left_out] == [str(odd)] and "models=sd21" in left_out[0]["why"]
 
 
 def test_weights_are_told_apart_by_content(tmp_path):

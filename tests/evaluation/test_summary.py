@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_a_run_s_scores_by_hand(tmp_path):
     assert row["r_at_5"] is None and row["turntable"] is None and row["mesh"] is None
     assert row["consistency"] == pytest.approx((0 + 1 + 0.5**0.5 + 0.5**0.5) / 4)
     assert (row["minutes"], row["peak_memory_gb"]) == (2, None)
+    for odd in (1e300, -1, math.inf, 10**18, "2", True, [2]):
+        one = run("mvs", "b")
+        one.result["minutes"] = odd
+        assert scores(one, seen([[1, 0]]), captions, np.eye(2), tmp_path)["minutes"] is None
     alone = scores(run("mvs", "a"), seen([[1, 0]]), ["a"], np.eye(2)[:1], tmp_path)
     assert alone["r_precision"] is None and alone["consistency"] is None
 
