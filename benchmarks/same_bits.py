@@ -94,7 +94,7 @@ def arguments() -> Parser:
 
 def main() -> int:
     args = arguments().parse_intermixed_args()
-    signal.signal(signal.SIGTERM, _leave)
+    before = signal.signal(signal.SIGTERM, _leave)
     try:
         return 0 if compare(args.commit, jobs(args), ROOT, args.keep) else 1
     except UserError as error:
@@ -103,6 +103,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(number: int, frame: Any) -> NoReturn:

@@ -162,7 +162,7 @@ def shortened(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
 def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[list[list[int]]]:
     """The tokens of each text in at most so many parts of `room` tokens, and a warning that says what does not fit.
 
-    View words at the end stay, and stay together.
+    View words at the end stay, and stay together, where a part has room for them.
     """
     found, lost = [], {}
     for text in texts:
@@ -171,6 +171,8 @@ def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[lis
             found.append([whole])
             continue
         body, view = _body_and_view(text, tokenizer)
+        if len(view) >= room:  # an encoder that reads less than the view words
+            body, view = whole, []
         kept = body[: most * room - len(view)]
         if len(kept) < len(body):
             lost[tokenizer.decode(body)] = tokenizer.decode(body[len(kept) :])

@@ -12,9 +12,11 @@ from jointdreamer.errors import UserError
 from jointdreamer.prompts import (
     DIRECTIONS,
     TextEmbeddings,
+    _cut,
     caption_views,
     encode_prompt,
     read_prompts,
+    shortened,
     unknown_words,
     vocabulary,
 )
@@ -155,6 +157,15 @@ def test_the_view_is_read_together_whatever_the_length(tokenizer, words):
         parts = [part for part in told(tokenizer, embedding) if part]
         assert parts[-1].replace(" ,", ",").endswith(f", {direction} view")
         assert sum(part.split().count("red") for part in parts) == words
+
+
+def test_view_words_that_an_encoder_has_no_room_for_are_cut_like_others(tokenizer):
+    """Three tokens a part, and ", front view" takes three: the parts still have the encoder's length."""
+    assert (
+        shortened(["a red robot, back view"], tokenizer, 5).tolist()
+        == shortened(["a red robot"], tokenizer, 5).tolist()
+    )
+    assert [len(part) for parts in _cut(["a red robot, back view"], tokenizer, 3, 9) for part in parts] == [3, 3]
 
 
 def test_what_fits_is_encoded_as_the_tokenizer_itself_pads_it(tokenizer):

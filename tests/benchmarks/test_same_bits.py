@@ -165,5 +165,7 @@ def test_stopped_and_resumed_from_a_shell_that_ignores_signals(repository, tmp_p
 def test_a_mistake_is_one_line(repository, monkeypatch, capsys):
     monkeypatch.setattr(same_bits, "ROOT", repository)
     monkeypatch.setattr(sys, "argv", ["same_bits", "nowhere", "energy=mvs"])
+    before = signal.getsignal(signal.SIGTERM)
     assert same_bits.main() == 2
+    assert signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.startswith("error: no commit 'nowhere'")

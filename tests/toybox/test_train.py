@@ -71,6 +71,7 @@ def test_bad_words_cost_one_line(words):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # 30 s alone, 100 s beside other jobs
 def test_every_recipe_learns_its_first_steps_and_saves(tmp_path):
     torch.set_num_threads(1)
     assert main(["data", "--folder", str(tmp_path), "--pictures", "12"]) == 0
