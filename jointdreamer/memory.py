@@ -53,7 +53,7 @@ CHUNKS_OF_RAYS = (2**16, 2**15, 2**14, 2**13, 2**12, 2**11, 2**10)
 # the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it.
 SHEET_BYTES = 16 * 3 * 3 * 4
 FRAME_BYTES = RAY_BYTES + 2 * 150
-POINT_BYTES, FACE_BYTES = 20, 1500
+POINT_BYTES, FACE_BYTES = 26, 1500
 
 CPU_GB = 0.2  # libraries loaded after the forecast, the compiler of the kernels, scratch of the convolutions
 CUDA_GB = 0.9  # context, cuBLAS and cuDNN workspaces; from the literature, not measured here
