@@ -47,7 +47,7 @@ def imported(tree: ast.AST, package: str) -> set[str]:
 
 
 def unit_of(module: str) -> str | None:
-    """jointdreamer.fields.base -> fields; None for modules that are not ours."""
+    """jointdreamer.scenes.nerf.base -> fields; None for modules that are not ours."""
     parts = module.split(".")
     return parts[1] if parts[0] == "jointdreamer" and len(parts) > 1 else None
 
@@ -88,12 +88,12 @@ def test_the_check_sees_what_it_should():
 
     assert check("fields", "import torch\nfrom jointdreamer.cameras import rays\nfrom jointdreamer import errors") == []
     assert check("fields", "from .base import Field", "jointdreamer.fields") == []
-    assert check("energies", "def f():\n    from jointdreamer.guidance.base import Guidance")
+    assert check("energies", "def f():\n    from jointdreamer.priors.base import Guidance")
     assert check("energies", "from ..guidance import base", "jointdreamer.energies")
     assert check("energies", "from jointdreamer import guidance")
     assert check("cameras", "import jointdreamer.schedules")
-    assert check("fields", "import jointdreamer.renderers.volume")
-    assert check("files", "from jointdreamer.run import slug")
+    assert check("fields", "import jointdreamer.scenes.nerf.volume")
+    assert check("files", "from jointdreamer.runs.folder import slug")
     assert check("run", "from omegaconf import DictConfig")
     assert check("evaluation", "import hydra")
     assert check("toybox", "from jointdreamer.evaluation.runs import Run")
