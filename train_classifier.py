@@ -341,17 +341,17 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions:
     import torch
 
     from jointdreamer.classifier.batches import as_estimates, as_guided_estimates
-    from jointdreamer.distillation.joint import one_step_images
+    from jointdreamer.classifier.estimates import one_step_images
     from jointdreamer.priors.latent import LatentDiffusion
     from jointdreamer.priors.prompts import caption_views, embed_texts
 
-    prior = LatentDiffusion(**models["text_to_image"], device=device)
+    prior = LatentDiffusion.build(**models["text_to_image"], device=device)
     text_parts = prior.text_parts()
     empty = embed_texts([""], *text_parts)
 
     def see(rgb: Any, words: Any, nothing: Any, scale: float, rng: Any) -> Any:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return one_step_images(prior, rgb.to(device), *t_range, words, nothing, scale, generator).clamp(0, 1)
+        return one_step_images(prior, rgb.to(device), *t_range, words, nothing, 1 + scale, generator).clamp(0, 1)
 
     def look_through(batch: Any, group: Any, rng: Any) -> Any:
         if rng.random() < guided:
@@ -446,14 +446,14 @@ def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) ->
 
 def build_optimizer(learner: Any, weight_decay: float) -> Any:
     """AdamW over what is trained; biases, norms and other vectors do not decay."""
-    from jointdreamer.optim import RatedAdamW
+    from jointdreamer.optim import ScheduledAdamW
 
     trained = [p for p in learner.parameters() if p.requires_grad]
     groups = [
         {"name": "matrices", "params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"name": "vectors", "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return RatedAdamW(groups, lr=0.0, betas=(0.9, 0.999))
+    return ScheduledAdamW(groups, lr=0.0, betas=(0.9, 0.999))
 
 
 def validate(

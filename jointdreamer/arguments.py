@@ -9,6 +9,7 @@ Numbers are finite wherever the signature says no more than that they are number
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import inf
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -106,3 +107,46 @@ def _words(kind: Any) -> str:
     if origin in (tuple, list, Sequence):
         return f"a list, each {_words(inside[0])}"
     return WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def build_by_name(name: str, known: Mapping[str, str], base: type, family: str, options: Mapping[str, Any]) -> Any:
+    """A member of a family (scenes, priors, energies, terms) from its short name, or from a user's "module:Class".
+
+    known: short name -> "module:Class"; imported only when chosen. Where the class has a classmethod `build` that one
+        makes it; instead of a class it may be a function that returns one of the family.
+    base: what members derive from; family: what the config calls them, "energy"
+
+    Raises UserError for a name, module, class or option that does not exist.
+    """
+    make = function_of(name, known, base, family)
+    check_arguments(make, options, family)
+    made = make(**options)
+    if not isinstance(made, base):
+        raise UserError(f"{family} {name!r} returned a {type(made).__name__}, wanted a {base.__name__}")
+    return made
+
+
+def parameters_of(name: str, known: Mapping[str, str], base: type, family: str) -> set[str]:
+    """The options that `build_by_name` would take. Raises UserError as it does."""
+    return set(inspect.signature(function_of(name, known, base, family)).parameters)
+
+
+def function_of(name: str, known: Mapping[str, str], base: type, family: str) -> Callable[..., Any]:
+    module, _, attribute = known.get(name, name).partition(":")
+    if not attribute:
+        own = f"your_module:Your{base.__name__}"
+        raise UserError(f"unknown {family} {name!r}: choose one of {', '.join(known)}, or '{own}'")
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and misses something of its own
+        raise UserError(f"{family} {name!r}: no module {module!r}; is its folder on PYTHONPATH?") from error
+    if not inspect.isfunction(found) and not (inspect.isclass(found) and issubclass(found, base)):
+        raise UserError(
+            f"{family} {name!r}: module {module!r} has no class {attribute!r} that derives from {base.__name__}"
+        )
+    if inspect.isclass(found) and inspect.isabstract(found):
+        missing = ", ".join(sorted(vars(found)["__abstractmethods__"]))
+        raise UserError(f"{family} {name!r}: {attribute} does not define {missing}")
+    return getattr(found, "build", found)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cameras import Rig
-from jointdreamer.distillation.joint import add_noise, energy_gradient
-from jointdreamer.energies.registry import energy_class
+from jointdreamer.distillation.joint import JointScoreDistillation
+from jointdreamer.energies.registry import energy_function
 from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.multi_view import MultiViewGuidance
+from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.prompts import encode_prompt
 from jointdreamer.runs.folder import MAY_DIFFER, Comparison, differing_keys, flat, same
-from jointdreamer.runs.pictures import field_options
+from jointdreamer.runs.pictures import current
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.encoding import HashEncoding
 from jointdreamer.scenes.nerf.field import HashGridField
@@ -40,9 +40,9 @@ TAKERS = {
     "renderer": (VolumeRenderer,),
     "optimizer": (build_optimizer,),
     "prompts": (encode_prompt,),
-    "distillation": (add_noise, energy_gradient),
-    "models.text_to_image": (LatentDiffusion,),
-    "models.multi_view": (MultiViewGuidance,),
+    "distillation": (JointScoreDistillation,),
+    "models.text_to_image": (LatentDiffusion.build,),
+    "models.multi_view": (MultiViewDiffusion.build,),
 }
 # What the scripts did before they read these.
 BEFORE = {
@@ -143,7 +143,7 @@ def _differing(there: dict[str, Any], here: dict[str, Any], used: list[str]) -> 
 
 def _settings(config: dict[str, Any], used: list[str]) -> dict[str, Any]:
     if isinstance(config.get("field"), dict):
-        config = {**config, "field": field_options(config["field"])}
+        config = current(config)
     flattened = flat({key: value for key, value in config.items() if key != "schedule"})
     return {key: value for key, value in flattened.items() if _is_used(key, used) and key.rpartition(".")[2] not in HOW}
 
@@ -163,7 +163,7 @@ def _defaults(*takers: Callable) -> dict[str, Any]:
 def _all_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"{group}.{key}": value for group in TAKERS for key, value in _defaults(*TAKERS[group]).items()}
     if "energy" in config:
-        of_energy = _defaults(energy_class(config["energy"]["name"]))
+        of_energy = _defaults(energy_function(config["energy"]["name"]))
         found |= {f"energy.{key}": value for key, value in of_energy.items()}
     return {**found, **BEFORE}
 

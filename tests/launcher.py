@@ -22,11 +22,11 @@ import diffusers.models.autoencoders.autoencoder_kl  # noqa: E402
 import diffusers.models.unets.unet_2d_condition  # noqa: E402
 import diffusers.schedulers.scheduling_ddpm  # noqa: E402, F401
 import hydra  # noqa: E402, F401
+import jointdreamer.energies.multiview  # noqa: E402
 import transformers  # noqa: E402, F401
 from transformers import CLIPTextModel, CLIPTokenizer, ViTModel  # noqa: E402, F401
 
 import jointdreamer.energies.classifier  # noqa: E402
-import jointdreamer.energies.multiview  # noqa: E402
 import jointdreamer.priors.latent  # noqa: E402
 import jointdreamer.runs.pictures  # noqa: E402
 import jointdreamer.toybox  # noqa: E402, F401

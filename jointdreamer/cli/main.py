@@ -44,8 +44,6 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "precision": ("no", "bf16"),
-    "distillation.prior": ("text_to_image", "multi_view"),
-    "distillation.weighting": ("sds", "uniform", "fantasia3d", "x0"),
     "distillation.mask": ("input", "gradient", "none"),
     "distillation.energy_x0": ("uncond", "guided"),
 }

@@ -83,7 +83,7 @@ class ClassifierEnergy(Energy):
         if not isinstance(ascent, int) or ascent < 0 or ascent_step <= 0:
             raise UserError(f"energy.ascent={ascent}, ascent_step={ascent_step}: wanted steps from 0 up, and above 0")
         device = torch.device(device)
-        classifier, self.folder = load_classifier(source, image_size)
+        classifier, self.source = load_classifier(source, image_size)
         self.classifier = classifier.to(device)
         self.decoder = None
         if decoder is not None:

@@ -1,49 +1,34 @@
 """Energies by name."""
 
-import inspect
-from importlib import import_module
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from jointdreamer.arguments import check_arguments
+from jointdreamer.arguments import build_by_name, function_of, parameters_of
 from jointdreamer.energies.base import Energy
-from jointdreamer.errors import UserError
 
 ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
-    "i2i": "jointdreamer.energies.image_to_image:ImageToImageEnergy",
-    "mvs": "jointdreamer.energies.multiview:MultiViewEnergy",
+    "i2i": "jointdreamer.energies.reconstruction:i2i",
+    "mvs": "jointdreamer.energies.reconstruction:mvs",
     "random": "jointdreamer.energies.random:RandomEnergy",
     "cls": "jointdreamer.energies.classifier:ClassifierEnergy",
 }
 
 
-def energy_class(name: str) -> type[Energy]:
-    """The class behind a short name, or your own "module:Class". Raises UserError where there is none."""
-    module, _, cls = ENERGIES.get(name, name).partition(":")
-    if not cls:
-        raise UserError(f"unknown energy {name!r}: choose one of {', '.join(ENERGIES)}, or 'your_module:YourClass'")
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there and misses something of its own
-        raise UserError(f"energy {name!r}: no module {module!r}; is its folder on PYTHONPATH?") from error
-    kind = getattr(found, cls, None)
-    if not (inspect.isclass(kind) and issubclass(kind, Energy)):
-        raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
-    return kind
+def energy_function(name: str) -> Callable[..., Any]:
+    """What builds the energy of a short name, or of your own "module:Class". Raises UserError where there is none."""
+    return function_of(name, ENERGIES, Energy, "energy")
 
 
-def build_energy(name: str, device: torch.device | str = "cpu", **options) -> Energy:
+def build_energy(name: str, device: torch.device | str = "cpu", **options: Any) -> Energy:
     """Build an energy from its short name, or from your own "module:Class", on a device.
 
-    A class that takes `device` is given it (it may choose its precision by it); any other is moved there.
+    One that takes `device` is given it (it may choose its precision by it); any other is moved there.
 
     Raises UserError for a name, module, class or option that does not exist.
     """
-    kind = energy_class(name)
-    if "device" in inspect.signature(kind).parameters:
+    if "device" in parameters_of(name, ENERGIES, Energy, "energy"):
         options["device"] = device
-    check_arguments(kind, options, "energy")
-    return kind(**options).to(device)
+    return build_by_name(name, ENERGIES, Energy, "energy", options).to(device)

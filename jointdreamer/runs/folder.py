@@ -69,6 +69,8 @@ try:
 except ImportError:  # Windows: runs without the lock
     fcntl = None
 
+from jointdreamer.runs.signals import Stop
+
 log = logging.getLogger(__name__)
 
 # Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
@@ -295,6 +297,16 @@ class RunFolder:
         for _, old in self.checkpoints[: -self.keep]:
             old.unlink()
         return file
+
+    def save_if_due(self, done: int, steps: int, every: int, stop: Stop, **parts: Any) -> bool:
+        """Save after `done` of `steps` steps if a checkpoint is due, it was the last, or a signal asks for the end.
+
+        Returns whether the run has to end now.
+        """
+        stopping = stop.requested  # looked at once: a signal between two looks would be left unsaved
+        if due(done, every) or stopping or done == steps:
+            self.save(done, **parts)
+        return bool(stopping) and done < steps
 
     def resume(self, **parts: Any) -> int:
         """Put the newest readable checkpoint into `parts` and the random generators; return the step to do next.

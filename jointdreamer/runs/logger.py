@@ -172,6 +172,11 @@ class Logger:
         made = [str(path.relative_to(self.folder)) for paths in files.values() for path in paths]
         self.message(f"made {', '.join(made) or 'nothing'} in {self.folder}")
 
+    def images(self, step: int, files: Mapping[str, Path]) -> None:
+        """`image` of several pictures by name."""
+        for name, path in files.items():
+            self.image(name, step, path)
+
     def image(self, name: str, step: int, path: str | Path) -> None:
         """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""
         self._media("image", name, step, path)

@@ -13,7 +13,7 @@ ray will have, and what a device needs beyond its tensors.
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
@@ -29,8 +29,7 @@ from torch.utils._pytree import tree_leaves
 from jointdreamer.cameras import Rig
 from jointdreamer.errors import UserError
 from jointdreamer.priors.autoencoder import scale_factor
-from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import MAX_CANDIDATES, VolumeRenderer
+from jointdreamer.scenes.nerf.volume import MAX_CANDIDATES
 from jointdreamer.schedules import Plan
 
 log = logging.getLogger(__name__)
@@ -309,22 +308,18 @@ def fit(
 def plan_memory(
     plan: Plan,
     rig: Rig,
-    renderer: VolumeRenderer,
-    field: HashGridField,
-    guidance: Any,
-    energy: Any,
+    scene: Any,
+    terms: Iterable[Any],
     device: torch.device,
     budget_gb: float | None = None,
     rays_per_chunk: int | Literal["auto"] | None = "auto",
     images_per_chunk: int | Literal["auto"] | None = "auto",
-    baseline: Any = None,
     output: tuple[int, int] | None = None,
 ) -> Memory:
     """What this run will need where it is now, and how it is cut to fit into the budget and the device.
 
     budget_gb: what it may take, GB (1e9 bytes); null is all that the device has free.
     rays_per_chunk, images_per_chunk: a number, null for all at once, or auto for the largest that fits.
-    baseline: a second prior into whose latents every render is encoded as well, or None.
     output: the resolutions of the pictures and of the mesh at the end; None for no outputs.
 
     Raises UserError, one line, for numbers below 1 and where a stage of the schedule, or the outputs, cannot fit.
@@ -335,6 +330,14 @@ def plan_memory(
     if budget_gb is not None and budget_gb <= 0:
         raise UserError(f"memory.budget_gb={budget_gb}: wanted a number above 0, or null for all that is free")
     cuda = device.type == "cuda"
+    terms = [term for term in terms if hasattr(getattr(term, "prior", None), "vae")]
+    if not terms or not hasattr(scene, "renderer"):
+        cuts = (None if cut == "auto" else cut for cut in (rays_per_chunk, images_per_chunk))
+        return Memory(next(cuts), next(cuts), (), free_bytes(device) / GB)
+    renderer, field = scene.renderer, scene.field
+    guidance, energies = terms[0].prior, [term.energy for term in terms]
+    priors = [term.prior for term in terms]
+    energy = energies[0]
     orient = plan.max("loss.orient") if hasattr(plan.at(0).loss, "orient") else 0
     normals = bool(plan.max("shading") or orient)
     weights = sum(p.numel() * p.element_size() for p in field.parameters())
@@ -345,7 +348,7 @@ def plan_memory(
             decoder = getattr(energy, "decoder", None) or guidance.vae
             images = rig.n_rigs * min(energy.views_decoded, rig.n_views)
             decoding = images * decoder_cost(decoder, guidance.image_size // scale_factor(guidance.vae)).peak
-        encoders = [encoder_cost(prior.vae, prior.image_size) for prior in (guidance, baseline) if prior is not None]
+        encoders = [encoder_cost(prior.vae, prior.image_size) for prior in priors]
         demand = Demand(
             held=held_bytes(device),
             trained=3 * weights,
@@ -359,7 +362,7 @@ def plan_memory(
                 hidden=len(field.density_mlp.first) if cuda else 0,
             ),
             image=Cost(sum(cost.kept for cost in encoders), sum(cost.peak for cost in encoders)),
-            networks=max(networks_peak((guidance, energy, baseline), n_views), decoding),
+            networks=max(networks_peak([*priors, *(getattr(e, "prior", e) for e in energies)], n_views), decoding),
             fixed=(CUDA_GB if cuda else CPU_GB) * GB,
             factor=CUDA_FRAGMENTS if cuda else 1.0,
         )

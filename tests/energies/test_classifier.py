@@ -12,7 +12,7 @@ from jointdreamer.classifier.model import Features
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.classifier import ClassifierEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.prompts import TextPair
 
 SHIPPED = Path(__file__).parents[2] / "jointdreamer" / "toybox" / "weights" / "classifier"
 NOTHING = torch.zeros(1)
@@ -28,7 +28,7 @@ def views(n_rigs=2, n_views=4, size=8, x0=None, cameras=None, decode=None):
         opacity=NOTHING,
         cameras=cameras or sample_cameras(Rig(n_rigs=n_rigs, n_views=n_views), 16, g),
         timesteps=torch.zeros(n_rigs),
-        text=Conditioning(NOTHING, NOTHING),
+        text=TextPair(NOTHING, NOTHING),
         # a decoder in small: each latent is a 3 x 3 block of one colour
         decode=decode or (lambda z: torch.einsum("dc,bvchw->bvdhw", weight, z).repeat_interleave(3, -1) + 0.5),
     )

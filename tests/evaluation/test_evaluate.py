@@ -112,7 +112,8 @@ def test_a_second_call_loads_none_of_the_networks_libraries(command, make_run, t
     make_run()
     assert command("runs=runs")[0] == 0
     code = (
-        "import sys; from jointdreamer.cli import main as cli; import evaluate; status = cli.main('evaluate', evaluate.evaluate); "
+        "import sys; from jointdreamer.cli import main as cli; import evaluate; "
+        "status = cli.main('evaluate', evaluate.evaluate); "
         "heavy = {'transformers', 'diffusers', 'trimesh', 'skimage', 'accelerate', 'huggingface_hub'}; "
         "sys.exit(status or ' '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

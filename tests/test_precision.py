@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from jointdreamer.energies.multiview import MultiViewEnergy
 
 from jointdreamer.cameras import orbit_cameras
 from jointdreamer.diffusion import x0_from_noise
 from jointdreamer.distillation.joint import add_noise
 from jointdreamer.energies.base import Views
-from jointdreamer.energies.multiview import MultiViewEnergy
 from jointdreamer.errors import UserError
 from jointdreamer.kernels import precision
-from jointdreamer.kernels.precision import network_dtype
+from jointdreamer.precision import network_dtype
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.prompts import encode_prompt
 from jointdreamer.toybox.judge import true_views
