@@ -502,12 +502,16 @@ class Launcher:
             [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         assert self._answer() == "ready"
+        self.running = False
 
     def start(self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str) -> None:
         """Begin a run in `folder`, whose output goes to folder/stdout and folder/stderr; killed after `seconds`.
 
         script: train or train_classifier.
         """
+        if self.running:  # a test that failed has not waited for its run: its answer is not the next one's
+            self.finish()
+        self.running = True
         folder.mkdir(parents=True, exist_ok=True)
         output = {name: str(folder / name) for name in ("stdout", "stderr")}
         job = {"words": words, "cwd": str(folder), "env": env, "seconds": seconds, "script": script, **output}
@@ -517,6 +521,7 @@ class Launcher:
 
     def finish(self) -> int:
         """Wait for the run; its exit status, or minus the signal that ended it."""
+        self.running = False
         return int(self._answer())
 
     def run(self, folder: Path, words: list[str], seconds: int = 300, script: str = "train", **env: str) -> int:

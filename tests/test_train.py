@@ -111,10 +111,19 @@ def rows(folder: Path) -> int:
 def when_rows(folder: Path, n: int, number: int) -> None:
     """Send a signal to the run below `folder` once its metrics have `n` rows."""
     deadline = time.monotonic() + PATIENCE
-    while rows(folder) < n:
+    while rows(folder) < n or not is_alive(folder):  # rows and lock may be those of a run that was killed
         assert time.monotonic() < deadline, (folder / "stderr").read_text()
         time.sleep(0.002)
     os.kill(int((run_folder(folder) / ".lock").read_text()), number)
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the process that holds the run below `folder` is there."""
+    try:
+        os.kill(int((run_folder(folder) / ".lock").read_text()), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    return True
 
 
 def lines(file: Path) -> list[str]:
