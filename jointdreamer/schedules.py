@@ -137,7 +137,10 @@ class Plan:
         self._check_t()
         for name in ("lr", "loss"):
             if not isinstance(self._tree.get(name), dict):
-                raise UserError(f"schedule.{name} is missing: wanted a schedule for each name in it")
+                came = "is missing" if name not in self._tree else "is one value"
+                raise UserError(
+                    f"schedule.{name} {came}: wanted a schedule for each name in it, schedule.{name}.NAME=..."
+                )
             for key, schedule in self._tree[name].items():
                 knots = schedule.knots if isinstance(schedule, Schedule) else ((0, "more names", False),)
                 if wrong := [value for _, value, _ in knots if not (_is_number(value) and 0 <= value <= LARGEST)]:

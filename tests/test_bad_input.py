@@ -148,6 +148,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["schedule.resolution=[[5,16]]"], ["schedule.resolution", "the first knot must be [0, value]"]),
         (["schedule.t_min=2"], ["schedule.t_min", "from 0 to 1, got 2"]),
         (["schedule.lr.density=fast"], ["schedule.lr.density", "got 'fast'"]),
+        (["schedule.lr=0.01"], ["schedule.lr is one value", "schedule.lr.NAME=..."]),
         (["schedule.loss.sparsity=-1"], ["schedule.loss.sparsity", "got -1"]),
         (["cameras.n_views=0"], ["n_views", "at least 1"]),
         (["cameras.n_views=100000000000000000000"], ["cameras.n_views=1000", "whole number"]),
