@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import to_json, write_text
 
 RESULTS = Path(__file__).with_name("results")
@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """A mistake costs one line and exit status 2, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {' '.join(message.split())}; see --help", file=sys.stderr)
+        print(f"error: {one_line(message)}; see --help", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -93,7 +93,7 @@ def run(name: str, parser: Parser, measure: Callable[[argparse.Namespace], dict[
             write_text(out, to_json(record, indent=2) + "\n")
             print(f"written to {out}")
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

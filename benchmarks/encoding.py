@@ -80,7 +80,7 @@ def competitors(size: Size, n_points: int, device: str) -> tuple[dict[str, dict[
     """operation -> backend -> what `race` wants; and why a backend is left out. All have the same tables and points."""
     import torch
 
-    from jointdreamer.errors import UserError
+    from jointdreamer.errors import UserError, one_line
     from jointdreamer.fields.encoding import HashEncoding, available_backends
 
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +100,7 @@ def competitors(size: Size, n_points: int, device: str) -> tuple[dict[str, dict[
             entries = {operation: prepare(operation, grid, x, grad, direction) for operation in OPERATIONS}
             grid(x[:8])
         except UserError as error:
-            left_out[backend] = " ".join(str(error).split())
+            left_out[backend] = one_line(error)
             continue
         for operation, entry in entries.items():
             found[operation][backend] = entry

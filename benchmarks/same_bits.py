@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks.command import Parser, positive, table
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = {"prompt": "a red robot with a blue hat", "models": "toybox", "device": "cpu", "every.log": "1"}
@@ -98,7 +98,7 @@ def main() -> int:
     try:
         return 0 if compare(args.commit, jobs(args), ROOT, args.keep) else 1
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

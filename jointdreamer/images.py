@@ -22,9 +22,8 @@ from jointdreamer.errors import UserError
 from jointdreamer.files import TEMPORARY, atomic_path
 from jointdreamer.reading import DAMAGED, NOT_NOW, TOO_LARGE, Unreadable, open_file
 
-MOST_PIXELS = (
-    2**26
-)  # of a picture that is read: 268 MB of RGBA, and a few kB of a file can ask for a thousand times that
+# of a picture that is read: 268 MB of RGBA, and a few kB of a file can ask for a thousand times that
+MOST_PIXELS = 2**26
 PAPER = 255  # the colour between and around the cells
 INK = (20, 20, 20)
 

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jointdreamer.cameras import Cameras, orbit_cameras
 from jointdreamer.diffusion import alpha_sigma, x0_from_noise
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.export import extract_mesh, write_mesh
 from jointdreamer.fields.background import SphericalBackground
 from jointdreamer.fields.base import Field
@@ -65,8 +65,7 @@ def one_by_one(
 ) -> Iterator[dict[str, np.ndarray]]:
     """rgb, normal and opacity of each camera of the one rig, uint8 (R, R, 3): of a render only its pixels are kept."""
     for view in range(cameras.n_views):
-        cut: dict[str, Any] = {k: v[:, view : view + 1] for k, v in vars(cameras).items() if isinstance(v, Tensor)}
-        render = render_views(renderer, field, background, replace(cameras, **cut))
+        render = render_views(renderer, field, background, cameras.select(torch.tensor([[view]])))
         assert render.normal is not None  # rendered with normals=True
         normal = normals_to_rgb(render.normal, render.opacity)
         shown = {"rgb": render.rgb, "normal": normal, "opacity": render.opacity}
@@ -174,7 +173,7 @@ def is_of_the_machine(error: Exception) -> bool:
 
 def why(error: Exception) -> str:
     """One line of an error."""
-    said = "out of memory" if is_out_of_memory(error) else " ".join(str(error).split())[:300]
+    said = "out of memory" if is_out_of_memory(error) else one_line(error)[:300]
     return said if is_of_the_machine(error) else f"{type(error).__name__}: {said}"
 
 
