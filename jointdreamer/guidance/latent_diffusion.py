@@ -93,7 +93,7 @@ class LatentDiffusion(AutoencodedGuidance):
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
         cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction)
 
-        noise = (1 + guidance_scale) * cond - guidance_scale * uncond
+        noise = uncond + (1 + guidance_scale) * (cond - uncond)
         if self.cfg_rescale:
             noise = _blend_spread(noise, cond, self.cfg_rescale)
         if self.x0_rescale or self.x0_limit is not None:

@@ -76,7 +76,7 @@ class MultiViewGuidance(AutoencodedGuidance):
         if self.x0_limit is not None:
             x0 = x0.clamp(-self.x0_limit, self.x0_limit)
         alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
-        return NoisePrediction(*(noise_from_x0(x_t, x, alpha_t, sigma_t) for x in (x0, cond, uncond)))
+        return NoisePrediction(noise_from_x0(x_t, x0, alpha_t, sigma_t), cond, uncond)
 
     def text_parts(self) -> tuple[Any, Any]:
         """`load_text_parts` of the text-to-image folder, on the UNet's device in its dtype."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jointdreamer.cameras import mvdream_camera
-from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_x0
+from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_noise, x0_from_noise
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import check_autoencoder
 from jointdreamer.models.checkpoint import advice, differences, first_line, read_checkpoint
@@ -93,15 +93,15 @@ def guided_x0(
     unet: Any,
     x_t: Tensor,  # (B, V, C, h, w)
     timesteps: Tensor,  # (B,)
-    cond: Tensor,  # (B, V, L, D)
-    uncond: Tensor,  # (B, V, L, D)
+    text: Tensor,  # (B, V, L, D)
+    nothing: Tensor,  # (B, V, L, D) the empty or the negative prompt
     c2w: Tensor,  # (B, V, 4, 4)
     alphas_cumprod: Tensor,  # (1000,)
     prediction_type: str,
     guidance_scale: float,  # the usual uncond + s (cond - uncond)
     rescale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The clean latents that the network sees in x_t: guided, given the text, given none; without a graph.
+    """The guided x0 that the network sees in x_t, and its noise given the text and given none; without a graph.
 
     rescale: share of the guided estimate that is brought to the spread of the text's, taken over a whole rig (MVDream)
     """
@@ -111,18 +111,18 @@ def guided_x0(
             unet,
             torch.cat([x_t, x_t]),
             timesteps.repeat(2),
-            torch.cat([cond, uncond]),
+            torch.cat([text, nothing]),
             c2w.to(x_t.device).repeat(2, 1, 1, 1),
         )
     prediction = prediction.clone()  # autograd refuses what inference mode has made
-    # x0 is linear in the prediction, so guiding x0 is guiding the noise
-    of_text, of_none = (to_x0(half, x_t, alpha_t, sigma_t, prediction_type) for half in prediction.chunk(2))
-    x0 = of_none + guidance_scale * (of_text - of_none)
+    cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, prediction_type) for half in prediction.chunk(2))
+    x0 = x0_from_noise(x_t, uncond + guidance_scale * (cond - uncond), alpha_t, sigma_t)
     if rescale:
         rig = (1, 2, 3, 4)
+        of_text = x0_from_noise(x_t, cond, alpha_t, sigma_t)
         factor = (of_text.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
         x0 = rescale * factor * x0 + (1 - rescale) * x0
-    return x0, of_text, of_none
+    return x0, cond, uncond
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_x0
+from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
 from jointdreamer.errors import UserError
 from jointdreamer.models.autoencoder import check_autoencoder, encode_images, scale_factor
 from jointdreamer.models.checkpoint import differences
@@ -142,9 +142,13 @@ class NovelView(nn.Module, ABC):
         pixels = ((small - mean) / std).to(self.image_encoder.dtype)
         return self.image_encoder(pixel_values=pixels).image_embeds.float()
 
-    def to_x0(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The network's prediction (B, K, C, h, w) as x0, clamped to +- x0_limit."""
-        x0 = to_x0(prediction.float(), x_t, *alpha_sigma(self.alphas_cumprod, timesteps), self.prediction_type)
+    def noise(self, prediction: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """The network's prediction (B, K, C, h, w) as noise."""
+        return to_noise(prediction.float(), x_t, *alpha_sigma(self.alphas_cumprod, timesteps), self.prediction_type)
+
+    def x0(self, noise: Tensor, x_t: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 (B, K, C, h, w) of the noise, clamped to +- x0_limit."""
+        x0 = x0_from_noise(x_t, noise, *alpha_sigma(self.alphas_cumprod, timesteps))
         return x0 if self.x0_limit is None else x0.clamp(-self.x0_limit, self.x0_limit)
 
 

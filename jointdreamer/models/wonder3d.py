@@ -105,7 +105,8 @@ class Wonder3D(NovelView):
             return_dict=False,
         )[0]
         out = out.float().unflatten(0, (2, n, b, VIEWS)).movedim(0, 2).flatten(2, 3)  # (G, B, 12, C, h, w)
-        return self.to_x0(out[0] if n == 1 else guide(out[1], out[0], scale), x_t, timesteps)
+        *uncond, cond = (self.noise(one, x_t, timesteps) for one in out)
+        return self.x0(guide(cond, *uncond, scale) if uncond else cond, x_t, timesteps)
 
 
 def class_labels() -> Tensor:

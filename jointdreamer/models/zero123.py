@@ -106,13 +106,14 @@ class Zero123(NovelView):
         beside = condition.latents.to(self.unet.dtype).repeat_interleave(v, 0)
         rows, t = x_t.flatten(0, 1).to(self.unet.dtype), timesteps.repeat_interleave(v)
         if scale == 1:
-            return self.to_x0(self._raw(rows, beside, t, context).unflatten(0, (b, v)), x_t, timesteps)
+            raw = self._raw(rows, beside, t, context).unflatten(0, (b, v))
+            return self.x0(self.noise(raw, x_t, timesteps), x_t, timesteps)
         none = torch.zeros_like(beside), torch.zeros_like(context)
         both = self._raw(
             torch.cat([rows, rows]), torch.cat([none[0], beside]), t.repeat(2), torch.cat([none[1], context])
         )
-        uncond, cond = both.float().unflatten(0, (2, b, v))
-        return self.to_x0(guide(cond, uncond, scale), x_t, timesteps)
+        uncond, cond = (self.noise(half, x_t, timesteps) for half in both.unflatten(0, (2, b, v)))
+        return self.x0(guide(cond, uncond, scale), x_t, timesteps)
 
     def _raw(self, rows: Tensor, beside: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         return self.unet(torch.cat([rows, beside], 1), timesteps, context, return_dict=False)[0]
