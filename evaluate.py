@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError, one_line, printable
 
 NUMBERS = {"views": (int, 1, 1000), "confidence": (float, 0.5, 0.9999)}
@@ -194,7 +194,7 @@ def add_up_study(patterns: list[str], out_dir: Path) -> int:
 
 def read_captions(captions: str) -> tuple[str, list[str] | None]:
     """What kind of caption set is wanted, and its captions if they stand in a file."""
-    from jointdreamer.prompts import read_prompts
+    from jointdreamer.priors.prompts import read_prompts
 
     return ("runs", None) if captions == "runs" else ("file", read_prompts(captions))
 

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import Any
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import printable
 
 
@@ -19,7 +19,7 @@ def train(cfg: dict[str, Any]) -> int:
 
     from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
     from jointdreamer.comparison import compare
-    from jointdreamer.distillation import (
+    from jointdreamer.distillation.joint import (
         add_noise,
         bounded_weight,
         energy_gradient,
@@ -30,23 +30,23 @@ def train(cfg: dict[str, Any]) -> int:
         surrogate_loss,
     )
     from jointdreamer.energies.registry import build_energy
-    from jointdreamer.fields.background import SphericalBackground
-    from jointdreamer.fields.encoding import HashEncoding
-    from jointdreamer.fields.hash_grid import HashGridField
-    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-    from jointdreamer.guidance.registry import build_guidance
-    from jointdreamer.kernels import compile_ahead
-    from jointdreamer.logger import Logger, check_finite
-    from jointdreamer.memory import forecast_outputs, plan_as_before, plan_memory
+    from jointdreamer.kernels.ahead import compile_ahead
     from jointdreamer.optim import build_optimizer
-    from jointdreamer.outputs import save_outputs, save_previews, try_outputs
-    from jointdreamer.prompts import encode_prompt
-    from jointdreamer.regularizers import REGULARIZERS, needs_normals, regularizers
-    from jointdreamer.renderers.shading import sample_shading
-    from jointdreamer.renderers.volume import VolumeRenderer
-    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+    from jointdreamer.priors.latent import LatentDiffusion
+    from jointdreamer.priors.prompts import encode_prompt
+    from jointdreamer.priors.registry import build_guidance
+    from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+    from jointdreamer.runs.logger import Logger, check_finite
+    from jointdreamer.runs.memory import forecast_outputs, plan_as_before, plan_memory
+    from jointdreamer.runs.pictures import save_outputs, save_previews, try_outputs
+    from jointdreamer.runs.signals import Stop, stop_on_signals
+    from jointdreamer.scenes.background import SphericalBackground
+    from jointdreamer.scenes.nerf.encoding import HashEncoding
+    from jointdreamer.scenes.nerf.field import HashGridField
+    from jointdreamer.scenes.nerf.volume import VolumeRenderer
+    from jointdreamer.scenes.regularizers import REGULARIZERS, needs_normals, regularizers
+    from jointdreamer.scenes.shading import sample_shading
     from jointdreamer.schedules import Plan
-    from jointdreamer.signals import Stop, stop_on_signals
 
     readers = {"cameras": Rig, "field": HashGridField, "background": SphericalBackground, "renderer": VolumeRenderer}
     readers |= {"optimizer": build_optimizer, "prompts": encode_prompt, "models.text_to_image": LatentDiffusion}

@@ -12,11 +12,11 @@ from signal import SIGTERM
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError, printable
 
 if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
-    from jointdreamer.data.batches import Batch, Corrections
+    from jointdreamer.classifier.batches import Batch, Corrections
 
 KEYS = ("seed", "name", "out_dir", "device", "precision", "start_from", "export", "data", "augmentation", "estimates")
 KEYS += ("classifier", "training", "validation_groups", "every", "models", "logger")
@@ -76,16 +76,16 @@ def train(cfg: dict[str, Any]) -> int:
     from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
     from torch.nn.utils import clip_grad_norm_
 
+    from jointdreamer.classifier.augment import Augmentation
+    from jointdreamer.classifier.batches import to_batch
+    from jointdreamer.classifier.model import ClassifierSettings, PairClassifier, read_dino
+    from jointdreamer.classifier.pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
     from jointdreamer.comparison import compare_classifiers
-    from jointdreamer.data.augment import Augmentation
-    from jointdreamer.data.batches import to_batch
-    from jointdreamer.data.view_pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
     from jointdreamer.files import try_folder
-    from jointdreamer.logger import Logger, check_finite
-    from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, read_dino
-    from jointdreamer.run import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+    from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+    from jointdreamer.runs.logger import Logger, check_finite
+    from jointdreamer.runs.signals import stop_on_signals
     from jointdreamer.schedules import warm_up_and_cosine
-    from jointdreamer.signals import stop_on_signals
 
     cfg = {key: cfg[key] for key in KEYS}  # `models` also brings what train.py needs
     cfg["every"] = {key: cfg["every"][key] for key in ("log", "validate", "checkpoint")}
@@ -315,7 +315,7 @@ def render_toys(data: dict[str, Any], size: int) -> None:
 
 
 def _unfinished(folder: Path) -> bool:
-    from jointdreamer.data.view_pairs import CAPTIONS
+    from jointdreamer.classifier.pairs import CAPTIONS
 
     parts = ("rgba.npy", "c2w.npy", CAPTIONS)
     return all(entry.name.startswith(".tmp-") or entry.name in parts for entry in folder.iterdir())
@@ -340,10 +340,10 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions:
         return None
     import torch
 
-    from jointdreamer.data.batches import as_estimates, as_guided_estimates
-    from jointdreamer.distillation import one_step_images
-    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-    from jointdreamer.prompts import caption_views, embed_texts
+    from jointdreamer.classifier.batches import as_estimates, as_guided_estimates
+    from jointdreamer.distillation.joint import one_step_images
+    from jointdreamer.priors.latent import LatentDiffusion
+    from jointdreamer.priors.prompts import caption_views, embed_texts
 
     prior = LatentDiffusion(**models["text_to_image"], device=device)
     text_parts = prior.text_parts()
@@ -371,7 +371,7 @@ def ascend(classifier: Any, reference: Any, corrections: "Corrections", steps: i
     """Where `pair_classifier.climb` leads the images that are shown, (N, 3, R, R)."""
     import torch
 
-    from jointdreamer.models.pair_classifier import climb
+    from jointdreamer.classifier.model import climb
 
     with torch.no_grad():
         first = reference.take(corrections.first)
@@ -475,8 +475,8 @@ def validate(
     import torch
     from accelerate.utils import gather_object
 
-    from jointdreamer.data.batches import to_batch
-    from jointdreamer.data.view_pairs import OTHER_OBJECT, TRUE, WRONG_POSE
+    from jointdreamer.classifier.batches import to_batch
+    from jointdreamer.classifier.pairs import OTHER_OBJECT, TRUE, WRONG_POSE
     from jointdreamer.metrics import accuracy_by, roc_auc
 
     device, found = next(classifier.parameters()).device, []
@@ -539,7 +539,7 @@ def save_curves(folder: Path) -> Path:
 def export(best: Path, folder: str | None) -> None:
     """The best classifier into another folder, where one was asked for."""
     if folder is not None:
-        from jointdreamer.models.pair_classifier import PairClassifier
+        from jointdreamer.classifier.model import PairClassifier
 
         PairClassifier.load(best).save(Path(folder))
 

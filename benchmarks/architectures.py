@@ -88,7 +88,7 @@ def write_weights(folder: Path, size: str = "paper", device: str = "cpu") -> dic
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
     from transformers.utils import logging
 
-    from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier
+    from jointdreamer.classifier.model import ClassifierSettings, PairClassifier
 
     logging.disable_progress_bar()
     unet, vae, text = ARCHITECTURES[size]

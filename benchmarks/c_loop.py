@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jointdreamer.fields.encoding import HashEncoding
+from jointdreamer.scenes.nerf.encoding import HashEncoding
 
 SOURCE = Path(__file__).with_name("hash_grid.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp")  # Numba compiles for this processor too

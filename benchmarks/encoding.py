@@ -81,7 +81,7 @@ def competitors(size: Size, n_points: int, device: str) -> tuple[dict[str, dict[
     import torch
 
     from jointdreamer.errors import UserError, one_line
-    from jointdreamer.fields.encoding import HashEncoding, available_backends
+    from jointdreamer.scenes.nerf.encoding import HashEncoding, available_backends
 
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(n_points, 3, generator=generator).to(device)
@@ -160,7 +160,7 @@ def c_entries(size: Size, x: Any, grad: Any, params: Any) -> tuple[dict[str, Pre
     import torch
 
     from benchmarks import c_loop
-    from jointdreamer.fields.encoding import HashEncoding
+    from jointdreamer.scenes.nerf.encoding import HashEncoding
 
     loop = c_loop.load(n_features=2)
     if loop is None:

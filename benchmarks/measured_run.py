@@ -54,14 +54,16 @@ class Run:
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         from benchmarks.timing import Stopwatch
-        from jointdreamer import cameras, distillation, optim, outputs
+        from jointdreamer import cameras, optim
+        from jointdreamer.classifier.model import PairClassifier
+        from jointdreamer.distillation import joint as distillation
         from jointdreamer.energies.base import Energy
-        from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-        from jointdreamer.logger import Logger
-        from jointdreamer.models.novel_view import NovelView
-        from jointdreamer.models.pair_classifier import PairClassifier
-        from jointdreamer.renderers.volume import VolumeRenderer
-        from jointdreamer.run import RunFolder
+        from jointdreamer.priors.latent import LatentDiffusion
+        from jointdreamer.priors.novel_view import NovelView
+        from jointdreamer.runs import pictures as outputs
+        from jointdreamer.runs.folder import RunFolder
+        from jointdreamer.runs.logger import Logger
+        from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
         self.device = device
         self.watch = watch = Stopwatch(device, self.job["clock"])
@@ -197,7 +199,7 @@ class Run:
     def peak(self, reset: bool = False) -> float:
         import torch
 
-        from jointdreamer.run import peak_memory_gb
+        from jointdreamer.runs.folder import peak_memory_gb
 
         most = peak_memory_gb()
         if reset and self.device == "cuda":
@@ -356,7 +358,7 @@ def main() -> int:
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    from jointdreamer import cli
+    from jointdreamer.cli import main as cli
 
     run = Run(job)
     sys.argv = ["train.py", *job["words"]]

@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def parse(words: Sequence[str]) -> dict[str, Any]:
     """["prune=false"] -> {"prune": False}, options of VolumeRenderer; a UserError for anything else."""
-    from jointdreamer.renderers.volume import VolumeRenderer
+    from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
     chosen = {}
     for word in words:
@@ -98,9 +98,9 @@ class Scene:
         import torch
 
         from jointdreamer.cameras import orbit_cameras
-        from jointdreamer.fields.background import SphericalBackground
-        from jointdreamer.fields.hash_grid import HashGridField
-        from jointdreamer.renderers.volume import VolumeRenderer
+        from jointdreamer.scenes.background import SphericalBackground
+        from jointdreamer.scenes.nerf.field import HashGridField
+        from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
         torch.manual_seed(0)
         sizes = {"n_samples": n_samples * radius, "grid_resolution": cells * radius, "field_radius": float(radius)}

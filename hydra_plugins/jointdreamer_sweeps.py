@@ -16,7 +16,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError
 
 FOLDER_KEYS = ("out_dir", "name", "prompt", "prompt_file", "prompt_id", "seed")  # what the run folder is made of
@@ -73,8 +73,8 @@ class LocalLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         import torch  # here, so that Hydra looks for its plugins without it
 
-        from jointdreamer import sweeps
-        from jointdreamer.memory import free_bytes
+        from jointdreamer.cli import sweeps
+        from jointdreamer.runs.memory import free_bytes
 
         assert self.config is not None and self.hydra_context is not None
         setup_globals()

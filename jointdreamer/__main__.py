@@ -15,7 +15,7 @@
 import runpy
 import sys
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.project import ROOT
 from jointdreamer.terminal import safe_output
 

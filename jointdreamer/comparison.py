@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cameras import Rig
-from jointdreamer.distillation import add_noise, energy_gradient
+from jointdreamer.distillation.joint import add_noise, energy_gradient
 from jointdreamer.energies.registry import energy_class
 from jointdreamer.errors import UserError
-from jointdreamer.fields.background import SphericalBackground
-from jointdreamer.fields.encoding import HashEncoding
-from jointdreamer.fields.hash_grid import HashGridField
-from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-from jointdreamer.guidance.multi_view import MultiViewGuidance
-from jointdreamer.models.weights import local_path
 from jointdreamer.optim import build_optimizer
-from jointdreamer.outputs import field_options
-from jointdreamer.prompts import encode_prompt
-from jointdreamer.renderers.volume import VolumeRenderer
-from jointdreamer.run import MAY_DIFFER, Comparison, differing_keys, flat, same
+from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.multi_view import MultiViewGuidance
+from jointdreamer.priors.prompts import encode_prompt
+from jointdreamer.runs.folder import MAY_DIFFER, Comparison, differing_keys, flat, same
+from jointdreamer.runs.pictures import field_options
+from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.nerf.encoding import HashEncoding
+from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from jointdreamer.schedules import Plan
+from jointdreamer.weights.find import local_path
 
 # The last word of a key: how something is computed, not what.
 HOW = ("backend", "compile", "low_memory", "workers")

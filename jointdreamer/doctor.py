@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError, printable
 from jointdreamer.project import PACKAGE, ROOT
 from jointdreamer.terminal import safe_output
@@ -186,7 +186,7 @@ def wandb_login() -> str | None:
 
 def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Role -> title, where it is (or None), what is wrong with it (or None), the energies that need it, size."""
-    from jointdreamer.models.weights import ROLES, damaged, is_remote, lacking, locate, needed_files, sources
+    from jointdreamer.weights.find import ROLES, damaged, is_remote, lacking, locate, needed_files, sources
 
     found = {}
     for role in [role for role in ROLES if role in models]:
@@ -212,7 +212,7 @@ def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def bundled() -> dict[str, dict[str, Any]]:
     """The other weights of the toybox, as `roles` has them."""
-    from jointdreamer.models.weights import damaged
+    from jointdreamer.weights.find import damaged
 
     found = {}
     for name, title in (("clip", "CLIP of the toybox"), ("judge", "judge of the toybox's table")):

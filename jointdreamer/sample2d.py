@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jointdreamer import cli
 from jointdreamer.cameras import Cameras
+from jointdreamer.cli import main as cli
 from jointdreamer.diffusion import alpha_sigma, noise_like, x0_from_noise
-from jointdreamer.distillation import Noised, bounded_weight, energy_gradient, jsd_noise, limit_x0
+from jointdreamer.distillation.joint import Noised, bounded_weight, energy_gradient, jsd_noise, limit_x0
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import printable
-from jointdreamer.guidance.base import Guidance
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.base import Guidance
+from jointdreamer.priors.prompts import Conditioning
 
 STEPS = 50
 
@@ -80,10 +80,10 @@ def sample(cfg: dict[str, Any]) -> int:
     """Draw the figure that the resolved config asks for; returns the exit status."""
     from jointdreamer.cameras import Rig, orbit_cameras
     from jointdreamer.energies.registry import build_energy
-    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
     from jointdreamer.images import contact_sheet, write_png
-    from jointdreamer.prompts import encode_prompt
-    from jointdreamer.run import run_path, seed_everything
+    from jointdreamer.priors.latent import LatentDiffusion
+    from jointdreamer.priors.prompts import encode_prompt
+    from jointdreamer.runs.folder import run_path, seed_everything
     from jointdreamer.schedules import Plan
 
     cli.check(

@@ -61,7 +61,7 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _no_bfloat16_units(monkeypatch):
     """Networks built in a test answer alike on every CPU; runs that a test launches take what the machine has."""
-    monkeypatch.setattr("jointdreamer.models.precision.has_bfloat16_units", lambda: False)
+    monkeypatch.setattr("jointdreamer.kernels.precision.has_bfloat16_units", lambda: False)
 
 
 def tiny_tokenizer() -> Any:
@@ -191,7 +191,7 @@ def tiny_mv_folder(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def tiny_classifier_folder(tmp_path_factory) -> Path:
     """A random pair classifier as train_classifier.py saves it: 16 px, two blocks."""
-    from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier
+    from jointdreamer.classifier.model import ClassifierSettings, PairClassifier
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -425,7 +425,7 @@ def wonder3d_folder(wonder3d_state, tmp_path_factory) -> Path:
     """`wonder3d_state` as the authors' folder. Shared by the session: copy it before you damage it."""
     from safetensors.torch import save_file
 
-    from jointdreamer.models.multiview_unet import _unet_key
+    from jointdreamer.priors.multi_view_unet import _unet_key
 
     folder = tmp_path_factory.mktemp("wonder3d")
     unet = {_unet_key(k, NOVEL_VIEW["blocks"] + 1): v for k, v in wonder3d_state.items()}

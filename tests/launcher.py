@@ -27,12 +27,12 @@ from transformers import CLIPTextModel, CLIPTokenizer, ViTModel  # noqa: E402, F
 
 import jointdreamer.energies.classifier  # noqa: E402
 import jointdreamer.energies.multiview  # noqa: E402
-import jointdreamer.guidance.latent_diffusion  # noqa: E402
-import jointdreamer.outputs  # noqa: E402
+import jointdreamer.priors.latent  # noqa: E402
+import jointdreamer.runs.pictures  # noqa: E402
 import jointdreamer.toybox  # noqa: E402, F401
 import train  # noqa: E402
 import train_classifier  # noqa: E402
-from jointdreamer import cli  # noqa: E402
+from jointdreamer.cli import main as cli  # noqa: E402
 
 
 def run(job: dict) -> int:

@@ -218,8 +218,8 @@ def test_a_wrong_word_leaves_no_folder(refused, tiny_run, tmp_path):
 def test_the_choices_checked_at_the_door_are_those_that_there_are():
     from typing import get_args, get_type_hints
 
-    from jointdreamer.cli import CHOICES
-    from jointdreamer.distillation import WEIGHTINGS, energy_gradient
+    from jointdreamer.cli.main import CHOICES
+    from jointdreamer.distillation.joint import WEIGHTINGS, energy_gradient
 
     assert CHOICES["distillation.weighting"] == tuple(WEIGHTINGS)
     hints = get_type_hints(energy_gradient)
@@ -424,7 +424,7 @@ def test_the_real_command_says_no_more_than_the_line(tmp_path):
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
-    code = "from jointdreamer.models.weights import find_weights; find_weights('some/model', 'the model')"
+    code = "from jointdreamer.weights.find import find_weights; find_weights('some/model', 'the model')"
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)

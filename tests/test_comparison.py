@@ -4,10 +4,10 @@ import copy
 
 import pytest
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.comparison import BEFORE, TAKERS, compare, compare_classifiers
 from jointdreamer.errors import UserError
-from jointdreamer.run import flat
+from jointdreamer.runs.folder import flat
 
 KINDS = {
     "none": ["energy=none"],

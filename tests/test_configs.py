@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from jointdreamer.cameras import Rig
-from jointdreamer.cli import CONF
+from jointdreamer.cli.main import CONF
 from jointdreamer.energies.registry import ENERGIES
-from jointdreamer.fields.background import SphericalBackground
-from jointdreamer.regularizers import REGULARIZERS
-from jointdreamer.renderers.volume import VolumeRenderer
+from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
+from jointdreamer.scenes.regularizers import REGULARIZERS
 from jointdreamer.schedules import Plan
 from jointdreamer.toybox.table import PROMPT_SEED, draw_prompts
 

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from jointdreamer.cameras import Rig
-from jointdreamer.cli import CONF
-from jointdreamer.models.wonder3d import AZIMUTH_DEG
+from jointdreamer.cli.main import CONF
+from jointdreamer.priors.wonder3d import AZIMUTH_DEG
 
 
 @pytest.fixture(scope="module")

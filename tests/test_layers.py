@@ -1,6 +1,13 @@
-"""Imports point down (CONTRIBUTING.md, Where a line belongs), read from the source without importing anything."""
+"""Imports point down and never run in a circle (CONTRIBUTING.md, Where a line belongs), read from the source.
+
+Seen are imports anywhere in a file, relative ones, those for type checking, and modules that a string names: what a
+registry or `import_module` loads ("jointdreamer.energies.none:NoEnergy").
+"""
 
 import ast
+import re
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -8,92 +15,128 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jointdreamer"
 
-GROUND = {
-    "arguments",
-    "errors",
-    "files",
-    "reading",
-    "signals",
-    "project",
-    "terminal",
-    "words",
-}  # below all layers: everything may import these, they import nothing of ours but each other
-LAYERS = {
-    0: {"compiled", "schedules", "cameras", "diffusion", "optim", "images", "logger", "run"},
-    1: {"fields", "formats", "models", "prompts", "metrics"},
-    2: {"renderers", "guidance", "energies", "export", "data"},
-    3: {"distillation", "regularizers", "outputs", "memory", "kernels", "sweeps"},
-    # a whole world that uses the rest, its own table of runs included; whether two configs compute the same
-    4: {"toybox", "comparison"},
-    5: {"cli", "evaluation"},  # what the scripts beside the package share; runs that are finished, looked at
-    6: {"doctor", "weights", "tables", "sample2d", "__main__"},  # scripts of their own, `python -m jointdreamer.doctor`
-}
-LAYER_OF = {unit: layer for layer, units in LAYERS.items() for unit in units}
-SCRIPTS_ONLY = {"hydra", "omegaconf"}
+LAYERS = (  # from the ground up: a room imports its own files and those of rooms below; of one line, not each other's
+    {"errors"},
+    {"files", "reading", "project", "terminal", "arguments"},
+    {"cameras", "schedules", "diffusion", "images", "metrics", "optim"},
+    {"formats"},
+    {"weights"},
+    {"kernels", "scenes"},
+    {"priors", "classifier"},
+    {"energies"},
+    {"distillation"},
+    {"runs"},
+    {"comparison"},
+    {"toybox"},
+    {"data"},
+    {"evaluation"},
+    {"cli"},
+    {"tables", "doctor", "sample2d"},
+    {"__main__"},
+)
+HYDRA = {"hydra", "omegaconf"}
+TOGETHER = [{"kernels", "scenes"}]  # rooms of one line that may import each other
 
 
-def imported(tree: ast.AST, package: str) -> set[str]:
-    """The full names of all modules that a module in `package` imports, wherever in it, type checking included."""
-    names = set()
-    for node in ast.walk(tree):
+def room(module: str) -> str:
+    """jointdreamer.scenes.nerf.base -> scenes; a room's __main__ is a script."""
+    return "__main__" if module.endswith(".__main__") else (module.split(".") + [""])[1]
+
+
+def height(module: str) -> int:
+    return next(i for i, rooms in enumerate(LAYERS) if room(module) in rooms)
+
+
+def imported(source: str, package: str, modules: Iterable[str]) -> set[str]:
+    """The modules of ours, and the foreign ones, that a file in `package` imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from jointdreamer import cameras` names a module by what it imports
-            names |= {f"{module}.{alias.name}" for alias in node.names} if module == "jointdreamer" else {module}
-    return names
+            within = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else module for name in within}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {name for name in re.findall(r"^(jointdreamer(?:\.\w+)+)", node.value) if name in modules}
+    return found - {"jointdreamer"}
 
 
-def unit_of(module: str) -> str | None:
-    """jointdreamer.fields.base -> fields; None for modules that are not ours."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "jointdreamer" and len(parts) > 1 else None
+def complaints(module: str, found: Iterable[str]) -> list[str]:
+    said = []
+    for other in found:
+        if other.split(".")[0] in HYDRA and room(module) not in {"cli", "__main__", "tables", "doctor", "sample2d"}:
+            said.append(f"{module} imports {other}: only scripts and cli/ know Hydra")
+        if other.startswith("jointdreamer.") and room(other) != room(module):
+            level = height(other) >= height(module) and {room(other), room(module)} not in TOGETHER
+            if level:
+                said.append(f"{module} imports {other}, which does not lie below it")
+    return said
 
 
-def complaints(unit: str, modules: set[str]) -> list[str]:
-    found = [
-        f"{unit} imports {module}: only the scripts know Hydra"
-        for module in modules
-        if module.split(".")[0] in SCRIPTS_ONLY and (unit == "evaluation" or LAYER_OF.get(unit, 0) < LAYER_OF["cli"])
-    ]
-    for other in {unit_of(module) for module in modules} - {None, unit} - GROUND:
-        if unit in GROUND or other not in LAYER_OF or LAYER_OF[other] >= LAYER_OF[unit]:
-            found.append(f"{unit} (layer {LAYER_OF.get(unit, 'ground')}) imports {other} ({LAYER_OF.get(str(other))})")
+FILES = {
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+    if file != PACKAGE / "__init__.py"
+}
+
+
+def graph() -> Mapping[str, set[str]]:
+    found = {}
+    for module, file in FILES.items():
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found[module] = imported(file.read_text(encoding="utf-8"), package, FILES)
     return found
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+GRAPH = graph()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(file):
-    relative = file.relative_to(PACKAGE)
-    unit = relative.parts[0].removesuffix(".py")
-    assert unit in LAYER_OF or unit in GROUND, f"{relative} has no layer: give it one here and in CONTRIBUTING.md"
-    package = ".".join(["jointdreamer", *relative.parts[:-1]])
-    assert complaints(unit, imported(ast.parse(file.read_text(encoding="utf-8")), package)) == []
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module):
+    assert height(module) >= 0
+    assert complaints(module, GRAPH[module]) == []
+
+
+def test_no_two_files_import_each_other_in_a_circle():
+    ours = {module: {other for other in found if other in FILES and other != module} for module, found in GRAPH.items()}
+    for module in CIRCLES:
+        ours[module] -= CIRCLES[module]
+    TopologicalSorter(ours).prepare()
+
+
+CIRCLES = {  # to be removed
+    "jointdreamer.priors.novel_view": {"jointdreamer.priors.zero123", "jointdreamer.priors.wonder3d"},
+    "jointdreamer.kernels.hash_tcnn": {"jointdreamer.scenes.nerf.encoding"},
+}
+
+
+def test_every_room_has_a_layer():
+    assert {room(module) for module in FILES} == set().union(*LAYERS)
 
 
 def test_nobody_imports_the_scripts():
     scripts = {path.stem for path in ROOT.glob("*.py")} - {"setup"}
-    for file in FILES:
-        assert not imported(ast.parse(file.read_text(encoding="utf-8")), "jointdreamer") & scripts, file
+    for module, found in GRAPH.items():
+        assert not found & scripts, module
 
 
 def test_the_check_sees_what_it_should():
-    def check(unit, source, package="jointdreamer"):
-        return complaints(unit, imported(ast.parse(source), package))
+    def check(module, source, package="jointdreamer"):
+        return complaints(module, imported(source, package, FILES))
 
-    assert check("fields", "import torch\nfrom jointdreamer.cameras import rays\nfrom jointdreamer import errors") == []
-    assert check("fields", "from .base import Field", "jointdreamer.fields") == []
-    assert check("energies", "def f():\n    from jointdreamer.guidance.base import Guidance")
-    assert check("energies", "from ..guidance import base", "jointdreamer.energies")
-    assert check("energies", "from jointdreamer import guidance")
-    assert check("cameras", "import jointdreamer.schedules")
-    assert check("fields", "import jointdreamer.renderers.volume")
-    assert check("files", "from jointdreamer.run import slug")
-    assert check("run", "from omegaconf import DictConfig")
-    assert check("evaluation", "import hydra")
-    assert check("toybox", "from jointdreamer.evaluation.runs import Run")
+    fine = "import torch\nfrom jointdreamer.cameras import rays\nfrom jointdreamer import errors"
+    assert check("jointdreamer.scenes.background", fine) == []
+    assert check("jointdreamer.scenes.background", "from .shading import Shading", "jointdreamer.scenes") == []
+    assert check("jointdreamer.priors.base", "def f():\n    from jointdreamer.energies.base import Views")
+    assert check("jointdreamer.priors.base", "from ..energies import base", "jointdreamer.priors")
+    assert check("jointdreamer.priors.base", "from jointdreamer import energies")
+    assert check("jointdreamer.priors.base", "import_module('jointdreamer.energies.none')")
+    assert check("jointdreamer.priors.base", "NAMES = {'none': 'jointdreamer.energies.none:NoEnergy'}")
+    assert check("jointdreamer.cameras", "import jointdreamer.schedules")
+    assert check("jointdreamer.runs.folder", "from omegaconf import DictConfig")
+    assert check("jointdreamer.evaluation.runs", "import hydra")
+    assert check("jointdreamer.toybox.table", "from jointdreamer.evaluation.runs import Run")
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()

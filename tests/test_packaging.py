@@ -162,7 +162,7 @@ def test_the_commands_find_their_configs_after_an_installation(installed, tmp_pa
 
 
 def test_a_prompt_file_of_the_project_is_found_from_anywhere(tmp_path, monkeypatch):
-    from jointdreamer.prompts import read_prompts
+    from jointdreamer.priors.prompts import read_prompts
 
     monkeypatch.chdir(tmp_path)
     assert len(read_prompts("prompts/toybox16.txt")) == 16

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from jointdreamer.cli import CONF
+from jointdreamer.cli.main import CONF
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, scaled_linear_alphas_cumprod
 from jointdreamer.energies.base import Energy
 from jointdreamer.energies.none import NoEnergy
-from jointdreamer.guidance.base import Guidance, NoisePrediction
+from jointdreamer.priors.base import Guidance, NoisePrediction
 from jointdreamer.sample2d import sample_views
 
 B, V, C, H = 2, 4, 3, 5

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from jointdreamer.diffusion import alpha_sigma, noise_from_x0, scaled_linear_alphas_cumprod
-from jointdreamer.distillation import add_noise, energy_gradient, jsd_gradient, surrogate_loss
+from jointdreamer.distillation.joint import add_noise, energy_gradient, jsd_gradient, surrogate_loss
 from jointdreamer.energies.base import Energy
-from jointdreamer.guidance.base import Guidance, NoisePrediction
+from jointdreamer.priors.base import Guidance, NoisePrediction
 
 OBJECTS, VIEWS = 64, 4
 NOTHING: Any = None  # neither cameras nor text in this world

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from jointdreamer.run import CONTRACT
+from jointdreamer.runs.folder import CONTRACT
 
 PROMPT = "a red robot, with a hat"
 STEPS, EVERY = 12, 3  # of a run, and between its checkpoints
@@ -319,7 +319,7 @@ def test_geometry_fades_after_a_resume(launcher, words, tmp_path):
 LINGERS = """
 import os, shutil, time
 from pathlib import Path
-from jointdreamer import outputs
+from jointdreamer.runs import pictures as outputs
 from jointdreamer.energies.random import RandomEnergy
 
 def linger(path, field, resolution):
@@ -413,12 +413,12 @@ def test_the_threads_and_cuts_that_a_run_began_with_stay_its_own(launcher, words
 def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, tmp_path, dtype):
     """Beside a loop written from Eq. 2: w(t) (eps_hat - eps), w(t) = 1 - abar_t, through the encoder to the scene."""
     from jointdreamer.cameras import Rig, sample_cameras
-    from jointdreamer.fields.background import SphericalBackground
-    from jointdreamer.fields.hash_grid import HashGridField
-    from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-    from jointdreamer.prompts import encode_prompt
-    from jointdreamer.renderers.volume import VolumeRenderer
-    from jointdreamer.run import seed_everything
+    from jointdreamer.priors.latent import LatentDiffusion
+    from jointdreamer.priors.prompts import encode_prompt
+    from jointdreamer.runs.folder import seed_everything
+    from jointdreamer.scenes.background import SphericalBackground
+    from jointdreamer.scenes.nerf.field import HashGridField
+    from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
     rates = {"encoding": 0.01, "density": 0.005, "albedo": 0.02, "background": 0.001}
     plain = words(

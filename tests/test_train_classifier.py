@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jointdreamer.data.batches import Corrections
-from jointdreamer.models.pair_classifier import ClassifierSettings, PairClassifier, load_classifier
+from jointdreamer.classifier.batches import Corrections
+from jointdreamer.classifier.model import ClassifierSettings, PairClassifier, load_classifier
 from train_classifier import MOST_ERROR, NEARLY_TRUE, ascend, judge_ascent
 
 ROOT = Path(__file__).parents[1]

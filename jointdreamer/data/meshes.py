@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from jointdreamer.compiled import cached_njit
 from jointdreamer.formats import gltf, obj, ply
 from jointdreamer.formats.surface import BadMesh, Part, Texture, face_colors, linear_to_srgb
+from jointdreamer.kernels.compiled import cached_njit
 from jointdreamer.reading import Unreadable
 
 MAX_FACES = 2_000_000

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.errors import UserError
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.prompts import Conditioning
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.arguments import Pixels, Range, Scale
 from jointdreamer.cameras import camera_numbers
+from jointdreamer.classifier.model import Features, climb, load_classifier
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import Features, climb, load_classifier
-from jointdreamer.models.weights import find_weights, load_part
+from jointdreamer.weights.find import find_weights, load_part
 
 LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
 

@@ -12,10 +12,10 @@ from jointdreamer.cameras import Cameras, Rig, look_at
 from jointdreamer.diffusion import alpha_sigma, noise_like
 from jointdreamer.energies.base import Energy, Views, fit_latents
 from jointdreamer.errors import UserError
-from jointdreamer.models.novel_view import load_novel_view
-from jointdreamer.models.placement import place, place_unet
-from jointdreamer.models.precision import network_dtype
-from jointdreamer.models.weights import find_weights, needed_files
+from jointdreamer.kernels.precision import network_dtype
+from jointdreamer.priors.novel_view import load_novel_view
+from jointdreamer.priors.placement import place, place_unet
+from jointdreamer.weights.find import find_weights, needed_files
 
 FRONT = "front"  # the reference is the view nearest to it
 

@@ -10,8 +10,8 @@ from jointdreamer.arguments import Pixels, Positive, Scale, Share
 from jointdreamer.diffusion import alpha_sigma, noise_like
 from jointdreamer.energies.base import Energy, Views, fit_latents
 from jointdreamer.errors import UserError
-from jointdreamer.models.autoencoder import encode_images, scale_factor
-from jointdreamer.models.multiview_unet import find_multiview, guided_x0
+from jointdreamer.priors.autoencoder import encode_images, scale_factor
+from jointdreamer.priors.multi_view_unet import find_multiview, guided_x0
 
 
 class MultiViewEnergy(Energy):

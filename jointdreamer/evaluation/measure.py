@@ -250,8 +250,8 @@ def measure(run: Run, instruments: Instruments) -> Measured:
 
 def load(run: Run, device: str) -> tuple[tuple[Any, Any, Any], dict[str, float]]:
     """The run's renderer, field and background, and its evaluation camera. Raises UserError as `measure` does."""
-    from jointdreamer.outputs import build_scene
-    from jointdreamer.run import read_checkpoint_file
+    from jointdreamer.runs.folder import read_checkpoint_file
+    from jointdreamer.runs.pictures import build_scene
 
     try:
         checkpoint = read_checkpoint_file(run.checkpoint, run.result["steps"])
@@ -283,7 +283,7 @@ def of_another_version(run: Run, error: BaseException) -> UserError:
 def views(scene: tuple[Any, Any, Any], orbit: Mapping[str, float], n_views: int, resolution: int) -> Tensor:
     """The object from all around: (V, 3, R, R) in [0, 1] on the CPU, azimuth k 360 / V degrees."""
     from jointdreamer.cameras import orbit_cameras
-    from jointdreamer.outputs import RAYS
+    from jointdreamer.runs.pictures import RAYS
 
     renderer, field, background = scene
     cameras = orbit_cameras(n_views, resolution, **orbit).to(renderer.occupancy.device)
@@ -293,7 +293,7 @@ def views(scene: tuple[Any, Any, Any], orbit: Mapping[str, float], n_views: int,
 @torch.no_grad()
 def judging_views(scene: tuple[Any, Any, Any]) -> Tensor:
     """The 16 views (16, 3, R, R) that the toybox's judge was calibrated with."""
-    from jointdreamer.outputs import RAYS
+    from jointdreamer.runs.pictures import RAYS
     from jointdreamer.toybox.judge import judging_cameras
 
     renderer, field, background = scene

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.runs import file_identity
-from jointdreamer.prompts import shortened
+from jointdreamer.priors.prompts import shortened
 from jointdreamer.reading import is_whole, read_json
 
 TOYBOX = Path(__file__).resolve().parents[1] / "toybox" / "weights"
@@ -50,7 +50,7 @@ def toybox_clip() -> ClipFiles:
 
 def clip_files(source: Any) -> ClipFiles:
     """CLIP from a folder or a hub id (or a list of them). Raises UserError if it is nowhere."""
-    from jointdreamer.models.weights import find_weights
+    from jointdreamer.weights.find import find_weights
 
     # a tokenizer is one file or three, by the version that wrote it
     return _describe(find_weights(source, "clip", needs=("config.json", "tokenizer_config.json")), None)
@@ -78,7 +78,7 @@ class Clip:
         from transformers import CLIPModel
         from transformers.utils import logging as noise
 
-        from jointdreamer.models.weights import load_tokenizer
+        from jointdreamer.weights.find import load_tokenizer
 
         noise.disable_progress_bar()
         kind: Any = CLIPModel

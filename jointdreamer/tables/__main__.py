@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError
 from jointdreamer.project import ROOT
-from jointdreamer.signals import ENDING
+from jointdreamer.runs.signals import ENDING
 from jointdreamer.tables.definitions import Row, tables
 from jointdreamer.terminal import safe_output
 
@@ -124,7 +124,7 @@ def make_table(settings: Settings, run: Any = None) -> int:
     run: makes one run, a `tables.runs.Runner`; by default train.py in a process of its own.
     """
     from jointdreamer.files import write_text
-    from jointdreamer.prompts import read_prompts
+    from jointdreamer.priors.prompts import read_prompts
     from jointdreamer.tables.figures import figure8, figure10
     from jointdreamer.tables.runs import Children, is_finished, make, plan_jobs
     from jointdreamer.tables.scores import markdown, score

@@ -14,7 +14,7 @@ from typing import Any
 from jointdreamer.comparison import compare
 from jointdreamer.errors import one_line
 from jointdreamer.project import ROOT
-from jointdreamer.run import is_complete, run_path
+from jointdreamer.runs.folder import is_complete, run_path
 from jointdreamer.schedules import Plan
 from jointdreamer.tables.definitions import Row, Table
 

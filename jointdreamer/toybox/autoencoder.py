@@ -15,12 +15,12 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
-from jointdreamer.models.weights import load_part
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes import FAMILY
 from jointdreamer.toybox.world import Words
+from jointdreamer.weights.find import load_part
 
 
 def held_out_views(n: int, seed: int, words: Words) -> Tensor:

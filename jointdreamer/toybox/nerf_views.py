@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from jointdreamer.cameras import mvdream_camera, sample_cameras
-from jointdreamer.fields.background import SphericalBackground
-from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.optim import build_optimizer
-from jointdreamer.renderers.volume import VolumeRenderer
+from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from jointdreamer.toybox import data, raycast
 from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy, solids
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.files import write_text
-from jointdreamer.models.weights import clip_tokenizer_class
 from jointdreamer.toybox.world import COLORS, FIRST, SECOND, SHIPPED_WORDS, Words, vocabulary
+from jointdreamer.weights.find import clip_tokenizer_class
 
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128

@@ -1,6 +1,6 @@
 """The toybox's novel-view model: Zero-1-to-3's structure in small, from the rigs' latents.
 
-It ships as a diffusers folder that models/zero123.py reads: unet/, image_encoder/, clip_camera_projection/, scheduler/.
+It ships as a diffusers folder that priors/zero123.py reads: unet/, image_encoder/, clip_camera_projection/, scheduler/.
 """
 
 import json
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.diffusion import x0_from_noise
-from jointdreamer.distillation import noise_at
+from jointdreamer.distillation.joint import noise_at
 from jointdreamer.files import atomic_path
-from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-from jointdreamer.models.novel_view import CLIP_MEAN, CLIP_STD
-from jointdreamer.models.zero123 import POSE
-from jointdreamer.prompts import Conditioning, embed_texts
+from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD
+from jointdreamer.priors.prompts import Conditioning, embed_texts
+from jointdreamer.priors.zero123 import POSE
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.recipes import (
     Recipe,

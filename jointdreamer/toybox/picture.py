@@ -12,7 +12,7 @@ import numpy as np
 from jointdreamer.cameras import orbit_cameras
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.images import grid, write_png
-from jointdreamer.outputs import load_scene, render_views
+from jointdreamer.runs.pictures import load_scene, render_views
 from jointdreamer.terminal import safe_output
 
 

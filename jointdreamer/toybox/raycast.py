@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointdreamer.compiled import cached_njit
+from jointdreamer.kernels.compiled import cached_njit
 
 SPHERE, BOX, CYLINDER, CONE = range(4)
 PLAIN, STRIPED, SPOTTED, CHECKERED, PATCHED = range(5)

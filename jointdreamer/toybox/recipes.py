@@ -18,9 +18,9 @@ from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, write_text
 from jointdreamer.images import grid, write_png
-from jointdreamer.models.multiview_unet import set_views
-from jointdreamer.models.placement import place
-from jointdreamer.models.precision import network_dtype
+from jointdreamer.kernels.precision import network_dtype
+from jointdreamer.priors.multi_view_unet import set_views
+from jointdreamer.priors.placement import place
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.nerf_views import nerf_views
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION, Edition

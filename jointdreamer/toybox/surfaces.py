@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jointdreamer.errors import UserError, one_line
-from jointdreamer.outputs import load_scene
+from jointdreamer.runs.pictures import load_scene
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.judge import judging_cameras

@@ -16,10 +16,10 @@ import numpy as np
 
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
-from jointdreamer.outputs import load_scene, render_views
+from jointdreamer.priors.prompts import read_prompts
 from jointdreamer.project import ROOT
-from jointdreamer.prompts import read_prompts
-from jointdreamer.run import run_path
+from jointdreamer.runs.folder import run_path
+from jointdreamer.runs.pictures import load_scene, render_views
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.judge import Verdict, judging_cameras, load_judge, table, verdict
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION

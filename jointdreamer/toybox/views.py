@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jointdreamer.cameras import sample_cameras
-from jointdreamer.data.view_pairs import CAPTIONS, write_packed
+from jointdreamer.classifier.pairs import CAPTIONS, write_packed
 from jointdreamer.files import write_text
 from jointdreamer.toybox import data, raycast
 from jointdreamer.toybox.world import Toy, caption, sample_toy, solids

@@ -42,7 +42,7 @@ def test_encoding(bench, capsys):
 
 def test_encoding_refuses_a_kernel_that_is_wrong(monkeypatch):
     from benchmarks import encoding
-    from jointdreamer.fields.encoding import HashEncoding
+    from jointdreamer.scenes.nerf.encoding import HashEncoding
 
     right = HashEncoding.forward
     monkeypatch.setattr(

@@ -32,7 +32,7 @@ def test_a_convolution():
 
 
 def test_inference_mode_and_reordered_weights_change_no_count():
-    from jointdreamer.models.fast_unet import knows, speed_up
+    from jointdreamer.kernels.fast_unet import knows, speed_up
     from tests.conftest import _unet
 
     unet = _unet().bfloat16().requires_grad_(False)

@@ -148,7 +148,7 @@ def test_nothing_stays_wrapped(tmp_path):
     """The stopwatch is out of the package when its stack is closed."""
     from contextlib import ExitStack
 
-    from jointdreamer.renderers.volume import VolumeRenderer
+    from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
     before = VolumeRenderer.forward, torch.autograd.backward, torch.autograd.grad
     with ExitStack() as stack:

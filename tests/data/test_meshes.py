@@ -11,8 +11,8 @@ from PIL import Image
 
 from jointdreamer.cameras import look_at
 from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, rasterize
-from jointdreamer.export import write_mesh
 from jointdreamer.formats.surface import linear_to_srgb
+from jointdreamer.scenes.export import write_mesh
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.raycast import BOX, Solid
 from tests.glb_builder import UV, GlbBuilder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trimesh as _trimesh
 
+from jointdreamer.classifier.pairs import ViewFolder, open_views
 from jointdreamer.data import render_views
-from jointdreamer.data.view_pairs import ViewFolder, open_views
 from tests.glb_builder import GlbBuilder
 
 trimesh: Any = _trimesh  # its stubs know half of it

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from jointdreamer.cameras import Cameras, Rig, camera_numbers, sample_cameras
+from jointdreamer.classifier.model import Features
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.classifier import ClassifierEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.models.pair_classifier import Features
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.prompts import Conditioning
 
 SHIPPED = Path(__file__).parents[2] / "jointdreamer" / "toybox" / "weights" / "classifier"
 NOTHING = torch.zeros(1)

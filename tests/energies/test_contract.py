@@ -7,11 +7,11 @@ import torch
 
 from jointdreamer.cameras import Cameras, Rig, sample_cameras
 from jointdreamer.diffusion import noise_from_x0
-from jointdreamer.distillation import Noised, add_noise, energy_gradient
+from jointdreamer.distillation.joint import Noised, add_noise, energy_gradient
 from jointdreamer.energies.registry import ENERGIES, build_energy
-from jointdreamer.guidance.base import NoisePrediction
-from jointdreamer.guidance.latent_diffusion import LatentDiffusion
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.base import NoisePrediction
+from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.prompts import Conditioning
 
 B, V = 3, 4
 
@@ -84,7 +84,7 @@ def test_rigs_are_independent(energy, scene, monkeypatch):
     module = __import__(type(energy).__module__, fromlist=["noise_like"])
     if hasattr(module, "noise_like"):
         monkeypatch.setattr(module, "noise_like", lambda x, g: torch.ones_like(x))
-        monkeypatch.setattr("jointdreamer.models.autoencoder.noise_like", lambda x, g: torch.zeros_like(x))
+        monkeypatch.setattr("jointdreamer.priors.autoencoder.noise_like", lambda x, g: torch.zeros_like(x))
     grad, coherence = ask(energy, scene)
     for i in range(B):
         alone, c = ask(energy, rig(scene, i))

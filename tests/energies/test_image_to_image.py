@@ -12,8 +12,8 @@ from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.image_to_image import ImageToImageEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.models.wonder3d import AZIMUTH_DEG
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.wonder3d import AZIMUTH_DEG
 
 B, V = 2, 4
 ORTHO = Rig(n_rigs=B, n_views=6, azimuth_deg=AZIMUTH_DEG, projection="orthographic")

@@ -13,8 +13,8 @@ from jointdreamer.energies.base import Views
 from jointdreamer.energies.multiview import MultiViewEnergy
 from jointdreamer.energies.random import RandomEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.models.multiview_unet import predict
-from jointdreamer.prompts import Conditioning
+from jointdreamer.priors.multi_view_unet import predict
+from jointdreamer.priors.prompts import Conditioning
 
 B, V = 2, 4
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from trimesh.creation import box
 
-from jointdreamer.fields.background import SphericalBackground
-from jointdreamer.fields.hash_grid import HashGridField
 from jointdreamer.files import to_json, write_text
-from jointdreamer.renderers.volume import VolumeRenderer
-from jointdreamer.run import RunFolder, run_path
+from jointdreamer.runs.folder import RunFolder, run_path
+from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
 CONFIG: dict[str, Any] = {
     "prompt": "a red robot",

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import evaluate
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("views=3", "report=false", "device=cpu")
@@ -112,7 +112,8 @@ def test_a_second_call_loads_none_of_the_networks_libraries(command, make_run, t
     make_run()
     assert command("runs=runs")[0] == 0
     code = (
-        "import sys; from jointdreamer import cli; import evaluate; status = cli.main('evaluate', evaluate.evaluate); "
+        "import sys, evaluate; from jointdreamer.cli import main as cli; "
+        "status = cli.main('evaluate', evaluate.evaluate); "
         "heavy = {'transformers', 'diffusers', 'trimesh', 'skimage', 'accelerate', 'huggingface_hub'}; "
         "sys.exit(status or ' '.join(sorted(heavy & set(sys.modules))) or 0)"
     )

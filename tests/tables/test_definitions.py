@@ -2,7 +2,7 @@
 
 import pytest
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.tables.definitions import MEASURES, TABLE3_SDS, tables
 

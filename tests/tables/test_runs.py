@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jointdreamer import cli
+from jointdreamer.cli import main as cli
 from jointdreamer.errors import UserError
-from jointdreamer.run import run_path
+from jointdreamer.runs.folder import run_path
 from jointdreamer.tables.definitions import Row, Table
 from jointdreamer.tables.runs import Children, is_finished, make, plan_jobs
 

@@ -1,4 +1,4 @@
-"""The toybox's novel-view model is trained as models/zero123.py will ask it."""
+"""The toybox's novel-view model is trained as priors/zero123.py will ask it."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from jointdreamer.cameras import Cameras, look_at, sample_cameras
-from jointdreamer.models.novel_view import load_novel_view
-from jointdreamer.models.zero123 import relative_numbers
+from jointdreamer.priors.novel_view import load_novel_view
+from jointdreamer.priors.zero123 import relative_numbers
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.novel_view import NovelView, rig_poses, widened
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS

@@ -92,9 +92,9 @@ def test_nothing_in_view_is_nothing():
 
 
 def test_the_volume_renderer_and_the_ray_caster_see_an_object_at_the_same_pixels():
-    from jointdreamer.fields.background import SphericalBackground
-    from jointdreamer.fields.base import Field, FieldOutput
-    from jointdreamer.renderers.volume import VolumeRenderer
+    from jointdreamer.scenes.background import SphericalBackground
+    from jointdreamer.scenes.nerf.base import Field, FieldOutput
+    from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
     centre = torch.tensor([0.2, 0.3, -0.1])
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from jointdreamer.models.checkpoint import stored_keys
-from jointdreamer.models.weights import load_tokenizer
 from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, _save_part, _save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
+from jointdreamer.weights.checkpoint import stored_keys
+from jointdreamer.weights.find import load_tokenizer
 
 MEGABYTES = 60
 
@@ -77,7 +77,7 @@ def test_what_training_saves_is_read_alike(tmp_path):
 
 
 def test_the_multi_view_model_is_the_stock_unet_with_a_camera():
-    from jointdreamer.models.multiview_unet import load_multiview
+    from jointdreamer.priors.multi_view_unet import load_multiview
 
     model = load_multiview(WEIGHTS / "multi_view")
     assert type(model.unet).__name__ == "UNet2DConditionModel"

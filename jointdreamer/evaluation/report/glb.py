@@ -1,6 +1,6 @@
 """A GLB made small enough to be sent thirty times in one page: quantised attributes, and faces only up to a limit.
 
-Knows the meshes that `jointdreamer.export.write_mesh` writes (one triangle list with vertex colours); any other GLB
+Knows the meshes that `scenes.export.write_mesh` writes (one triangle list with vertex colours); any other GLB
 that is whole comes back as it is. The container is that of glTF 2.0 section 4.4, the number formats those of the
 extension KHR_mesh_quantization, which needs no decoder: a browser hands the integers to the GPU as they are.
 """

@@ -6,8 +6,8 @@ import torch
 import trimesh
 from trimesh.visual import ColorVisuals
 
-from jointdreamer.export import write_mesh
 from jointdreamer.images import write_png, write_video
+from jointdreamer.scenes.export import write_mesh
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'><script>window.hacked=2</script> \u2028 \"a\" `${1}` & <b>pig"
 HOSTILE += "\x1b[31m\x9b2J\x7f\u202e"

@@ -10,8 +10,8 @@ from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.report.glb import read_accessor, read_glb, thin_glb, write_quantised
-from jointdreamer.export import write_mesh
 from jointdreamer.formats import gltf
+from jointdreamer.scenes.export import write_mesh
 
 
 @pytest.fixture

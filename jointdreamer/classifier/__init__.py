@@ -1,0 +1,1 @@
+"""M_CLS, the classifier of view pairs of Eq. 6."""

@@ -1,0 +1,1 @@
+"""The command line: composing the config, words as typed, sweeps."""

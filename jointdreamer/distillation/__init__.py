@@ -1,0 +1,1 @@
+"""What teaches a scene: one term per file."""

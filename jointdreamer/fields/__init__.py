@@ -1,1 +1,0 @@
-"""Radiance fields: what is where, and of which colour."""

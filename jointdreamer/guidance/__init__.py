@@ -1,1 +1,0 @@
-"""Text-to-image priors: images to latents and back, and the noise they predict."""

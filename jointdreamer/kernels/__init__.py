@@ -1,0 +1,1 @@
+"""Compiled paths. Each has a plain PyTorch twin elsewhere; all of them are optional."""

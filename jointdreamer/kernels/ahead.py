@@ -1,0 +1,27 @@
+"""All compiled kernels of a training step on the CPU."""
+
+from threading import Thread
+
+import torch
+
+from jointdreamer.kernels.compiled import compile_in_background
+from jointdreamer.kernels.precision import has_bfloat16_units
+
+
+def compile_ahead(device: torch.device, n_features: int) -> Thread | None:
+    """Start compiling what a step without normals needs, beside the loading of networks that follows; None on CUDA.
+
+    The first start on a machine does not wait for it then; later ones read the kernels from the disk.
+
+    n_features: an entry's in the hash tables
+    """
+    if device.type != "cpu":
+        return None
+    from jointdreamer.kernels import hash_numba, mlp_numba
+    from jointdreamer.kernels import norm_numba as norm_kernels
+    from jointdreamer.kernels import volume_numba as kernels
+
+    networks = norm_kernels.signatures() if has_bfloat16_units() else []
+    return compile_in_background(
+        [*hash_numba.signatures(n_features), *mlp_numba.signatures(), *kernels.signatures(), *networks]
+    )

@@ -1,1 +1,0 @@
-"""Pretrained networks: where their weights are, and how they are read."""

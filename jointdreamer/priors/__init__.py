@@ -1,0 +1,1 @@
+"""Frozen diffusion models over views: text to image, multi-view, novel view."""

@@ -1,0 +1,307 @@
+"""Zero-1-to-3 (XL): any relative pose, as four numbers beside the image's embedding. docs/conventions.md, Zero-1-to-3.
+
+Read from the authors' .ckpt, or from a diffusers folder with unet/, image_encoder/, clip_camera_projection/ (or
+cc_projection/), scheduler/, and perhaps vae/. The UNet is the stock one with 8 channels in.
+"""
+
+import re
+from math import pi
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.errors import UserError
+from jointdreamer.priors.multi_view_unet import _strip, _unet_key, ldm_unet_config, vae_from_ldm
+from jointdreamer.priors.novel_view import Condition, NovelView, Parts, build_exactly, check_unet, folder_parts, guide
+from jointdreamer.weights.checkpoint import advice, differences, read_checkpoint
+from jointdreamer.weights.find import load_noise_schedule, load_part
+
+POSE = 4  # numbers
+HEAD_CHANNELS = 64  # of OpenAI's CLIP
+PROJECTIONS = ("clip_camera_projection", "cc_projection")  # folders, after two conversions of the checkpoint
+UNET, EMA, VAE, CLIP, PROJECTION = (
+    "model.diffusion_model.",
+    "model_ema.",
+    "first_stage_model.",
+    "cond_stage_model.model.",
+    "cc_projection.",
+)
+# What is left of CLIP's text tower, which was deleted before training: nobody's
+REST = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight")
+REST += ("ln_final.weight", "ln_final.bias")
+# One of each group, as the original code names them: what a checkpoint must have to be taken apart at all
+SIGNATURE = (
+    "cc_projection.weight",
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "model.diffusion_model.out.2.weight",
+    "first_stage_model.post_quant_conv.weight",
+    "cond_stage_model.model.visual.conv1.weight",
+)
+
+
+def relative_numbers(reference: Cameras, cameras: Cameras) -> Tensor:
+    """(B, V, 4): difference of the polar angle from +z, sine and cosine of that of the azimuth, and of the distance.
+
+    reference (B, 1), cameras (B, V). Target minus reference; radians and world units. The polar angle falls where the
+    elevation rises.
+    """
+    polar = reference.elevation - cameras.elevation
+    azimuth = cameras.azimuth - reference.azimuth
+    return torch.stack([polar, azimuth.sin(), azimuth.cos(), cameras.distance - reference.distance], -1)
+
+
+def stable_numbers(reference: Cameras, cameras: Cameras) -> Tensor:
+    """(B, V, 4) of Stable Zero123: as `relative_numbers`, but last the polar angle of the reference itself, radians."""
+    polar = (pi / 2 - reference.elevation).expand_as(cameras.elevation)
+    return torch.cat([relative_numbers(reference, cameras)[..., :3], polar[..., None]], -1)
+
+
+class Zero123(NovelView):
+    """Views of arbitrary pose relative to the image's; each is drawn for itself."""
+
+    numbers = staticmethod(relative_numbers)  # what the network is told of a pose
+
+    def __init__(self, parts: Parts, image_size: int | None = None, x0_limit: float | None = None):
+        super().__init__(parts, image_size, x0_limit)
+        assert parts.projection is not None
+        self.cc_projection = parts.projection
+
+    @classmethod
+    def read(cls, path: Path, vae: Any, dtype: torch.dtype) -> Parts:
+        cls.check_name(path)
+        return _read_folder(path, vae, dtype) if path.is_dir() else _read_checkpoint(path, vae, dtype)
+
+    @classmethod
+    def check_name(cls, path: Path) -> None:
+        """Raise UserError for Stable Zero123, which has the same names and shapes, and another pose."""
+        if _is_stable(path):
+            raise UserError(
+                f"{path} is Stable Zero123 by its name: it has Zero-1-to-3's weights, but wants the reference's polar "
+                "angle where that wants a distance: models.novel_view.kind=stable_zero123"
+            )
+
+    def check_rig(self, rig: Rig) -> None:
+        if rig.projection != "perspective" or rig.n_views < 2:
+            raise UserError(
+                f"Zero-1-to-3 sees through perspective cameras, at least two in a rig: cameras.projection is "
+                f"{rig.projection}, cameras.n_views is {rig.n_views}"
+            )
+
+    def condition(self, image: Tensor) -> Condition:
+        """The latents are the posterior's mode, NOT scaled, unlike those that are denoised."""
+        return Condition(self.embed(image, align_corners=True), self.mode(image))
+
+    def predict(
+        self, condition: Condition, reference: Cameras, x_t: Tensor, timesteps: Tensor, cameras: Cameras, scale: float
+    ) -> Tensor:
+        """The unconditional half sees zeros for both latents and context (after the projection)."""
+        b, v = x_t.shape[:2]
+        pose = self.numbers(reference, cameras).to(x_t.device)
+        token = torch.cat([condition.embedding[:, None].expand(-1, v, -1), pose], -1)
+        context = self.cc_projection(token.to(self.unet.dtype)).flatten(0, 1)[:, None]  # (B V, 1, D)
+        beside = condition.latents.to(self.unet.dtype).repeat_interleave(v, 0)
+        rows, t = x_t.flatten(0, 1).to(self.unet.dtype), timesteps.repeat_interleave(v)
+        if scale == 1:
+            raw = self._raw(rows, beside, t, context).unflatten(0, (b, v))
+            return self.x0(self.noise(raw, x_t, timesteps), x_t, timesteps)
+        none = torch.zeros_like(beside), torch.zeros_like(context)
+        both = self._raw(
+            torch.cat([rows, rows]), torch.cat([none[0], beside]), t.repeat(2), torch.cat([none[1], context])
+        )
+        uncond, cond = (self.noise(half, x_t, timesteps) for half in both.unflatten(0, (2, b, v)))
+        return self.x0(guide(cond, uncond, scale), x_t, timesteps)
+
+    def _raw(self, rows: Tensor, beside: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        return self.unet(torch.cat([rows, beside], 1), timesteps, context, return_dict=False)[0]
+
+
+class StableZero123(Zero123):
+    """Zero-1-to-3 trained further, told where the image was taken from instead of how far away a view is."""
+
+    numbers = staticmethod(stable_numbers)
+
+    @classmethod
+    def check_name(cls, path: Path) -> None:
+        pass
+
+
+def _is_stable(path: Path) -> bool:
+    """Whether a file, or the folder or hub repository that it is from, is called after Stable Zero123.
+
+    Its weights do not tell it from Zero-1-to-3 XL.
+    """
+    names = [path.name, *(part for part in path.parts if part.startswith("models--"))]
+    names += [path.parent.name] if path.is_file() else []
+    if (path / "model_index.json").is_file():
+        names.append((path / "model_index.json").read_text(encoding="utf-8", errors="replace"))
+    return any(re.search(r"stable[-_ ]?zero", name, re.IGNORECASE) for name in names)
+
+
+def _read_folder(folder: Path, vae: Any, dtype: torch.dtype) -> Parts:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    what = "Zero-1-to-3 model"
+    there = next((name for name in PROJECTIONS if (folder / name).is_dir()), None)
+    if there is None:
+        raise UserError(f"{folder} is no {what}: it has neither {' nor '.join(f'{name}/' for name in PROJECTIONS)}")
+    alphas_cumprod, prediction_type = load_noise_schedule(folder)
+    own_vae, image_encoder = folder_parts(folder, vae, dtype)
+    unet: Any = load_part(UNet2DConditionModel, folder, "unet", dtype)
+    check_unet(unet, folder, what, image_encoder, class_embed_type=None)
+    stored = read_projection(folder / there)
+    projection = _projection(stored, dtype, f"{folder / there} is no projection of {what}s")
+    _check_projection(projection, image_encoder, unet.config.cross_attention_dim, folder)
+    return Parts(unet, own_vae, image_encoder, alphas_cumprod, prediction_type, projection)
+
+
+def read_projection(folder: Path) -> dict[str, Tensor]:
+    """The projection's `weight` and `bias`, whatever module they were saved in."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise UserError(f"cannot load the projection: there is no .safetensors file in {folder}; download it again")
+    state = read_checkpoint(files[0])
+    return {key.rpartition(".")[2] if key.count(".") <= 1 else key: value for key, value in state.items()}
+
+
+def _projection(state: dict[str, Tensor], dtype: torch.dtype, where: str) -> nn.Linear:
+    weight = state.get("weight")
+    width_out, width_in = weight.shape if weight is not None and weight.ndim == 2 else (1, 1)
+    names = {key: f"{PROJECTION}{key}" for key in ("weight", "bias")}
+    return build_exactly(lambda: nn.Linear(width_in, width_out), state, dtype, where, names)
+
+
+def _check_projection(projection: nn.Linear, image_encoder: Any, context: int, path: Path) -> None:
+    shape = (projection.in_features, projection.out_features)
+    wanted = (image_encoder.config.projection_dim + POSE, context)
+    if shape != wanted:
+        raise UserError(f"{path} is no Zero-1-to-3 model: its projection maps {shape}, wanted {wanted}")
+
+
+def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
+    state = read_checkpoint(path)
+    where = f"{path} is no complete Zero-1-to-3 checkpoint"
+    missing = next((key for key in SIGNATURE if key not in state), None)
+    # Top-level names without a dot are the noise schedule's tables
+    known = (UNET, EMA, VAE, CLIP, PROJECTION)
+    unexpected = next((key for key in state if "." in key and not key.startswith(known)), None)
+    if missing == SIGNATURE[0]:  # another latent diffusion model: what it has instead is what tells
+        unexpected = unexpected or next((key for key in state if _is_foreign(key)), None)
+    if missing or unexpected:
+        raise UserError(
+            f"{where}: first missing key {missing or '(none)'}, first unexpected key {unexpected or '(none)'}"
+            f"{advice(state, 'novel_view')}"
+        )
+    unet = _unet(_averaged(state, where), dtype, where)
+    image_encoder = _image_encoder(_strip(state, CLIP), dtype, where)
+    if vae is None:
+        try:
+            vae = vae_from_ldm(state, dtype)
+        except (KeyError, RuntimeError, ValueError) as error:
+            first = " ".join(str(error).split())[:300]
+            raise UserError(f"{where}: its autoencoder (first_stage_model): {first}") from error
+    projection = _projection(_strip(state, PROJECTION), dtype, where)
+    check_unet(unet, path, "Zero-1-to-3 checkpoint", image_encoder)
+    _check_projection(projection, image_encoder, unet.config.cross_attention_dim, path)
+    alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
+    return Parts(unet, vae, image_encoder, alphas_cumprod, "epsilon", projection)
+
+
+def _is_foreign(key: str) -> bool:
+    """Whether Zero-1-to-3 has no such weight."""
+    if "." not in key or key.removeprefix(CLIP) in REST:
+        return False
+    ours = (f"{UNET}{group}." for group in ("input_blocks", "middle_block", "output_blocks", "time_embed", "out"))
+    return not key.startswith((*ours, EMA, VAE, f"{CLIP}visual.", PROJECTION))
+
+
+def _averaged(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The UNet's weights by their original names: their running average if the checkpoint has it, as the authors use.
+
+    The average's names are the weights' own without the dots; what is not averaged is as it is in the network.
+    """
+    raw = _strip(state, UNET)
+    flat = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in raw}
+    average = {key: value for key, value in state.items() if key.startswith(EMA)}
+    if not average:
+        return raw
+    for counter in ("decay", "num_updates"):
+        average.pop(EMA + counter, None)
+    if flat.keys() != average.keys():
+        raise UserError(f"{where}: {differences(flat, average, seen=())}")
+    return {flat[key]: value for key, value in average.items()}
+
+
+def _unet(ldm: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    try:
+        config, per_level = ldm_unet_config(ldm)
+    except (KeyError, IndexError) as error:
+        raise UserError(f"{where}: first missing key {UNET}{error.args[0]}, first unexpected key (none)") from error
+    mapped, names = {}, {}
+    for key, value in ldm.items():
+        try:
+            new = _unet_key(key, per_level)
+        except (KeyError, ValueError, IndexError):
+            new = f"{UNET}{key}"  # unexpected, and reported as such
+        mapped[new], names[new] = value, f"{UNET}{key}"
+    return build_exactly(lambda: UNet2DConditionModel(**config), mapped, dtype, where, names)
+
+
+def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
+    """OpenAI's CLIP vision tower as a CLIPVisionModelWithProjection."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    mapped, names = {}, {}
+
+    def put(new: str, value: Tensor, key: str) -> None:
+        mapped[new], names[new] = value, CLIP + key
+
+    outside = {
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    }
+    inside = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    inside["attn.out_proj"] = "self_attn.out_proj"
+    norms = {"visual.ln_pre": "vision_model.pre_layrnorm", "visual.ln_post": "vision_model.post_layernorm"}
+    for key, value in clip.items():
+        module, _, kind = key.rpartition(".")
+        if key in REST:
+            continue
+        if key in outside:
+            put(outside[key], value, key)
+        elif module in norms:
+            put(f"{norms[module]}.{kind}", value, key)
+        elif key == "visual.proj":
+            put("visual_projection.weight", value.T, key)
+        elif key.startswith("visual.transformer.resblocks."):
+            _, _, _, number, *rest_of = module.split(".")
+            layer, part = f"vision_model.encoder.layers.{number}", ".".join(rest_of)
+            if kind in ("in_proj_weight", "in_proj_bias"):
+                for name, third in zip("qkv", value.chunk(3), strict=True):
+                    put(f"{layer}.self_attn.{name}_proj.{kind.removeprefix('in_proj_')}", third, key)
+            else:
+                put(f"{layer}.{inside.get(part, part)}.{kind}", value, key)
+        else:
+            put(key, value, key)
+    try:
+        width, _, patch, _ = clip["visual.conv1.weight"].shape
+        side = round((clip["visual.positional_embedding"].shape[0] - 1) ** 0.5)
+        config = CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=clip["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+            num_hidden_layers=len({key.split(".")[3] for key in clip if key.startswith("visual.transformer.resbl")}),
+            num_attention_heads=max(1, width // HEAD_CHANNELS),
+            image_size=side * patch,
+            patch_size=patch,
+            projection_dim=clip["visual.proj"].shape[1],
+            hidden_act="quick_gelu",
+        )
+    except KeyError as error:
+        raise UserError(f"{where}: first missing key {CLIP}{error.args[0]}, first unexpected key (none)") from error
+    return build_exactly(lambda: CLIPVisionModelWithProjection(config), mapped, dtype, where, names)

@@ -1,1 +1,0 @@
-"""From a field and cameras to images."""

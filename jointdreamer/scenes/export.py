@@ -1,0 +1,249 @@
+"""Density field -> triangle mesh with vertex colours -> GLB, OBJ, PLY.
+
+Inside, a mesh lies in the world of `cameras.py`: right-handed, z up, the front towards +x. On writing, GLB and OBJ are
+turned to what their readers expect, y up and the front towards +z; PLY, which has no such custom, stays in the world.
+"""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import trimesh
+from scipy import ndimage
+from skimage.measure import marching_cubes
+from torch import Tensor
+from trimesh.visual import ColorVisuals
+
+from jointdreamer.errors import UserError
+from jointdreamer.files import atomic_path
+from jointdreamer.formats.gltf import write_glb
+from jointdreamer.formats.ply import mark_z_up
+from jointdreamer.formats.surface import WORLD_TO_Y_UP, srgb_to_linear
+
+if TYPE_CHECKING:
+    from jointdreamer.scenes.nerf.base import Field
+
+FORMATS = (".glb", ".obj", ".ply")
+
+
+@torch.no_grad()
+def density_grid(field: "Field", resolution: int = 128, chunk: int = 2**17) -> np.ndarray:
+    """Density at resolution^3 points of the cube [-radius, radius]^3, both ends included: float32, indexed x, y, z.
+
+    NaN and negative values count as empty, infinite ones as solid.
+    """
+    if resolution < 4:
+        raise UserError(f"mesh resolution {resolution}: wanted 4 or more")
+    device = _device(field)
+    axis = torch.linspace(-field.radius, field.radius, resolution, device=device)
+    sigma = torch.empty(resolution**3)
+    for start in range(0, resolution**3, chunk):
+        index = torch.arange(start, min(start + chunk, resolution**3), device=device)
+        x = torch.stack(
+            [axis[index // resolution**2], axis[index // resolution % resolution], axis[index % resolution]], 1
+        )
+        sigma[start : start + len(index)] = field.density(x).float().cpu()
+    return sigma.nan_to_num(0.0, 1e6, 0.0).clamp(0, 1e6).reshape(3 * (resolution,)).numpy()
+
+
+def choose_threshold(sigma: np.ndarray, radius: float) -> float:
+    """The density whose surface has the silhouettes that a camera sees: never an empty mesh if renders show something.
+
+    Along each axis, the line integral of the density says which pixels are at least half opaque, and the largest
+    density on the line says for each threshold which pixels the mesh covers. The threshold with the best agreement
+    (intersection over union, all three views) wins; of a plateau of equals, its middle on a log scale. If nothing is
+    half opaque, "half as opaque as the most opaque pixel" takes the place of one half.
+
+    Raises: UserError if even a ray through the densest part would be less than 1% opaque.
+    """
+    spacing = 2 * radius / (sigma.shape[0] - 1)
+    opacity = np.stack([1 - np.exp(-sigma.sum(axis, dtype=np.float64) * spacing) for axis in range(3)])
+    largest = np.stack([sigma.max(axis) for axis in range(3)])
+    if opacity.max() < 0.01:
+        raise UserError(
+            f"the field is empty: its largest density is {sigma.max():.3g} and no view of it is more than "
+            f"{100 * opacity.max():.2g}% opaque, so there is no surface to export; train longer, or raise the rates"
+        )
+    seen = opacity >= min(0.5, 0.5 * opacity.max())
+    levels = np.geomspace(max(largest[seen].min() * 1e-2, 1e-6), largest.max(), 201)
+    levels = np.sqrt(levels[1:] * levels[:-1])
+    covered = largest[None] > levels[:, None, None, None]
+    agreement = (covered & seen).sum((1, 2, 3)) / np.maximum(1, (covered | seen).sum((1, 2, 3)))
+    best = np.flatnonzero(agreement >= agreement.max() - 1e-9)
+    return float(math.exp(np.log(levels[best]).mean()))
+
+
+def solid(sigma: np.ndarray, threshold: float, min_share: float = 0.05) -> np.ndarray:
+    """The density without hollows and floaters: enclosed empty space is filled, and of the separate pieces only the
+    largest stays and those of at least `min_share` of its volume. Same shape; nothing else changes.
+    """
+    inside = np.asarray(ndimage.binary_fill_holes(sigma > threshold), dtype=bool)
+    pieces, count = ndimage.label(inside, structure=np.ones((3, 3, 3)))  # type: ignore[misc]  # returns a pair
+    if count > 1:
+        volume = np.bincount(pieces.ravel())
+        volume[0] = 0
+        inside = inside & (volume >= min_share * volume.max())[pieces]
+    filled = np.where(inside & (sigma <= threshold), np.float32(np.inf), sigma)
+    return np.where(~inside & (sigma > threshold), np.float32(0), filled)
+
+
+def mesh_from_density(
+    sigma: np.ndarray,  # (R, R, R)
+    radius: float,
+    threshold: float | None = None,
+    min_share: float = 0.05,
+    max_faces: int | None = 100_000,
+) -> trimesh.Trimesh:
+    """Marching cubes on a density grid over [-radius, radius]^3: a closed surface with outward normals, in the world.
+
+    threshold: `choose_threshold` unless given. A given one that no density exceeds falls back to the chosen one.
+    Marching cubes runs on sigma / (sigma + threshold), 1/2 on the surface: a density that jumps from 0 to 1000 between
+    two grid points puts the surface in the middle, not next to the empty one.
+    Raises: UserError if the field is empty (see choose_threshold) or max_faces is below 100.
+    """
+    if max_faces is not None and max_faces < 100:
+        raise UserError(f"at most {max_faces} faces: wanted 100 or more, or null for no limit")
+    chosen = choose_threshold(sigma, radius)
+    if threshold is None or not 0 < threshold < 0.999 * sigma.max():
+        threshold = chosen
+    sigma = solid(sigma, threshold, min_share)
+    with np.errstate(invalid="ignore"):
+        level = np.where(np.isinf(sigma), np.float32(1), sigma / (sigma + np.float32(threshold)))
+    level = np.pad(level, 1)  # closes what touches the border of the field
+    extent = radius + 2 * radius / (sigma.shape[0] - 1)
+    vertices, faces = _isosurface(level, extent)
+    if max_faces is None or len(faces) <= max_faces:
+        return _welded(vertices, faces)
+    for share in (1, 0.95, 0.9):
+        mesh = _simplified(vertices, faces, int(share * max_faces))
+        if mesh.is_watertight and len(mesh.faces):
+            return mesh
+    # a coarser grid needs no simplification
+    while len(faces) > max_faces:
+        level = np.asarray(ndimage.zoom(level, 0.95 * math.sqrt(max_faces / len(faces)), order=1))
+        vertices, faces = _isosurface(level, extent)
+    return _welded(vertices, faces)
+
+
+def _isosurface(level: np.ndarray, extent: float) -> tuple[np.ndarray, np.ndarray]:
+    """Marching cubes at 1/2 on a grid over [-extent, extent]^3 with a border of 0: closed, all vertices apart."""
+    # no grid point lies on the surface itself, where the vertices of all its edges would fall together
+    level = np.where(np.abs(level - 0.5) < 1e-3, np.where(level > 0.5, 0.501, 0.499), level)
+    # "ascent": triangles are wound so that their normals point to where the density falls, outwards. "lorensen": the
+    # newer table of Lewiner leaves edges of four faces in noise
+    vertices, faces, _, _ = marching_cubes(level, 0.5, gradient_direction="ascent", method="lorensen")
+    return vertices * (2 * extent / (np.array(level.shape) - 1)) - extent, faces
+
+
+def _simplified(vertices: np.ndarray, faces: np.ndarray, target: int) -> trimesh.Trimesh:
+    """At most `target` triangles. Collapsing edges by their error alone may fold a thin place onto itself, and then the
+    surface is not closed any more."""
+    import fast_simplification
+
+    points, triangles = fast_simplification.simplify(  # type: ignore[misc]  # a pair, unless collapses are asked for
+        vertices.astype(np.float64), faces.astype(np.int32), target_count=target
+    )
+    return _welded(points, triangles)
+
+
+def _welded(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:
+    """Vertices in one place are one, as every reader will have it; what has no area then goes: faces with one corner
+    twice, and pairs of faces with the same corners."""
+    mesh = trimesh.Trimesh(vertices.astype(np.float32), faces, process=False)  # as files store them
+    mesh.merge_vertices()
+    corners = np.sort(mesh.faces, axis=1)
+    _, which, count = np.unique(corners, axis=0, return_inverse=True, return_counts=True)
+    flat = (corners[:, 0] == corners[:, 1]) | (corners[:, 1] == corners[:, 2])
+    mesh.update_faces(~flat & (count[which.reshape(-1)] == 1))
+    mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+@torch.no_grad()
+def vertex_colors(
+    field: "Field", vertices: Tensor, normals: Tensor, depth: float, n_samples: int = 8, chunk: int = 2**15
+) -> Tensor:
+    """Albedo (M, 3) in [0, 1] that a camera straight above each vertex would see.
+
+    vertices, normals: (M, 3), unit and outward. The field's colours are trained where its density is, a little inside
+    the surface: n_samples along the normal, from depth / 4 above to 3 / 4 depth below, composited front to back.
+    """
+    device, step = _device(field), depth / n_samples
+    inwards = (torch.arange(n_samples, device=device) + 0.5) * step - depth / 4
+    colors = torch.empty(len(vertices), 3)
+    for start in range(0, len(vertices), chunk):
+        x = vertices[start : start + chunk, None].to(device)
+        n = normals[start : start + chunk, None].to(device)
+        x = (x - inwards[:, None] * n).clamp(-field.radius, field.radius)
+        out = field(x.reshape(-1, 3), normals=False)
+        optical = (out.sigma.float() * step).reshape(-1, n_samples)
+        before = optical.cumsum(1) - optical
+        weights = torch.exp(-before) * (1 - torch.exp(-optical)) + 1e-8  # the mean albedo where all is empty
+        weights = weights / weights.sum(1, keepdim=True)
+        seen = (weights[..., None] * out.albedo.float().reshape(-1, n_samples, 3)).sum(1)
+        colors[start : start + len(seen)] = seen.nan_to_num(0.5).clamp(0, 1).cpu()
+    return colors
+
+
+def extract_mesh(
+    field: "Field",
+    resolution: int = 128,
+    threshold: float | None = None,
+    min_share: float = 0.05,
+    max_faces: int | None = 100_000,
+    chunk: int = 2**17,
+) -> trimesh.Trimesh:
+    """The field as a mesh in the world (z up, front +x) with an RGBA uint8 colour at each vertex.
+
+    resolution: grid points along an edge of the cube. threshold, min_share, max_faces: see `mesh_from_density`.
+    chunk: points a call of the field gets at most.
+    Raises: UserError if the field is empty everywhere; a run that is otherwise complete may say so and go on.
+    """
+    mesh = mesh_from_density(density_grid(field, resolution, chunk), field.radius, threshold, min_share, max_faces)
+    vertices = torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32)
+    normals = torch.tensor(np.asarray(mesh.vertex_normals), dtype=torch.float32)
+    depth = 4 * 2 * field.radius / (resolution - 1)
+    colors = vertex_colors(field, vertices, normals, depth, chunk=max(1, chunk // 8))
+    rgba = np.concatenate([colors.numpy(), np.ones((len(vertices), 1))], 1)
+    mesh.visual = ColorVisuals(mesh, vertex_colors=np.round(255 * rgba).astype(np.uint8))
+    return mesh
+
+
+def write_mesh(path: str | Path, mesh: trimesh.Trimesh) -> None:
+    """Write a mesh that lies in the world as .glb, .obj or .ply, with its vertex colours; `mesh` is not changed.
+
+    .glb, .obj: y up, front +z. GLB stores vertex colours linear, as glTF 2.0 wants, in floats, under a matt material;
+    OBJ and PLY store them as they are. .ply: z up, front +x, and a comment that says so. `load_mesh` gives the same
+    object back from each; trimesh the vertex colours of a GLB with `trimesh.load(path, skip_materials=True)`.
+    Raises: UserError for another suffix or a full disk.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise UserError(
+            f"mesh file {path}: wanted a name that ends in {', '.join(FORMATS)}, got {suffix or 'no suffix'}"
+        )
+    mesh = mesh.copy()
+    if suffix != ".ply":
+        mesh.apply_transform(WORLD_TO_Y_UP)
+    if suffix == ".glb":
+        data: Any = _glb(mesh)
+    else:
+        data = mesh.export(file_type=suffix[1:])
+        data = mark_z_up(data) if suffix == ".ply" else data
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def _glb(mesh: trimesh.Trimesh) -> bytes:
+    rgba: Any = mesh.visual.to_color().vertex_colors if mesh.visual.kind == "texture" else mesh.visual.vertex_colors  # type: ignore[union-attr]
+    normals = np.nan_to_num(np.asarray(mesh.vertex_normals))
+    normals = np.where(np.linalg.norm(normals, axis=1, keepdims=True) > 0.5, normals, (0.0, 1.0, 0.0))
+    attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": normals}
+    attributes["COLOR_0"] = srgb_to_linear(np.asarray(rgba)[:, :3] / 255)
+    return write_glb({name: array.astype("<f4") for name, array in attributes.items()}, mesh.faces.astype("<u4"))
+
+
+def _device(field: "Field") -> torch.device:
+    return next((parameter.device for parameter in field.parameters()), torch.device("cpu"))

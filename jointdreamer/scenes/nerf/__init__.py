@@ -1,0 +1,1 @@
+"""The hash-grid NeRF and its volume renderer."""

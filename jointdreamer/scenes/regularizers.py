@@ -1,0 +1,96 @@
+"""What a good object looks like, whatever the prompt: a scalar of a render, or of the surface that it shows."""
+
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from jointdreamer.cameras import Cameras, rays
+from jointdreamer.scenes.nerf.base import Field
+from jointdreamer.scenes.nerf.volume import Render
+
+
+def orientation(render: Render) -> Tensor:
+    """Ref-NeRF's penalty on surfaces that turn away from the camera that sees them.
+
+    Sum over samples of stopgrad(w) max(0, n . d)^2, over the number of pixels with any opacity.
+    Raises ValueError for a render without normals.
+    """
+    if render.facing_away is None:
+        raise ValueError("the orientation loss needs normals: render with normals=True (see needs_normals)")
+    n_pixels = (render.opacity > 0).sum().clamp(min=1)
+    return render.facing_away.sum() / n_pixels
+
+
+def sparsity(render: Render) -> Tensor:
+    """Little of the image covered: mean sqrt(opacity^2 + 0.01), whose gradient fades at 0."""
+    return (render.opacity.square() + 0.01).sqrt().mean()
+
+
+def opaque(render: Render) -> Tensor:
+    """Every pixel either covered or not: mean binary entropy of the opacity, clamped to [0.001, 0.999]."""
+    p = render.opacity.clamp(1e-3, 1 - 1e-3)
+    return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
+
+
+def z_variance(render: Render) -> Tensor:
+    """Thin surfaces: mean variance of the depth over pixels with opacity > 0.5; 0 if there are none."""
+    covered = (render.opacity > 0.5).to(render.opacity.dtype)
+    return (render.z_variance * covered).sum() / covered.sum().clamp(min=1)
+
+
+def smoothness(
+    render: Render,
+    field: Field,
+    cameras: Cameras,
+    generator: torch.Generator | None,
+    n_points: int = 1024,
+    distance: float = 0.02,
+) -> Tensor:
+    """UNISURF's: mean |n(x) - n(x + e)|^2 over points x of the surface, e a normal draw of `distance` along each axis.
+
+    The points are where random pixels with opacity > 0.5 see the surface in the mean; 0 if there are none. A few
+    thousand points are a small part of a render's, so this costs little where normals of all samples would double it.
+    """
+    opacity, depth = render.opacity.detach().flatten(), render.depth.detach().flatten()
+    covered = torch.nonzero(opacity > 0.5).flatten()
+    if not len(covered):
+        return 0 * render.opacity.sum()
+    device = generator.device if generator is not None else opacity.device
+    rays_o, rays_d = (
+        x.reshape(-1, 3) for x in rays(cameras.c2w, cameras.fovy, cameras.resolution, cameras.orthographic)
+    )
+    chosen = covered[torch.randint(len(covered), (n_points,), generator=generator, device=device).to(covered.device)]
+    x = rays_o[chosen] + (depth[chosen] / opacity[chosen])[:, None] * rays_d[chosen]
+    beside = x + distance * torch.randn(x.shape, generator=generator, device=device).to(x.device)
+    normal = field(torch.cat([x, beside]), normals=True).normal
+    assert normal is not None
+    return (normal[:n_points] - normal[n_points:]).square().sum(1).mean()
+
+
+OF_THE_RENDER = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+REGULARIZERS = (*OF_THE_RENDER, "smooth")
+
+
+def regularizers(
+    render: Render,
+    weights: SimpleNamespace,
+    field: Field | None = None,
+    cameras: Cameras | None = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it.
+
+    "smooth" asks the field that was rendered, from these cameras; the others need the render alone.
+    """
+    losses = {name: f(render) for name, f in OF_THE_RENDER.items() if getattr(weights, name, 0) != 0}
+    if getattr(weights, "smooth", 0) != 0:
+        if field is None or cameras is None:
+            raise ValueError("the smoothness of a surface needs its field and the cameras of the render")
+        losses["smooth"] = smoothness(render, field, cameras, generator)
+    return losses
+
+
+def needs_normals(weights: SimpleNamespace) -> bool:
+    """Whether `regularizers` with these weights wants a render with normals."""
+    return getattr(weights, "orient", 0) != 0

@@ -1,0 +1,1 @@
+"""Where pretrained parts come from."""

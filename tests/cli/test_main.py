@@ -1,0 +1,244 @@
+import gc
+import sys
+import weakref
+from typing import Any
+
+import pytest
+
+from jointdreamer.cli import main as cli
+from jointdreamer.errors import UserError
+
+NASTY = [
+    "a corgi, 8K",
+    'a "quoted" cat',
+    "it's: {a=[b]}",
+    "a\nb",
+    "🤖 ../../etc",
+    "${prompt}",
+    "x" * 10_000,
+    "ロボット",
+]
+
+
+def through_hydra(*words: str) -> Any:
+    """The prompt in the config that Hydra makes of the words."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg: Any = OmegaConf.to_container(compose("config", [*words, "name=test"]), resolve=True)
+    return cfg["prompt"]
+
+
+def swept(word: str) -> list[str]:
+    """The values that Hydra's sweeper makes of a word."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(word)
+    return list(override.sweep_string_iterator()) if override.is_sweep_override() else [word.partition("=")[2]]
+
+
+def test_globs_reach_the_config_as_typed_and_all_of_them_count():
+    from hydra import compose, initialize_config_dir
+
+    words = cli.complete(["runs=a/[01]*,x/**", "seed=1", "runs=b c", "study=[x]"], None, multirun=False)
+    assert words[2] == "seed=1"
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("evaluate", words[:2])
+    assert cfg.runs == "a/[01]*,x/**\nb c" and cfg.study == "[x]"
+
+
+@pytest.mark.parametrize("prompt", NASTY)
+def test_a_prompt_reaches_the_config_as_typed(prompt):
+    assert through_hydra(*cli.complete([f"prompt={prompt}"], lambda: False, multirun=False)) == prompt
+
+
+def test_quotes_meant_for_hydra_are_taken_off():
+    assert through_hydra(*cli.complete(['prompt="a corgi, 8K"'], lambda: False, multirun=False)) == "a corgi, 8K"
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("negative_prompt", "don't be ugly: no (really) #1"),
+        ("negative_prompt", "${prompt}"),
+        ("out_dir", "/tmp/a=b [x] {y}/läufe 🤖"),
+        ("out_dir", "C:\\runs\\"),
+        ("models.text_to_image.source", "/tmp/epoch=9-step=87/t2i"),
+        ("models.multi_view.vae", "a:b@c"),
+        ("models.multi_view.file", "007.ckpt"),
+        ("+prompt_file", "~/x (1).txt"),
+        ("name", "mvs:cfg30_${not a key"),
+        ("name", "1e3"),
+    ],
+)
+def test_every_key_that_holds_text_takes_it_as_typed(key, text, multirun):
+    from hydra import compose, initialize_config_dir
+
+    word = cli.complete([f"{key}={text}"], lambda: False, multirun)[0]
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("config", [f"{key}={value}" for value in swept(word)] + ["models=toybox"])
+    for part in key.lstrip("+").split("."):
+        cfg = cfg[part]
+    assert cfg == text
+
+
+def test_commas_separate_the_texts_of_a_sweep():
+    (word, _) = cli.complete(["negative_prompt='a, b',c"], lambda: False, multirun=True)
+    assert swept(word) == ["'a, b'", "'c'"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prompt=a", "red", "robot", "seed=1"], 'quote the prompt: prompt="a red robot"'),
+        (["seed=1", "out_dir=my", "runs"], 'quote the out_dir: out_dir="my runs"'),
+        (["robot"], "'robot' is no setting: wanted KEY=VALUE"),
+        (["-m", "robot"], "'robot' is no setting"),
+    ],
+)
+def test_a_word_that_is_no_setting(words, says):
+    with pytest.raises(UserError) as error:
+        cli.complete(words, lambda: False, multirun="-m" in words)
+    assert says in str(error.value)
+
+
+def test_hydra_s_own_choices_of_prompts_stay():
+    assert cli.complete(["-m", "prompt=choice(a,b)"], lambda: False, multirun=True)[1] == "prompt=choice(a,b)"
+
+
+def test_the_words_of_one_job_are_its_command_alone(monkeypatch):
+    typed = ["train.py", "-m", "--config-dir", "mine", "prompt=a,'b, c'", "hydra/launcher=local", "seed=0,1"]
+    monkeypatch.setattr(cli, "_typed", typed)
+    monkeypatch.setattr(cli, "_job", cli.Job(lambda cfg: 0, multirun=True))
+    overrides = ["hydra/launcher=local", "hydra.launcher.n_jobs=2", "prompt='b, c'", "seed=1", "models=toybox"]
+    overrides += ["name='a=b_${seed}'", "models.multi_view.vae='[x]'", "energy.source='[x]'", "negative_prompt='null'"]
+    assert cli.own_words(overrides) == [
+        "--config-dir", "mine", "prompt=b, c", "seed=1",
+        "name=a=b_${seed}", "models.multi_view.vae=[x]", 'energy.source="[x]"', "negative_prompt=null",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "cuda", "added"),
+    [([], False, "models=toybox"), ([], True, "models=sd21"), (["models=sd21"], False, None), (["--help"], True, None)],
+)
+def test_models_follow_cuda_unless_given(words, cuda, added):
+    assert cli.complete(words, lambda: cuda, multirun=False) == words + ([added] if added else [])
+
+
+def cfg(**changes):
+    return {"prompt": None, "prompt_file": None, "prompt_id": None, **changes}
+
+
+def test_a_line_of_a_file_is_the_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a bear\n\na cat, sitting\n")
+    assert cli.with_prompt(cfg(prompt_file=str(file), prompt_id=1)) == {"prompt": "a cat, sitting"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "no prompt"),
+        ({"prompt": "  \n"}, "no prompt"),
+        ({"prompt": "a", "prompt_file": "b"}, "both"),
+        ({"prompt_file": "/nowhere", "prompt_id": 0}, "cannot be read"),
+        ({"prompt_id": 3}, "without a prompt_file"),
+    ],
+)
+def test_a_missing_prompt_costs_one_line(changes, says):
+    with pytest.raises(UserError, match=says):
+        cli.with_prompt(cfg(**changes))
+
+
+def test_a_line_that_is_not_there(tmp_path):
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="lines 0 to 1"):
+        cli.with_prompt(cfg(prompt_file=str(tmp_path / "p.txt"), prompt_id=2))
+
+
+@pytest.mark.parametrize(
+    ("key", "there"), [("nmae", "prompt, "), ("schedule.stepz", "steps, resolution"), ("cameras.fov", "fovy_deg")]
+)
+def test_an_unknown_key_names_the_known_ones(key, there):
+    said = cli.explain(f"Could not override '{key}'.\nKey is not in struct", "config")
+    assert key in said and there in said
+
+
+def test_a_signal_stops_the_whole_sweep(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "models=toybox", "prompt=a,b,c", f"out_dir={tmp_path}"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("PYTHONPATH", "")
+    called = []
+
+    def task(cfg):
+        called.append(cfg["prompt"])
+        return 130 if cfg["prompt"] == "b" else 0
+
+    assert cli.main("config", task) == 130
+    assert called == ["a", "b"]
+    assert capsys.readouterr().out.splitlines()[0] == "sweep: 1 of 3 jobs done, 2 stopped (the same command goes on)"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "models=toybox", "prompt=a"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert cli.main("config", lambda cfg: {}["no such key"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "KeyError: 'no such key'" in said
+
+
+def test_what_a_job_leaves_in_cycles_is_gone_before_the_next_of_a_sweep():
+    """Networks hang in cycles, which the collector looks at too seldom: a sweep's memory grew with every job."""
+    left, alive = [], []
+
+    class Networks:
+        pass
+
+    def task(cfg):
+        alive.append(sum(reference() is not None for reference in left))
+        networks: Any = Networks()
+        networks.itself = networks
+        left.append(weakref.ref(networks))
+        return 0
+
+    job = cli.Job(task, multirun=True)
+    gc.disable()
+    try:
+        for _ in range(3):
+            job._run({})
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["experiment=smoke"], "smoke"),
+        (["experiment=smoke", "energy=mvs"], "smoke"),  # what it is without the word
+        (["experiment=smoke", "energy=cls"], "smoke_cls"),
+        (["experiment=smoke", "energy=none"], "smoke_none"),
+        (["experiment=table3/none", "energy=none"], "table3/none"),
+        (["experiment=table3/none", "energy=mvs"], "table3/none_mvs"),
+        (["experiment=fig7/both", "energy=mvs"], "table2/jointdreamer"),
+        (["experiment=fig7/both", "energy=cls"], "table2/jointdreamer_cls"),
+        (["distillation=sum"], "sum_1.0"),
+        (["distillation=sum", "energy=none"], "sum_1.0"),
+        (["distillation=sum", "energy=i2i"], "sum_1.0_i2i"),
+        (["distillation=jsd", "energy=none"], "none"),
+        (["energy=i2i", "novel_view=wonder3d", "models=sd21"], "i2i_wonder3d"),
+        (["experiment=smoke", "energy=cls", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_s_name_says_the_choices_that_were_typed(words, name):
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+        cfg = compose("config", words, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    cli.settle_name(cfg, cfg.hydra.overrides.task)
+    assert cfg.name == name

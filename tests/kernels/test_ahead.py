@@ -1,0 +1,44 @@
+"""What is compiled ahead is what a step calls."""
+
+import torch
+
+from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.kernels import ahead as kernels
+from jointdreamer.kernels import hash_numba, mlp_numba
+from jointdreamer.kernels import norm_numba as norm_kernels
+from jointdreamer.kernels import volume_numba as renderer_kernels
+from jointdreamer.kernels.channels_last import NormSilu
+from jointdreamer.kernels.fast_unet import FastUNet, speed_up
+from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
+from tests.conftest import _unet
+
+
+def test_a_step_compiles_nothing_more(monkeypatch):
+    monkeypatch.setattr(kernels, "has_bfloat16_units", lambda: True)
+    thread = kernels.compile_ahead(torch.device("cpu"), 2)
+    assert thread is not None
+    thread.join()
+    modules = hash_numba.signatures(2), mlp_numba.signatures(), renderer_kernels.signatures(), norm_kernels.signatures()
+    signatures = [signature for module in modules for signature in module]
+    compiled = {kernel: list(kernel.signatures) for kernel, _ in signatures}
+    assert all(compiled.values())
+
+    generator = torch.Generator().manual_seed(0)
+    field, renderer = HashGridField({"n_levels": 2, "log2_table_size": 8}), VolumeRenderer(n_samples=32)
+    renderer.update_occupancy(field, 0, generator)
+    render = renderer(field, SphericalBackground(), sample_cameras(Rig(), 8, generator), generator=generator)
+    render.rgb.sum().backward()
+    unet = _unet().bfloat16().requires_grad_(False)
+    if speed_up(unet):
+        with torch.no_grad():
+            assert isinstance(unet.forward, FastUNet)
+            unet(torch.randn(1, 4, 8, 8).bfloat16(), 3, torch.randn(1, 5, 16).bfloat16())
+    x = torch.randn(2, 8, 3, 3).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    NormSilu.apply(x, torch.nn.GroupNorm(2, 8).bfloat16().requires_grad_(False)).sum().backward()
+    assert {kernel: list(kernel.signatures) for kernel, _ in signatures} == compiled
+
+
+def test_nothing_is_compiled_for_a_gpu():
+    assert kernels.compile_ahead(torch.device("cuda"), 2) is None

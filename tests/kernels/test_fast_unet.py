@@ -1,0 +1,136 @@
+"""The fast way through a frozen bfloat16 UNet against diffusers' own in float32, and where it stands aside."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jointdreamer.kernels.fast_unet import FastUNet, knows, speed_up
+from jointdreamer.priors.multi_view_unet import set_views
+from jointdreamer.priors.wonder3d import build_unet
+from tests.conftest import _unet
+
+pytestmark = pytest.mark.skipif(not knows(_unet()), reason="oneDNN has no bfloat16 on this CPU")
+
+
+def error(ours: Tensor, exact: Tensor) -> float:
+    return ((ours.float() - exact).norm() / exact.norm()).item()
+
+
+def both(unet: Any) -> tuple[Any, Any, Any]:
+    """The UNet in float32, and in bfloat16 diffusers' way and ours; affine weights of norms are no longer 1 and 0."""
+    with torch.no_grad():
+        for name, p in unet.named_parameters():
+            if "norm" in name:
+                p.add_(0.3 * torch.randn_like(p))
+    unet.eval().requires_grad_(False)
+    fast = copy.deepcopy(unet).bfloat16()
+    assert speed_up(fast) and isinstance(fast.forward, FastUNet)
+    return unet, copy.deepcopy(unet).bfloat16(), fast
+
+
+SHAPES = [
+    {},
+    {"use_linear_projection": False, "transformer_layers_per_block": 2, "norm_num_groups": 8},
+    {"layers_per_block": 2, "attention_head_dim": 4, "flip_sin_to_cos": False, "freq_shift": 1},
+    {"block_out_channels": (32, 32, 64), "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+     "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",)},
+]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", SHAPES)
+@pytest.mark.parametrize("words", [7, 32])
+def test_it_is_at_least_as_exact_as_diffusers(changes, words):
+    exact, plain, fast = both(_unet(**changes))
+    x, t, text = torch.randn(3, 4, 8, 8), torch.tensor([5, 400, 990]), torch.randn(3, words, 16)
+    wanted = exact(x, t, text).sample
+    half = x.bfloat16(), t, text.bfloat16()
+    limit = 1.2 * error(plain(*half).sample, wanted)
+    for _ in range(2):  # the second call finds the weights reordered
+        assert error(fast(*half).sample, wanted) < limit < 0.05
+    assert torch.equal(fast(*half, return_dict=False)[0], fast(*half).sample)
+    assert error(fast(x[:1].bfloat16(), 5, half[2][:1]).sample, wanted[:1]) < 2 * limit  # another batch, a plain time
+
+
+@torch.no_grad()
+def test_views_of_a_rig_see_each_other_and_cameras_count():
+    made = _unet(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    for name, p in made.named_parameters():
+        p.mul_(5 if "attn1.to_out" in name else 1)  # so that the other views count
+    exact, plain, fast = both(made)
+    x, t, text, cameras = torch.randn(4, 4, 8, 8), torch.full((4,), 300), torch.randn(4, 5, 16), torch.randn(4, 16)
+    answers = {}
+    for n_views in (1, 2, 4):
+        for unet in (exact, plain, fast):
+            set_views(unet, n_views)
+        wanted = exact(x, t, text, class_labels=cameras).sample
+        half = x.bfloat16(), t, text.bfloat16(), cameras.bfloat16()
+        limit = 1.2 * error(plain(*half).sample, wanted)
+        assert error(fast(*half).sample, wanted) < limit < 0.05
+        answers[n_views] = wanted
+    assert error(answers[1], answers[4]) > 2 * limit  # it would have been noticed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [*SHAPES, {"down_block_types": ("DownBlock2D",) * 2}])
+@pytest.mark.parametrize(("n_views", "twice"), [(1, True), (2, True), (4, False)])
+def test_halves_that_differ_in_their_text_alone_begin_as_one(changes, n_views, twice):
+    """With all four rows in one rig nothing is shared: there the equal halves see each other."""
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    exact, plain, fast = both(_unet(**changes, **camera))
+    x, t = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1), torch.tensor([5, 400, 5, 400])
+    text, cameras = torch.randn(4, 7, 16), torch.randn(2, 16).repeat(2, 1)
+    for unet in (exact, plain, fast):
+        set_views(unet, n_views)
+    half = x.bfloat16(), t, text.bfloat16(), cameras.bfloat16()
+    wanted = exact(x, t, text, cameras).sample
+    found = fast(*half).sample  # which also makes its parts
+    assert error(found, wanted) < 1.2 * error(plain(*half).sample, wanted) < 0.06
+    for other in ((x, t.flip(0), text, cameras), (x, t, text, torch.randn(4, 16)), (x.flip(0), t, text, cameras)):
+        assert (
+            error(fast(*(o.bfloat16() if o.is_floating_point() else o for o in other)).sample, exact(*other).sample)
+            < 0.06
+        )
+
+    conv_in, seen = fast.forward.conv_in, []
+    fast.forward.conv_in = lambda images: conv_in(seen.append(len(images)) or images)
+    fast(*half)
+    fast(torch.randn(4, 4, 8, 8).bfloat16(), *half[1:])
+    assert seen == [2 if twice else 4, 4]
+
+
+def test_with_a_graph_and_for_other_calls_it_stands_aside():
+    _, plain, fast = both(_unet())
+    x, text = torch.randn(2, 4, 8, 8).bfloat16(), torch.randn(2, 5, 16).bfloat16()
+    assert torch.equal(fast(x, 3, text).sample, plain(x, 3, text).sample)  # gradients are on
+    with torch.no_grad():
+        wide = torch.randn(2, 4, 7, 8).bfloat16()  # the upper half has to crop
+        assert torch.equal(fast(wide, 3, text).sample, plain(wide, 3, text).sample)
+        mask = torch.tensor([[1, 1, 0, 0, 0]] * 2)
+        masked = {"encoder_attention_mask": mask}
+        assert torch.equal(fast(x, 3, text, **masked).sample, plain(x, 3, text, **masked).sample)
+
+        class Silent:
+            def __call__(self, attn, hidden_states, *args, **kwargs):
+                return torch.zeros_like(hidden_states)
+
+        before = fast(x, 3, text).sample
+        for unet in (plain, fast):
+            unet.set_attn_processor(Silent())
+        assert torch.equal(fast(x, 3, text).sample, plain(x, 3, text).sample)
+        assert not torch.equal(fast(x, 3, text).sample, before)
+
+
+def test_other_networks_are_left_alone():
+    other = _unet(only_cross_attention=True).bfloat16()
+    for unet in (_unet(), other, _unet(resnet_time_scale_shift="scale_shift").bfloat16()):
+        assert not speed_up(unet) and not isinstance(unet.forward, FastUNet)
+
+
+def test_transformer_blocks_of_another_kind_are_left_alone():
+    """Wonder3D's attention between domains is none that `FastUNet` knows."""
+    made = build_unet({**dict(_unet().config), "class_embed_type": None})
+    assert knows(_unet()) and not knows(made) and not speed_up(made.bfloat16())
