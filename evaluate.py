@@ -3,34 +3,57 @@
 Each object is rendered and looked at once; the same command again computes nothing anew. Config stops in this file.
 """
 
+from jointdreamer.cli import main as cli
+
+if __name__ == "__main__":
+    cli.read_command("evaluate")  # answers --help and mistyped words before the imports below take seconds
+
 import importlib.util
 import os
 import re
 import shlex
 import sys
 import tempfile
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from jointdreamer.cli import main as cli
+from jointdreamer.arguments import Range
+from jointdreamer.cli import settings
 from jointdreamer.errors import UserError, one_line, printable
+from jointdreamer.evaluation import summary
+from jointdreamer.evaluation.measure import Instruments, caption_features, measure_all
+from jointdreamer.evaluation.networks import clip_files, toybox_clip
+from jointdreamer.evaluation.reference import folder_features, name_toys, toybox_features
+from jointdreamer.evaluation.runs import find_runs, same_models
+from jointdreamer.evaluation.statistics import METHOD
+from jointdreamer.evaluation.table import markdown, runs_csv
+from jointdreamer.files import to_json, write_text
+from jointdreamer.priors.prompts import read_prompts
+from jointdreamer.reading import Unreadable, find, read_json
 
-NUMBERS = {"views": (int, 1, 1000), "confidence": (float, 0.5, 0.9999)}
-TEXTS = ("runs", "captions", "reference", "fid", "out_dir")
 REPORT = "jointdreamer.evaluation.report"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The config of evaluate.py."""
+
+    runs: str
+    captions: str
+    reference: str
+    fid: str
+    out_dir: str
+    views: Annotated[int, Range(1, 1000)]
+    resolution: Annotated[int, Range(16, 2048)] | None
+    confidence: Annotated[float, Range(0.5, 0.9999)]
+    report: bool
+    device: settings.Device
 
 
 def evaluate(cfg: dict[str, Any]) -> int:
     """Measure the runs as the resolved config says and write the evaluation; returns the exit status."""
-    # Imported here, so that --help and a mistyped word are answered before these seconds.
-    from jointdreamer.evaluation import summary
-    from jointdreamer.evaluation.measure import caption_features, measure_all
-    from jointdreamer.evaluation.runs import find_runs, same_models
-    from jointdreamer.evaluation.statistics import METHOD
-    from jointdreamer.evaluation.table import markdown, runs_csv
-    from jointdreamer.files import to_json, write_text
-
     if cfg["study"] is not None:
         return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
     group_by = check(cfg)
@@ -125,8 +148,6 @@ def cannot_write(out_dir: Path, error: OSError) -> UserError:
 
 def set_study_aside(out_dir: Path, about: str) -> None:
     """Give a study that was added up for other runs another name: beside this evaluation it would pass for its own."""
-    from jointdreamer.reading import Unreadable, read_json
-
     try:
         study = read_json(out_dir / "study.json")
         of = str(study.get("evaluation")) if isinstance(study, dict) else ""
@@ -147,12 +168,8 @@ def check(cfg: dict[str, Any]) -> list[str]:
     """Refuse what the config may not say; the keys to group by."""
     if cfg["runs"] is None or not cfg["runs"].strip():
         raise UserError("no runs: say which, runs='runs/*/*/seed*' (a glob of run folders)")
-    cli.check(cfg, {}, NUMBERS, {"device": cli.CHOICES["device"]}, (), TEXTS, ())
-    resolution, group_by = cfg["resolution"], cfg["group_by"]
-    if resolution is not None and (type(resolution) is not int or not 16 <= resolution <= 2048):
-        raise UserError(f"resolution={resolution}: wanted a whole number from 16 to 2048, or null")
-    if not isinstance(cfg["report"], bool):
-        raise UserError(f"report={cfg['report']!r}: choose true or false")
+    settings.check(cfg, EvaluateConfig)
+    group_by = cfg["group_by"]
     keys = [group_by] if isinstance(group_by, str) else group_by
     if not isinstance(keys, list) or not all(isinstance(key, str) and key for key in keys):
         raise UserError(f"group_by={group_by!r}: wanted keys of the runs' configs, e.g. group_by=[energy,seed]")
@@ -168,9 +185,6 @@ def report_module() -> Any:
 
 def add_up_study(patterns: list[str], out_dir: Path) -> int:
     """What the raters of the report in `out_dir` say together: printed, and kept as study.json and study.md."""
-    from jointdreamer.files import to_json, write_text
-    from jointdreamer.reading import Unreadable, find, read_json
-
     report = report_module()
     files = sorted({file for pattern in patterns for file in find(pattern) if not file.name.startswith(".")})
     if not files:
@@ -194,16 +208,11 @@ def add_up_study(patterns: list[str], out_dir: Path) -> int:
 
 def read_captions(captions: str) -> tuple[str, list[str] | None]:
     """What kind of caption set is wanted, and its captions if they stand in a file."""
-    from jointdreamer.priors.prompts import read_prompts
-
     return ("runs", None) if captions == "runs" else ("file", read_prompts(captions))
 
 
 def pick_instruments(cfg: dict[str, Any], run: Any) -> Any:
     """The networks for these runs and what they look at; nothing is loaded yet."""
-    from jointdreamer.evaluation.measure import Instruments
-    from jointdreamer.evaluation.networks import clip_files, toybox_clip
-
     source, toybox = cfg["clip"], run.models == "toybox"
     if toybox and source is not None:
         raise UserError("clip=...: toybox runs are scored by the toybox's own CLIP and judge; leave clip out")
@@ -224,8 +233,6 @@ def pick_instruments(cfg: dict[str, Any], run: Any) -> Any:
 
 def pick_reference(cfg: dict[str, Any], runs: list[Any], instruments: Any, kept: Path) -> tuple[Any, str | None]:
     """FID's features of the reference and its name, or None twice."""
-    from jointdreamer.evaluation.reference import folder_features, name_toys, toybox_features
-
     wanted, config = cfg["reference"], runs[0].config
     prompts = sorted({run.prompt for run in runs})
     if wanted == "auto":
@@ -234,7 +241,7 @@ def pick_reference(cfg: dict[str, Any], runs: list[Any], instruments: Any, kept:
         return None, None
     background = config["background"]["eval_color"]
     if wanted == "toybox":
-        return toybox_features(prompts, cli.eval_orbit(config["output"]), background, instruments, kept)
+        return toybox_features(prompts, settings.orbit(config["output"]), background, instruments, kept)
     return folder_features(Path(wanted), background, instruments, kept)
 
 

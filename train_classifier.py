@@ -4,55 +4,117 @@ One process, or several: torchrun --nproc_per_node 2 train_classifier.py ... giv
 Config stops in this file; everything it calls takes plain arguments.
 """
 
+from jointdreamer.cli import main as cli
+
+if __name__ == "__main__":
+    cli.read_command("train_classifier")  # answers --help and mistyped words before the imports below take seconds
+
 import sys
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from signal import SIGTERM
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from jointdreamer.cli import main as cli
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
+from torch.nn.utils import clip_grad_norm_
+
+from jointdreamer.arguments import Range, Share, Takes
+from jointdreamer.classifier.augment import Augmentation
+from jointdreamer.classifier.batches import Batch, Corrections, to_batch
+from jointdreamer.classifier.model import ClassifierSettings, PairClassifier, read_dino
+from jointdreamer.classifier.pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
+from jointdreamer.cli.settings import Count, Device, Precision, Seed, Steps, check
+from jointdreamer.comparison import compare_classifiers
 from jointdreamer.errors import UserError, printable
-
-if TYPE_CHECKING:  # torch costs seconds that a mistyped word should not wait for
-    from jointdreamer.classifier.batches import Batch, Corrections
+from jointdreamer.files import try_folder
+from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+from jointdreamer.runs.logger import Logger, check_finite
+from jointdreamer.runs.signals import stop_on_signals
+from jointdreamer.schedules import warm_up_and_cosine
 
 KEYS = ("seed", "name", "out_dir", "device", "precision", "start_from", "export", "data", "augmentation", "estimates")
 KEYS += ("classifier", "training", "validation_groups", "every", "models", "logger")
-NUMBERS: dict[str, tuple[type, float, float]] = {
-    "seed": (int, 0, 2**32 - 1),
-    "data.toys": (int, 0, 10**7),
-    "data.toy_seed": (int, 0, 2**32 - 1),
-    "data.held_out_percent": (float, 0.01, 90),
-    "data.min_angle_deg": (float, 0, 120),
-    "data.wrong_pose_share": (float, 0, 1),
-    "data.workers": (int, 1, 256),
-    "training.steps": (int, 1, inf),
-    "training.groups": (int, 1, 10**6),
-    "training.objects": (int, 2, 10**6),
-    "training.views": (int, 2, 1000),
-    "training.lr": (float, 1e-12, 1),
-    "training.warm_up": (int, 1, inf),
-    "training.weight_decay": (float, 0, 10),
-    "training.clip": (float, 1e-6, inf),
-    "training.direction_weight": (float, 0, inf),
-    "training.derivative_weight": (float, 0, inf),
-    "training.step_weight": (float, 0, inf),
-    "training.ascent": (int, 0, 1000),
-    "training.ascent_step": (float, 1e-6, inf),
-    "estimates.share": (float, 0, 1),
-    "estimates.guided": (float, 0, 1),
-    "estimates.guidance_scale": (float, 0, 1000),
-    "validation_groups": (int, 1, 10**6),
-    "every.log": (int, 1, inf),
-    "every.validate": (int, 0, inf),
-    "every.checkpoint": (int, 0, inf),
-}
-CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("no", "bf16")}
 ANGLES = [0.0, 30.0, 60.0, 90.0, 120.0, 150.0, 180.0]
 NEARLY_TRUE = 0.03  # levels: from an image as near to the true view as this, no step is as good as a perfect one
 MOST_ERROR = 4.0  # of one image, so that few that went astray do not outweigh the rest
+
+
+@dataclass(frozen=True)
+class Data:
+    """The views, and which objects are held out."""
+
+    folder: str | None
+    toys: Annotated[int, Range(0, 10**7)]
+    toy_seed: Seed
+    held_out_percent: Annotated[float, Range(0.01, 90)]
+    min_angle_deg: Annotated[float, Range(0, 120)]
+    wrong_pose_share: Share
+    background: Any
+    workers: Annotated[int, Range(1, 256)]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Steps, batches, rates, and the weights of the losses."""
+
+    steps: Count
+    groups: Annotated[int, Range(1, 10**6)]
+    objects: Annotated[int, Range(2, 10**6)]
+    views: Annotated[int, Range(2, 1000)]
+    lr: Annotated[float, Range(1e-12, 1)]
+    warm_up: Count
+    weight_decay: Annotated[float, Range(0, 10)]
+    clip: Annotated[float, Range(low=1e-6)]
+    direction_weight: Annotated[float, Range(low=0)]
+    derivative_weight: Annotated[float, Range(low=0)]
+    step_weight: Annotated[float, Range(low=0)]
+    ascent: Annotated[int, Range(0, 1000)]
+    ascent_step: Annotated[float, Range(low=1e-6)]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """How many batches are one-step estimates of the prior."""
+
+    share: Share
+    guided: Share
+    guidance_scale: Annotated[float, Range(0, 1000)]
+    t: Any
+
+
+@dataclass(frozen=True)
+class Every:
+    """Steps between two rows, validations and checkpoints; 0 is never."""
+
+    log: Count
+    validate: Steps
+    checkpoint: Steps
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The config of train_classifier.py."""
+
+    seed: Seed
+    name: str
+    out_dir: str
+    device: Device
+    precision: Precision
+    data: Annotated[dict, Takes(Data)]
+    augmentation: Annotated[dict, Takes(Augmentation)]
+    estimates: Annotated[dict, Takes(Estimates)]
+    classifier: Annotated[dict, Takes(ClassifierSettings)]
+    training: Annotated[dict, Takes(Optimisation)]
+    validation_groups: Annotated[int, Range(1, 10**6)]
+    every: Annotated[dict, Takes(Every)]
+    models: dict
+    logger: dict
 
 
 class Best:
@@ -70,29 +132,9 @@ class Best:
 
 def train(cfg: dict[str, Any]) -> int:
     """Train one classifier as the resolved config says, or go on with it; returns the exit status."""
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
-    from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
-    from torch.nn.utils import clip_grad_norm_
-
-    from jointdreamer.classifier.augment import Augmentation
-    from jointdreamer.classifier.batches import to_batch
-    from jointdreamer.classifier.model import ClassifierSettings, PairClassifier, read_dino
-    from jointdreamer.classifier.pairs import PairSampler, is_held_out, open_views, prefetch, read_captions
-    from jointdreamer.comparison import compare_classifiers
-    from jointdreamer.files import try_folder
-    from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
-    from jointdreamer.runs.logger import Logger, check_finite
-    from jointdreamer.runs.signals import stop_on_signals
-    from jointdreamer.schedules import warm_up_and_cosine
-
     cfg = {key: cfg[key] for key in KEYS}  # `models` also brings what train.py needs
     cfg["every"] = {key: cfg["every"][key] for key in ("log", "validate", "checkpoint")}
-    readers: dict[str, Any] = {"classifier": ClassifierSettings, "augmentation": Augmentation}
-    cli.check(
-        cfg, readers, NUMBERS, CHOICES, (), ("name", "out_dir"), ("data", "estimates", "training", "models", "logger")
-    )
+    check(cfg, ClassifierConfig)
     data, training, every = cfg["data"], cfg["training"], cfg["every"]
     background = _range("data.background", data["background"], "greys")
     seed_everything(cfg["seed"])
@@ -174,7 +216,8 @@ def train(cfg: dict[str, Any]) -> int:
         model = accelerator.prepare(learner)
         logger = None
         if run is not None:
-            logger = stack.enter_context(Logger(run.path, steps, start, every["log"], cfg["logger"]["wandb"], cfg))
+            logger = stack.enter_context(Logger(run.path, steps, every["log"]))
+            logger.begin(start, cfg["logger"]["wandb"], cfg)
             n_pairs = sampler.n_pairs * training["groups"]
             logger.message(
                 f"{run.path}: {len(sets[False])} objects and {len(sets[True])} held out, {n_pairs} pairs a step, "
@@ -185,7 +228,7 @@ def train(cfg: dict[str, Any]) -> int:
             run.write_environment(weights=files, device=str(device), processes=processes)
         stop = stack.enter_context(stop_on_signals())
 
-        def load(key: tuple[int, int]) -> "Batch":
+        def load(key: tuple[int, int]) -> Batch:
             group, rng = sampler.group(*key)
             batch = to_batch(group, rng, background, augmentation, most_steps)
             return batch if look_through is None else look_through(batch, group, rng)
@@ -245,7 +288,7 @@ def train(cfg: dict[str, Any]) -> int:
             if due(done, every["validate"]) or done == steps:
                 found = validate(classifier, validator, accelerator, **judge)
             if run is not None and logger is not None:
-                logger.log(step, loss, row=bool(found), **{"accuracy": accuracy, "lr": lr, **lesson, **found})  # pyright: ignore[reportArgumentType]
+                logger.log(step, loss, row=bool(found), more={"accuracy": accuracy, "lr": lr, **lesson, **found})
                 if found:
                     logger.message(
                         f"held-out objects: accuracy {found['val/accuracy']:.4f}, AUC {found['val/auc']:.5f}"
@@ -341,17 +384,17 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions:
     import torch
 
     from jointdreamer.classifier.batches import as_estimates, as_guided_estimates
-    from jointdreamer.distillation.joint import one_step_images
-    from jointdreamer.priors.latent import LatentDiffusion
+    from jointdreamer.classifier.estimates import one_step_images
     from jointdreamer.priors.prompts import caption_views, embed_texts
+    from jointdreamer.priors.registry import build_prior
 
-    prior = LatentDiffusion(**models["text_to_image"], device=device)
+    prior: Any = build_prior("text_to_image", models, device)
     text_parts = prior.text_parts()
     empty = embed_texts([""], *text_parts)
 
     def see(rgb: Any, words: Any, nothing: Any, scale: float, rng: Any) -> Any:
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-        return one_step_images(prior, rgb.to(device), *t_range, words, nothing, scale, generator).clamp(0, 1)
+        return one_step_images(prior, rgb.to(device), *t_range, words, nothing, 1 + scale, generator).clamp(0, 1)
 
     def look_through(batch: Any, group: Any, rng: Any) -> Any:
         if rng.random() < guided:
@@ -367,7 +410,7 @@ def build_estimator(models: dict[str, Any], estimates: dict[str, Any], captions:
     return look_through
 
 
-def ascend(classifier: Any, reference: Any, corrections: "Corrections", steps: int, step_size: float) -> Any:
+def ascend(classifier: Any, reference: Any, corrections: Corrections, steps: int, step_size: float) -> Any:
     """Where `pair_classifier.climb` leads the images that are shown, (N, 3, R, R)."""
     import torch
 
@@ -383,7 +426,7 @@ def ascend(classifier: Any, reference: Any, corrections: "Corrections", steps: i
 
 
 def judge_ascent(
-    classifier: Any, reference: Any, corrections: "Corrections", create_graph: bool, step_size: float = 1.0
+    classifier: Any, reference: Any, corrections: Corrections, create_graph: bool, step_size: float = 1.0
 ) -> tuple[Any, Any]:
     """How well the ascent's next step leads to the true view: a cosine, and the squared error that it leaves.
 
@@ -446,14 +489,14 @@ def build_learner(classifier: Any, tells_direction: bool, ascent_step: float) ->
 
 def build_optimizer(learner: Any, weight_decay: float) -> Any:
     """AdamW over what is trained; biases, norms and other vectors do not decay."""
-    from jointdreamer.optim import RatedAdamW
+    from jointdreamer.optim import ScheduledAdamW
 
     trained = [p for p in learner.parameters() if p.requires_grad]
     groups = [
         {"name": "matrices", "params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"name": "vectors", "params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return RatedAdamW(groups, lr=0.0, betas=(0.9, 0.999))
+    return ScheduledAdamW(groups, {}, betas=(0.9, 0.999))
 
 
 def validate(

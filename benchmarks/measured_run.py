@@ -1,6 +1,6 @@
 """One run of train.py with a stopwatch in it, in a process of its own: `python -m benchmarks.measured_run JOB.json`.
 
-`benchmarks.step` starts it. The loop that runs is train.py's: the callables it calls are wrapped, nothing is copied.
+`benchmarks.step` starts it. The loop that runs is train.py's, on a scene, terms and optimiser whose methods are timed.
 A job, all keys: words (the command line of train.py), stage (number, or null for the whole schedule as it is), warmup,
 repeats (steps), threads, clock, launched (time.time() of the start), rates (as `machine.rates`), out (file to write).
 """
@@ -45,25 +45,41 @@ class Run:
         """Seconds since the process was asked for, by the job's clock."""
         return time.process_time() if self.job["clock"] == "cpu" else time.time() - self.job["launched"]
 
-    # What train.py is wrapped in
+    # The loop of train.py, with a stopwatch in what it is given
+
+    def optimise(self, training: Any, start: int, run: Any, logger: Any, stop: Any) -> bool:
+        """`train.optimise` of a training whose parts are timed."""
+        import train
+
+        self.ready = self.since_launch()
+        scene, watch = training.scene, self.watch
+
+        def time_it(owner: Any, name: str, section: str) -> None:
+            setattr(owner, name, watch.timed(section, getattr(owner, name)))
+
+        time_it(scene, "before_step", "occupancy")
+        time_it(scene, "render", "render")
+        for term in training.terms:
+            time_it(term.energy, "forward", "energy")
+            time_it(term.prior, "predict", "text-to-image")
+            term.prior.encode = self.encode(term.prior.encode)
+        time_it(logger, "log", "log")
+        time_it(run, "save", "save")
+        time_it(training.optimizer, "zero_grad", "optimizer")
+        training.optimizer.step = self.step(training.optimizer.step)
+        training.plan.at = self.begin_step(training.plan.at)
+        return train.optimise(training, start, run, logger, stop)
 
     def instrument(self, stack: ExitStack, device: str) -> None:
-        """Put the stopwatch into the callables that train.py calls, until the stack is closed."""
+        """Time and count the frozen networks and autograd, until the stack is closed."""
         import torch
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         from benchmarks.timing import Stopwatch
-        from jointdreamer import cameras, optim
         from jointdreamer.classifier.model import PairClassifier
-        from jointdreamer.distillation import joint as distillation
-        from jointdreamer.energies.base import Energy
-        from jointdreamer.priors.latent import LatentDiffusion
         from jointdreamer.priors.novel_view import NovelView
-        from jointdreamer.runs import pictures as outputs
-        from jointdreamer.runs.folder import RunFolder
-        from jointdreamer.runs.logger import Logger
-        from jointdreamer.scenes.nerf.volume import VolumeRenderer
+        from jointdreamer.runs import pictures
 
         self.device = device
         self.watch = watch = Stopwatch(device, self.job["clock"])
@@ -74,33 +90,22 @@ class Run:
         def time_it(owner: Any, name: str, section: str) -> None:
             put(owner, name, watch.timed(section, getattr(owner, name)))
 
-        time_it(VolumeRenderer, "update_occupancy", "occupancy")
-        time_it(VolumeRenderer, "forward", "render")
-        time_it(LatentDiffusion, "predict_noise", "text-to-image")
-        time_it(distillation, "energy_gradient", "energy derivative")
-        time_it(Energy, "__call__", "energy")
         time_it(PairClassifier, "encode", "classifier")
-        time_it(NovelView, "embed", "image encoder")
+        time_it(NovelView, "image_embedding", "image encoder")
         for name in ("backward", "grad"):
             time_it(torch.autograd, name, "backward")
-        time_it(Logger, "log", "log")
-        time_it(RunFolder, "save", "save")
-        for name in ("save_views", "save_energy"):
-            time_it(outputs, name, "pictures")
+        for name in ("save_views", "save_rows"):
+            time_it(pictures, name, "pictures")
         put(UNet2DConditionModel, "__call__", self.network("UNet", UNet2DConditionModel.__call__))
         for name in ("encode", "decode"):
             put(AutoencoderKL, name, self.network("VAE", getattr(AutoencoderKL, name)))
-        put(LatentDiffusion, "encode", self.encode(LatentDiffusion.encode))
-        put(cameras, "sample_cameras", self.begin_step(cameras.sample_cameras))
-        put(optim, "build_optimizer", self.optimizer(optim.build_optimizer))
 
-    def begin_step(self, sample_cameras: Any) -> Any:
-        @wraps(sample_cameras)
-        def begin(rig: Any, resolution: int, *args: Any, **kwargs: Any) -> Any:
-            if self.ready is None:
-                self.ready = self.since_launch()
-            self.resolution = resolution
-            return sample_cameras(rig, resolution, *args, **kwargs)
+    def begin_step(self, at: Any) -> Any:
+        @wraps(at)
+        def begin(step: int) -> Any:
+            now = at(step)
+            self.resolution = now.resolution
+            return now
 
         return begin
 
@@ -140,9 +145,9 @@ class Run:
         timed = self.watch.timed("encode", function)
 
         @wraps(function)
-        def call(guidance: Any, rgb: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(rgb: Any, *args: Any, **kwargs: Any) -> Any:
             before = Counter(self.lap_costs.get(("encode", "VAE"), {}))
-            latents = timed(guidance, rgb, *args, **kwargs)
+            latents = timed(rgb, *args, **kwargs)
             # A frozen network's backward is the gradient of its inputs alone: as many operations as forward.
             operations = Counter(self.lap_costs.get(("encode", "VAE"), {})) - before
             if latents.requires_grad and rgb.requires_grad:
@@ -157,23 +162,16 @@ class Run:
 
         return call
 
-    def optimizer(self, build: Any) -> Any:
-        @wraps(build)
-        def built(*args: Any, **kwargs: Any) -> Any:
-            made = build(*args, **kwargs)
-            step = self.watch.timed("optimizer", made.step)
-            zero_grad = self.watch.timed("optimizer", made.zero_grad)
+    def step(self, function: Any) -> Any:
+        timed = self.watch.timed("optimizer", function)
 
-            @wraps(made.step)
-            def step_and_lap(*args: Any, **kwargs: Any) -> Any:
-                out = step(*args, **kwargs)
-                self.end_step()
-                return out
+        @wraps(function)
+        def step_and_lap(*args: Any, **kwargs: Any) -> Any:
+            out = timed(*args, **kwargs)
+            self.end_step()
+            return out
 
-            made.step, made.zero_grad = step_and_lap, zero_grad
-            return made
-
-        return built
+        return step_and_lap
 
     def end_step(self) -> None:
         done, warmup, repeats = len(self.laps) + 1, self.job["warmup"], self.job["repeats"]
@@ -234,7 +232,7 @@ class Run:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             self.instrument(stack, "cuda" if cuda else "cpu")
             try:
-                status = train.train({**cfg, "out_dir": folder})
+                status = train.train({**cfg, "out_dir": folder}, self.optimise)
             except Enough:
                 status = 0
         self.peak_gb = self.peak()
@@ -272,7 +270,10 @@ def stages(plan: Any) -> list[dict[str, int]]:
 
 def constants(now: SimpleNamespace) -> dict[str, Any]:
     """The plan's values at one step, as a schedule that never changes."""
-    return {k: constants(v) if isinstance(v, SimpleNamespace) else v for k, v in vars(now).items()}
+    found = {k: constants(v) if isinstance(v, SimpleNamespace) else v for k, v in vars(now).items()}
+    if "guidance_scale" in found:  # schedules are written with the paper's s = s' - 1
+        found["guidance_scale"] -= 1
+    return found
 
 
 def summary(laps: list[dict[str, Any]], rates: dict[str, Any], device: str = "cpu") -> dict[str, Any]:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cameras import Rig
-from jointdreamer.distillation.joint import add_noise, energy_gradient
-from jointdreamer.energies.registry import energy_class
+from jointdreamer.distillation.joint import JointScoreDistillation
+from jointdreamer.energies.registry import ROLES, energy_function
 from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.multi_view import MultiViewGuidance
+from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.prompts import encode_prompt
 from jointdreamer.runs.folder import MAY_DIFFER, Comparison, differing_keys, flat, same
-from jointdreamer.runs.pictures import field_options
+from jointdreamer.runs.versions import current_config
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.encoding import HashEncoding
 from jointdreamer.scenes.nerf.field import HashGridField
@@ -40,15 +40,14 @@ TAKERS = {
     "renderer": (VolumeRenderer,),
     "optimizer": (build_optimizer,),
     "prompts": (encode_prompt,),
-    "distillation": (add_noise, energy_gradient),
-    "models.text_to_image": (LatentDiffusion,),
-    "models.multi_view": (MultiViewGuidance,),
+    "distillation": (JointScoreDistillation,),
+    "models.text_to_image": (LatentDiffusion.build,),
+    "models.multi_view": (MultiViewDiffusion.build,),
 }
 # What the scripts did before they read these.
 BEFORE = {
     "precision": "no",
     "negative_prompt": "",
-    "distillation.prior": "text_to_image",
     "distillation.energy_limit": None,
     "distillation.x0_limit": None,
     "start_from": None,
@@ -71,6 +70,8 @@ def compare(there: dict[str, Any], here: dict[str, Any], done: int) -> Compariso
     function that takes it.
     Raises UserError for fewer steps than are done.
     """
+    equal = same(there, here)
+    there, here = current_config(there), current_config(here)
     plan = Plan(here["schedule"])
     if plan.steps < done:
         raise UserError(
@@ -94,7 +95,7 @@ def compare(there: dict[str, Any], here: dict[str, Any], done: int) -> Compariso
     else:
         differing |= {name: other_spec.get(name) or f"{name} differs before step {done}" for name in changed}
     outputs = bool(differing_keys(there.get("output"), here.get("output"), shared=True))
-    return Comparison(tuple(differing.values()), tuple(elsewhere), tuple(remarks), outputs, same(there, here))
+    return Comparison(tuple(differing.values()), tuple(elsewhere), tuple(remarks), outputs, equal)
 
 
 def compare_classifiers(there: dict[str, Any], here: dict[str, Any], done: int) -> Comparison:
@@ -113,12 +114,16 @@ def _read_by_training(config: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     yield from (key for key in config if key not in (*MAY_DIFFER, "models", "negative_prompt"))
     if config["energy"]["name"] == "none":
         yield from (f"-{key}" for key in OF_ENERGIES)
+    if config["energy"]["name"] in ROLES:
+        yield f"models.{ROLES[config['energy']['name']]}"
+    yield "models.dtype"
     if plan.max("negative_prompt", False):
         yield "negative_prompt"
-    multi_view = config["distillation"].get("prior") == "multi_view"
-    yield "models.text_to_image.source" if multi_view else "models.text_to_image"
-    if multi_view or plan.max("loss.mvdream", 0):
-        yield "models.multi_view"
+    terms = config["distillation"]["terms"]
+    yield "models.text_to_image.source"  # the text encoder's
+    for name, term in terms.items():
+        if plan.max(f"loss.{name}", 0) and isinstance(term, Mapping) and "prior" in term:
+            yield f"models.{term['prior']}"
 
 
 def _is_used(key: str, used: list[str]) -> bool:
@@ -142,8 +147,6 @@ def _differing(there: dict[str, Any], here: dict[str, Any], used: list[str]) -> 
 
 
 def _settings(config: dict[str, Any], used: list[str]) -> dict[str, Any]:
-    if isinstance(config.get("field"), dict):
-        config = {**config, "field": field_options(config["field"])}
     flattened = flat({key: value for key, value in config.items() if key != "schedule"})
     return {key: value for key, value in flattened.items() if _is_used(key, used) and key.rpartition(".")[2] not in HOW}
 
@@ -163,8 +166,9 @@ def _defaults(*takers: Callable) -> dict[str, Any]:
 def _all_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     found = {f"{group}.{key}": value for group in TAKERS for key, value in _defaults(*TAKERS[group]).items()}
     if "energy" in config:
-        of_energy = _defaults(energy_class(config["energy"]["name"]))
-        found |= {f"energy.{key}": value for key, value in of_energy.items()}
+        name = config["energy"]["name"]
+        group = f"models.{ROLES[name]}" if name in ROLES else "energy"
+        found |= {f"{group}.{key}": value for key, value in _defaults(energy_function(name)).items()}
     return {**found, **BEFORE}
 
 

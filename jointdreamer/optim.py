@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -11,37 +11,48 @@ from jointdreamer.arguments import Positive, Range
 from jointdreamer.errors import UserError
 
 
-class RatedAdamW(torch.optim.AdamW):
-    """AdamW over named parameter groups; `step(rates)` writes each group's rate before it steps.
+class ScheduledAdamW(torch.optim.AdamW):
+    """AdamW over parameter groups named by role; `step(rates)` writes each group's rate before it steps.
+
+    lr_scale: factors of the rates, by the name of a group; a group "role:part" has its role's rate times its own factor
 
     Loading a state dict restores the rates that were saved with it; because every step writes them anew, a resumed run
-    still follows its schedule. (In the release a resume keeps the old rates, and Geometry Fading never happens.)
+    still follows its schedule. (In the official implementation a resume keeps the old rates, and Geometry Fading never
+    happens.)
     """
 
-    def step(self, rates: SimpleNamespace):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update with `rates.<group name>`. Raises UserError when the names are not those of the groups."""
-        names = [group["name"] for group in self.param_groups]
-        wanted = vars(rates)
-        if set(names) != set(wanted):
-            raise UserError(
-                f"learning rates and parameter groups must have the same names: schedule.lr has "
-                f"{', '.join(sorted(wanted))}; the model has {', '.join(sorted(names))}"
-            )
+    def __init__(self, groups: Iterable[dict[str, Any]], lr_scale: Mapping[str, float], **options: Any):
+        super().__init__(groups, lr=0.0, **options)
+        self.lr_scale = dict(lr_scale)
+
+    def check(self, rates: SimpleNamespace) -> None:
+        """Raise UserError, one line, for a role without a rate."""
         for group in self.param_groups:
-            group["lr"] = wanted[group["name"]]
+            role = group["name"].partition(":")[0]
+            if role not in vars(rates):
+                raise UserError(f"schedule.lr.{role} is missing: the rate of parameters with that role")
+
+    def step(self, rates: SimpleNamespace):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update with `rates.<role>`. Raises UserError for a role without a rate."""
+        self.check(rates)
+        for group in self.param_groups:
+            role = group["name"].partition(":")[0]
+            group["lr"] = getattr(rates, role) * self.lr_scale.get(group["name"], 1.0)
         super().step()
 
 
 def build_optimizer(
     groups: Mapping[str, Iterable[nn.Parameter]],
+    lr_scale: Mapping[str, float] | None = None,
     betas: tuple[Annotated[float, Range(0, below=1)], Annotated[float, Range(0, below=1)]] = (0.9, 0.99),
     eps: Annotated[Positive, Range(high=1)] = 1e-15,
     weight_decay: Annotated[float, Range(0, 100)] = 0.01,
-) -> RatedAdamW:
-    """An optimiser with one group per name, e.g. {"encoding": [...], "density": [...]}; rates are given to `step`."""
+) -> ScheduledAdamW:
+    """An optimiser with one group per name, e.g. {"geometry": [...]}; the rates are given to `step`."""
     listed = [{"params": list(params), "name": name} for name, params in groups.items()]
     # On a CPU one pass over each parameter, a quarter of the time; elsewhere torch chooses by itself
     fused = all(p.is_cpu for group in listed for p in group["params"]) or None
-    return RatedAdamW(
-        listed, lr=0.0, betas=(float(betas[0]), float(betas[1])), eps=eps, weight_decay=weight_decay, fused=fused
+    first, second = float(betas[0]), float(betas[1])
+    return ScheduledAdamW(
+        listed, lr_scale or {}, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=fused
     )

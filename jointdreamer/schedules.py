@@ -114,13 +114,20 @@ class Plan:
         self._tree = _parse_tree({key: value for key, value in spec.items() if key != "steps"}, "schedule", steps)
 
     def at(self, step: int) -> SimpleNamespace:
-        """Every value at this step, nested like the spec."""
-        return _evaluate(self._tree, step)
+        """Every value at this step, nested like the spec.
+
+        The paper writes guidance as (1 + s) e(y) - s e(0), and so do our schedules; from here on it is the usual s' =
+        1 + s of e(0) + s' (e(y) - e(0)).
+        """
+        now = _evaluate(self._tree, step)
+        if hasattr(now, "guidance_scale"):
+            now.guidance_scale += 1
+        return now
 
     def check(self, losses: Sequence[str] | None = None) -> "Plan":
         """Self, if every value that the training loop reads is there and possible; a UserError of one line if not.
 
-        losses: the names that `loss` may hold, the first of which it must.
+        losses: the names that `loss` may give a weight to.
         """
         for name, (kind, low, high) in WANTED.items():
             schedule = self._tree.get(name)
@@ -147,10 +154,13 @@ class Plan:
                     shown = repr(wrong[0])[:60]
                     raise UserError(f"schedule.{name}.{key}: wanted numbers from 0 to {LARGEST:g}, got {shown}")
         if losses is not None:
-            if unknown := sorted(self._tree["loss"].keys() - set(losses)):
-                raise UserError(f"unknown key 'schedule.loss.{unknown[0]}': there are {', '.join(losses)}")
-            if losses[0] not in self._tree["loss"]:
-                raise UserError(f"schedule.loss.{losses[0]} is missing: it is the weight of the distillation itself")
+            weighted = {name for name, weight in self._tree["loss"].items() if weight.max() > 0}
+            if unknown := sorted(weighted - set(losses)):
+                raise UserError(
+                    f"unknown key 'schedule.loss.{unknown[0]}': there are {', '.join(dict.fromkeys(losses))}"
+                )
+            if not weighted & set(losses):
+                raise UserError(f"schedule.loss gives no weight to any of {', '.join(dict.fromkeys(losses))}")
         return self
 
     def _check_t(self) -> None:

@@ -61,7 +61,7 @@ def _seeded():
 @pytest.fixture(autouse=True)
 def _no_bfloat16_units(monkeypatch):
     """Networks built in a test answer alike on every CPU; runs that a test launches take what the machine has."""
-    monkeypatch.setattr("jointdreamer.kernels.precision.has_bfloat16_units", lambda: False)
+    monkeypatch.setattr("jointdreamer.precision.has_bfloat16_units", lambda: False)
 
 
 def tiny_tokenizer() -> Any:

@@ -26,7 +26,7 @@ import transformers  # noqa: E402, F401
 from transformers import CLIPTextModel, CLIPTokenizer, ViTModel  # noqa: E402, F401
 
 import jointdreamer.energies.classifier  # noqa: E402
-import jointdreamer.energies.multiview  # noqa: E402
+import jointdreamer.energies.reconstruction  # noqa: E402
 import jointdreamer.priors.latent  # noqa: E402
 import jointdreamer.runs.pictures  # noqa: E402
 import jointdreamer.toybox  # noqa: E402, F401

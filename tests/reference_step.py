@@ -111,6 +111,7 @@ class Settings:
     x0_limit: float | None = None
     # scene
     encoding: Mapping[str, Any] = field(default_factory=dict)
+    encoding_lr: float = 1.0  # rate of the encoding, as a multiple of the geometry's
     n_samples: int = 16
     grid_resolution: int = 8
     update_every: int = 16
@@ -741,7 +742,10 @@ class Reference:
         self.s = s
         self.cond, self.uncond = embed_text(s)
         self.prior = TextToImage(s) if s.prior == "text_to_image" else MultiView(s)
-        self.second = MultiView(s) if s.schedule["loss"].get("mvdream") else None  # Fig. 10: SDS + MVDream
+        self.name = "jsd" if s.prior == "text_to_image" else "mvdream"  # of the loss
+        self.second = (
+            MultiView(s) if {"jsd", "mvdream"} <= s.schedule["loss"].keys() else None
+        )  # Fig. 10: SDS + MVDream
         self.active = Active()
         self.energy = ENERGIES[s.energy](s, self.active) if s.energy != "none" else None
 
@@ -788,7 +792,7 @@ class Reference:
             prediction = (x_t - alpha * x0) / sigma
         grad = (WEIGHTINGS[s.weighting](alpha, sigma) * (prediction - noise)).detach()
         views = s.n_rigs * s.n_views
-        losses["jsd"] = 0.5 * grad.square().sum() / views + injected(z, grad / views)
+        losses[self.name] = 0.5 * grad.square().sum() / views + injected(z, grad / views)
         if self.second is not None:  # 1/2 |z - x0_mv|^2, a mean over the views
             assert self.second.latents is not None
             z_mv = self.second.latents.encode(images["rgb"], draws)
@@ -808,7 +812,7 @@ class Reference:
             coherence=coherence.mean().item(),
             opacity=images["opacity"].mean().item(),
             gradients=gradients,
-            state=adamw(state, gradients, now.lr),
+            state=adamw(state, gradients, rates(now.lr, s.encoding_lr)),
             active=dict(self.active.sizes),
             undecided=relu.undecided,
         )
@@ -842,6 +846,16 @@ class Reference:
 def injected(z: Tensor, grad: Tensor) -> Tensor:
     """Zero, whose gradient with respect to z is `grad`."""
     return ((z - z.detach()) * grad).sum()
+
+
+def rates(lr: Mapping[str, float], encoding_lr: float) -> dict[str, float]:
+    """The rate of each parameter by what it is, from those by role."""
+    return {
+        "encoding": encoding_lr * lr["geometry"],
+        "density": lr["geometry"],
+        "albedo": lr["appearance"],
+        "background": lr["background"],
+    }
 
 
 def adamw(state: State, gradients: Mapping[str, list[Tensor | None]], lr: Mapping[str, float]) -> State:

@@ -132,7 +132,11 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["field.encoding=null"], ["field.encoding", "group"]),
         (["+schedule.loss.smoothe=1", "schedule.steps=1"], ["schedule.loss.smoothe", "orient, sparsity"]),
         (["energy.name=null"], ["energy.name=None", "text"]),
-        (["energy.name=none"], ["unknown key 'energy.source'"]),
+        (["energy.rescale=0"], ["unknown key 'energy.rescale'", "models.multi_view.rescale now"]),
+        (["energy=cls", "energy.ascent=1"], ["models.classifier.ascent now"]),
+        (["schedule.lr.density=1"], ["unknown key 'schedule.lr.density'", "schedule.lr.geometry now"]),
+        (["schedule.lr.albedo=1"], ["schedule.lr.appearance now"]),
+        (["distillation.weighting=sds"], ["distillation.terms.NAME.weighting now"]),
         (["energy.name=mine:Energy"], ["no module 'mine'", "PYTHONPATH"]),
         (["steps"], ["steps"]),
         (["--steps", "3"], ["unknown option --steps", "seed=1"]),
@@ -147,7 +151,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["schedule.resolution=[[0,16],[1,0]]"], ["schedule.resolution", "got 0"]),
         (["schedule.resolution=[[5,16]]"], ["schedule.resolution", "the first knot must be [0, value]"]),
         (["schedule.t_min=2"], ["schedule.t_min", "from 0 to 1, got 2"]),
-        (["schedule.lr.density=fast"], ["schedule.lr.density", "got 'fast'"]),
+        (["schedule.lr.geometry=fast"], ["schedule.lr.geometry", "got 'fast'"]),
         (["schedule.lr=0.01"], ["schedule.lr is one value", "schedule.lr.NAME=..."]),
         (["schedule.loss.sparsity=-1"], ["schedule.loss.sparsity", "got -1"]),
         (["cameras.n_views=0"], ["n_views", "at least 1"]),
@@ -198,7 +202,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["device=tpu"], ["device='tpu'", "auto, cpu, cuda"]),
         (["device=cuda"], ["device=cuda", "no CUDA device"]),
         (["distillation.mask=nothing"], ["distillation.mask", "input, gradient, none"]),
-        (["distillation.weighting=x"], ["distillation.weighting", "sds, uniform, fantasia3d"]),
+        (["distillation.terms.jsd.weighting=x"], ["distillation.terms.jsd.weighting", "sds, uniform, fantasia3d"]),
         (["name=../../x"], ["name='../../x'", "inside out_dir"]),
         (["out_dir="], ["out_dir is empty"]),
         (["out_dir=stdout/x"], ["cannot write in the run folder stdout/x", "out_dir=..."]),
@@ -213,18 +217,6 @@ def test_a_wrong_word_is_one_line(refused, tiny_run, words, says):
 def test_a_wrong_word_leaves_no_folder(refused, tiny_run, tmp_path):
     refused(tiny_run(PROMPT, "output.views=-1"), "output.views")
     assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
-
-
-def test_the_choices_checked_at_the_door_are_those_that_there_are():
-    from typing import get_args, get_type_hints
-
-    from jointdreamer.cli.main import CHOICES
-    from jointdreamer.distillation.joint import WEIGHTINGS, energy_gradient
-
-    assert CHOICES["distillation.weighting"] == tuple(WEIGHTINGS)
-    hints = get_type_hints(energy_gradient)
-    assert CHOICES["distillation.mask"] == get_args(hints["mask"])
-    assert CHOICES["distillation.energy_x0"] == get_args(hints["energy_x0"])
 
 
 # The run folder

@@ -18,7 +18,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def parameters(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / "step_000002.pt", weights_only=True)["parts"]["field"]
+    return torch.load(run / "checkpoints" / "step_000002.pt", weights_only=True)["parts"]["scene"]
 
 
 @pytest.fixture(scope="module")

@@ -58,12 +58,12 @@ def test_a_config_is_equal_to_itself():
         ("none", {"device": "cuda", "out_dir": "x", "name": "y", "every.log": 3, "logger": {"wandb": {}}}),
         (
             "none",
-            {"field.encoding.backend": "torch", "renderer.backend": "torch", "models.text_to_image.compile": True},
+            {"field.encoding.backend": "torch", "renderer.backend": "torch", "models.compile": True},
         ),
         ("none", {"models.classifier.ascent": 4, "models.novel_view.steps": 7, "models.multi_view.rescale": 0.1}),
         ("none", {"distillation.mask": "none", "distillation.energy_limit": 9.0, "schedule.energy_weight": 7}),
         ("none", {"negative_prompt": "ugly"}),  # which the toybox's schedule never uses
-        ("cls", {"energy.low_memory": True, "models.classifier.ascent": 4}),
+        ("cls", {"models.classifier.low_memory": True, "models.novel_view.steps": 4}),
         ("mvdream", {"models.text_to_image.x0_rescale": 0.1}),
         ("none", {"schedule.steps": 400}),
         ("none", {"schedule.steps": 100}),
@@ -83,17 +83,17 @@ def test_what_computes_no_parameter_may_differ(kind, changes):
         ("none", {"seed": 1}),
         ("none", {"cameras.n_views": 8}),
         ("none", {"models.text_to_image.x0_rescale": 0.1}),
-        ("none", {"models.text_to_image.dtype": "float32"}),
+        ("none", {"models.dtype": "float32"}),
         ("none", {"distillation.x0_limit": None}),
         ("none", {"schedule.guidance_scale": [[0, 2], [99, 3]]}),
         ("none", {"schedule.loss.mvdream": 0.5}),
         ("mvs", {"distillation.mask": "none"}),
         ("mvs", {"schedule.energy_weight": 7}),
-        ("mvs", {"energy.rescale": 0.1}),
+        ("mvs", {"models.multi_view.rescale": 0.1}),
         ("mvdream", {"models.multi_view.rescale": 0.1}),
         ("sum", {"models.multi_view.rescale": 0.1}),
         ("sd21", {"negative_prompt": "ugly"}),
-        ("cls", {"energy.decoder": "elsewhere"}),
+        ("cls", {"models.classifier.decoder": "elsewhere"}),
     ],
 )
 def test_what_computes_parameters_is_named(kind, changes):
@@ -135,11 +135,11 @@ def test_a_setting_whose_default_was_not_what_is_asked_for_counts():
     assert not compare(older, here, 1).differing
     here["distillation"]["energy_x0"] = "guided"
     assert compare(older, here, 1).differing == ("distillation.energy_x0 is 'uncond' there, 'guided' here",)
-    del older["energy"]["rescale"]  # an energy's own
+    del older["models"]["multi_view"]["rescale"]  # an energy's own
     here["distillation"]["energy_x0"] = "uncond"
     assert not compare(older, here, 1).differing
-    here["energy"]["rescale"] = 0.25
-    assert compare(older, here, 1).differing == ("energy.rescale is 0.5 there, 0.25 here",)
+    here["models"]["multi_view"]["rescale"] = 0.25
+    assert compare(older, here, 1).differing == ("models.multi_view.rescale is 0.5 there, 0.25 here",)
     here = config("mvs") | {"foreign": 1}
     assert compare(config("mvs"), here, 1).differing == ("foreign is absent there, 1 here",)
 

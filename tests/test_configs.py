@@ -34,7 +34,7 @@ def test_every_schedule_parses_with_every_model(models, schedule):
     cfg = config(f"models={models}", f"schedule={schedule}")
     assert cfg["models"]["name"] == models
     plan = Plan(cfg["schedule"]).check()
-    assert set(vars(plan.at(0).lr)) == {"encoding", "density", "albedo", "background"}
+    assert set(vars(plan.at(0).lr)) == {"geometry", "appearance", "background"}
     Rig(**cfg["cameras"])
     SphericalBackground(**cfg["background"])
     VolumeRenderer(**cfg["renderer"])
@@ -67,16 +67,16 @@ def test_the_tables_protocol():
     for name in ("table1/dreamfusion", "table1/mvdream", "table3/cls", "fig10/sum"):
         cfg = config(f"experiment={name}", "models=sd21")
         plan = Plan(cfg["schedule"])
-        assert (plan.steps, plan.max("resolution"), plan.at(4999).guidance_scale) == (5000, 64, 30)
-        assert plan.at(4999).lr.density == 1e-2 and cfg["cameras"]["n_views"] * cfg["cameras"]["n_rigs"] == 4
+        assert (plan.steps, plan.max("resolution"), plan.at(4999).guidance_scale) == (5000, 64, 31)
+        assert plan.at(4999).lr.geometry == 1e-2 and cfg["cameras"]["n_views"] * cfg["cameras"]["n_rigs"] == 4
     rows = {name: Plan(config(f"experiment={name}", "models=sd21")["schedule"]) for name in names("experiment")
             if name.startswith(("table2/", "fig7/"))}  # fmt: skip
-    last = {name: (plan.at(5500).guidance_scale, plan.at(5500).lr.density, plan.at(5500).loss.orient)
+    last = {name: (plan.at(5500).guidance_scale, plan.at(5500).lr.geometry, plan.at(5500).loss.orient)
             for name, plan in rows.items()}  # fmt: skip
-    plain, switched, faded = (30, 1e-2, 1000), (50, 1e-2, 1000), (30, 1e-6, 0)
+    plain, switched, faded = (31, 1e-2, 1000), (51, 1e-2, 1000), (31, 1e-6, 0)
     assert last["table2/sds"] == last["table2/jsd"] == last["fig7/neither"] == plain
     assert last["table2/jsd_cfg"] == last["fig7/cfg_switching"] == switched
-    assert last["fig7/fading"] == faded and last["table2/jointdreamer"] == last["fig7/both"] == (50, 1e-6, 0)
+    assert last["fig7/fading"] == faded and last["table2/jointdreamer"] == last["fig7/both"] == (51, 1e-6, 0)
     for plan in rows.values():  # and nothing else is left out
         assert (plan.steps, plan.max("resolution"), plan.at(5500).loss.opaque) == (6000, 512, 1)
 
@@ -84,9 +84,15 @@ def test_the_tables_protocol():
 def test_the_baselines_take_no_energy():
     mvdream, weighted = (config(f"distillation={name}", "models=sd21") for name in ("mvdream", "sum"))
     assert mvdream["energy"] == weighted["energy"] == {"name": "none"}
-    assert (mvdream["distillation"]["prior"], mvdream["distillation"]["weighting"]) == ("multi_view", "x0")
-    assert (weighted["distillation"]["prior"], weighted["distillation"]["weighting"]) == ("text_to_image", "sds")
-    assert weighted["schedule"]["loss"]["mvdream"] == 1.0
+    alone = {"prior": "multi_view", "weighting": "x0"}
+    assert mvdream["distillation"]["terms"] == {"mvdream": alone}
+    both = {
+        "jsd": {"prior": "text_to_image", "weighting": "sds"},
+        "mvdream": alone | {"timesteps": "jsd", "x0_limit": None},
+    }
+    assert weighted["distillation"]["terms"] == both
+    assert mvdream["schedule"]["loss"]["jsd"] == 0 and mvdream["schedule"]["loss"]["mvdream"] == 1
+    assert weighted["schedule"]["loss"]["jsd"] == weighted["schedule"]["loss"]["mvdream"] == 1
     models = mvdream["models"]["multi_view"]
     assert (models["guidance_scale"], models["rescale"]) == (50.0, 0.5)  # MVDream's own distillation
 
@@ -106,13 +112,16 @@ def test_appendix_a1():
     plan = Plan(config("models=sd21", "schedule=jointdreamer")["schedule"])
     assert plan.steps == 6000
     assert [plan.at(s).resolution for s in (0, 2999, 3000, 4999, 5000)] == [64, 64, 256, 256, 512]
-    assert [plan.at(s).guidance_scale for s in (0, 4999, 5000)] == [30, 30, 50]
+    assert [plan.at(s).guidance_scale for s in (0, 4999, 5000)] == [
+        31,
+        31,
+        51,
+    ]  # the usual s' = 1 + s of the paper's 30, 50
     assert [plan.at(s).energy_weight for s in (599, 600, 5999)] == [0, 1.25, 1.25]
     assert (plan.at(0).t_min, plan.at(0).t_max) == (0.98, 0.98)
     assert (plan.at(1500).t_min, plan.at(1500).t_max) == pytest.approx((0.5, 0.74))
     assert (plan.at(5999).t_min, plan.at(5999).t_max) == (0.02, 0.5)
-    assert [plan.at(s).lr.density for s in (0, 4999, 5000)] == [1e-2, 1e-2, 1e-6]
-    assert [plan.at(s).lr.encoding for s in (0, 4999, 5000)] == [1e-2, 1e-2, 1e-6]
+    assert [plan.at(s).lr.geometry for s in (0, 4999, 5000)] == [1e-2, 1e-2, 1e-6]
     assert [plan.at(s).loss.orient for s in (0, 1500, 4999, 5000)] == [10, 505, 1000, 0]
 
 
@@ -127,8 +136,7 @@ def test_the_toybox_rig_is_the_world_s():
 def test_the_released_opacity_mask_and_no_clamps_are_the_default():
     cfg = config("models=sd21")
     released = {
-        "prior": "text_to_image",
-        "weighting": "sds",
+        "terms": {"jsd": {"prior": "text_to_image", "weighting": "sds"}},
         "mask": "input",
         "energy_x0": "uncond",
         "mask_floor": 0.0,

@@ -80,7 +80,7 @@ def test_wonder3d_sets_its_own_rig(launcher, words, wonder3d_folder, tmp_path):
         (["novel_view=wonder3d", "cameras.n_views=4", "cameras.azimuth_deg=null"], ["six fixed", "n_views 4"]),
         (["novel_view=wonder3d", "cameras.n_views=4"], ["cameras.azimuth_deg must be 4 angles"]),
         (["novel_view=wonder3d", "cameras.projection=perspective"], ["six fixed", "novel_view=wonder3d"]),
-        (["energy.reference=4"], ["energy.reference=4", "n_views=4"]),
+        (["models.novel_view.reference=4"], ["reference=4", "n_views=4"]),
         (
             ["models.novel_view.source=/nowhere"],
             ["novel-view model (Zero-1-to-3 XL) not found", "models.novel_view.source="],
@@ -104,11 +104,11 @@ def test_the_rig_comes_with_the_model():
             return OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore
 
     wonder = config("models=sd21", "energy=i2i", "novel_view=wonder3d")
-    assert wonder["energy"]["kind"] == "wonder3d"
+    assert wonder["models"]["novel_view"]["kind"] == "wonder3d"
     rig = Rig(**wonder["cameras"])
     assert tuple(rig.azimuth_deg or ()) == AZIMUTH_DEG and rig.n_views == 6
     zero = config("models=sd21", "energy=i2i")
-    assert zero["energy"]["kind"] == "zero123" and Rig(**zero["cameras"]).fovy_deg[0] == 49.1
+    assert zero["models"]["novel_view"]["kind"] == "zero123" and Rig(**zero["cameras"]).fovy_deg[0] == 49.1
     mvs = config("models=sd21", "energy=mvs", "novel_view=wonder3d")  # the rig is the energy's, not the file's
     assert mvs["cameras"] == config("models=sd21", "energy=none")["cameras"]
     toybox = config("models=toybox", "energy=i2i")

@@ -13,13 +13,13 @@ from jointdreamer.optim import build_optimizer
 
 def world():
     a, b = nn.Parameter(torch.ones(3, dtype=torch.float64)), nn.Parameter(torch.ones(3, dtype=torch.float64))
-    return a, b, build_optimizer({"encoding": [a], "albedo": iter([b])}, weight_decay=0.1)
+    return a, b, build_optimizer({"geometry": [a], "appearance": iter([b])}, weight_decay=0.1)
 
 
-def step(optimizer, a, b, encoding, albedo):
+def step(optimizer, a, b, geometry, appearance):
     optimizer.zero_grad()
     (a.square().sum() + 3 * b.sum()).backward()
-    optimizer.step(SimpleNamespace(encoding=encoding, albedo=albedo))
+    optimizer.step(SimpleNamespace(geometry=geometry, appearance=appearance))
 
 
 def test_first_step_is_adamw_by_hand():
@@ -52,12 +52,22 @@ def test_resume_continues_exactly_and_the_plan_beats_the_saved_rate():
     assert torch.equal(a, a2) and torch.equal(b, b2)
 
 
-@pytest.mark.parametrize("rates", [{"encoding": 1.0}, {"encoding": 1.0, "albedo": 1.0, "normal": 1.0}])
-def test_names_must_be_those_of_the_groups(rates):
+def test_a_role_without_a_rate_is_named_and_a_rate_without_a_role_is_not_needed():
     a, b, optimizer = world()
-    with pytest.raises(UserError, match="albedo"):
-        optimizer.step(SimpleNamespace(**rates))
+    with pytest.raises(UserError, match=r"schedule\.lr\.appearance is missing"):
+        optimizer.step(SimpleNamespace(geometry=1.0, normal=1.0))
     assert torch.equal(a, torch.ones_like(a))
+    (a.sum() + b.sum()).backward()
+    optimizer.step(SimpleNamespace(geometry=0.1, appearance=0.0, normal=1.0))
+    assert not torch.equal(a, torch.ones_like(a)) and torch.equal(b, torch.ones_like(b))
+
+
+def test_a_part_of_a_role_has_a_multiple_of_its_rate():
+    a, b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer({"geometry:encoding": [a], "geometry": [b]}, {"geometry:encoding": 2.0})
+    (a.sum() + b.sum()).backward()
+    optimizer.step(SimpleNamespace(geometry=1e-2))
+    assert [group["lr"] for group in optimizer.param_groups] == [2e-2, 1e-2]
 
 
 def test_betas_may_be_whole_numbers():

@@ -30,7 +30,7 @@ SCHEDULE: dict[str, Any] = {
     "energy_weight": [[0, 2], [4, 8, "linear"]],
     "negative_prompt": [[0, False], [2, True]],
     "shading": False,
-    "lr": {"encoding": [[0, 0.02], [4, 0.01, "linear"]], "density": 0.005, "albedo": 0.02, "background": 0.001},
+    "lr": {"geometry": [[0, 0.01], [4, 0.005, "linear"]], "appearance": 0.02, "background": 0.001},
     "loss": {"jsd": 1, "orient": 0, "sparsity": 0.3, "opaque": 0.3, "z_variance": 0},
 }
 NORMALS = {"orient": 10, "sparsity": 0.5, "opaque": 0.5, "z_variance": 2}
@@ -42,6 +42,8 @@ NORMALS = {"orient": 10, "sparsity": 0.5, "opaque": 0.5, "z_variance": 2}
 def case(name: str, active: str = "", **changes: Any) -> Any:
     """active: the limits and masks that must be at work; `loss` and `schedule` change the schedule."""
     loss = {**SCHEDULE["loss"], **changes.pop("loss", {})}
+    if changes.get("prior") == "multi_view":
+        loss["mvdream"] = loss.pop("jsd")
     schedule = {**SCHEDULE, **changes.pop("schedule", {}), "loss": loss}
     return pytest.param(changes | {"schedule": schedule}, active.split(), id=name)
 
@@ -155,7 +157,7 @@ def settings(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder, tiny_classifier_fol
     def make(**changes: Any) -> Settings:
         changed = {name: {**own, **changes.pop(name, {})} for name, own in options.items()}
         prompts = {"prompt": "a red robot", "negative_prompt": "a back hat"}
-        return Settings(**{"encoding": ENCODING, "n_samples": 24, **prompts, **changed, **changes})
+        return Settings(**{"encoding": ENCODING, "encoding_lr": 1.5, "n_samples": 24, **prompts, **changed, **changes})
 
     return make
 
@@ -170,10 +172,9 @@ def words(s: Settings) -> list[str]:
         },
         "schedule": {"steps": STEPS, **s.schedule},
         "distillation": {
-            name: getattr(s, name)
-            for name in ("weighting", "mask", "mask_floor", "energy_x0", "energy_limit", "x0_limit")
+            name: getattr(s, name) for name in ("mask", "mask_floor", "energy_x0", "energy_limit", "x0_limit")
         },
-        "field": {"encoding": s.encoding, "hidden": 16},
+        "field": {"encoding": s.encoding, "hidden": 16, "encoding_lr": s.encoding_lr},
         "renderer": {"n_samples": s.n_samples, "grid_resolution": s.grid_resolution, "+update_every": s.update_every},
         "background": {"random_probability": s.random_probability, "random_grey_range": s.random_grey_range},
         "cameras": {
@@ -185,6 +186,8 @@ def words(s: Settings) -> list[str]:
     }
     for name in ("text_to_image", "multi_view", "novel_view", "classifier"):
         groups["models"][name] = {**groups["models"][name], "image_size": s.image_size}
+    first = "mvdream" if s.prior == "multi_view" else "jsd"
+    groups["distillation"]["terms"] = {first: {"weighting": s.weighting}}
     if s.energy == "random":
         groups["energy"] = {"scale": s.energy_scale}
     choices = [
@@ -216,12 +219,13 @@ def as_word(value: Any) -> str:
 
 # What a checkpoint holds
 
-ROLES = {
-    "encoding": [("field", "encoding.params")],
-    "density": [("field", "density_mlp.first"), ("field", "density_mlp.last")],
-    "albedo": [("field", "albedo_mlp.first"), ("field", "albedo_mlp.last")],
-    "background": [("background", f"mlp.{i}.weight") for i in (0, 2, 4)],
+PARAMETERS = {  # of each group of the optimiser
+    "geometry:encoding": ["field.encoding.params"],
+    "geometry": ["field.density_mlp.first", "field.density_mlp.last"],
+    "appearance": ["field.albedo_mlp.first", "field.albedo_mlp.last"],
+    "background": [f"background.mlp.{i}.weight" for i in (0, 2, 4)],
 }
+OF_THE_REFERENCE = dict(zip(PARAMETERS, ("encoding", "density", "albedo", "background"), strict=True))
 
 
 def read_state(checkpoint: dict[str, Any]) -> State:
@@ -229,10 +233,11 @@ def read_state(checkpoint: dict[str, Any]) -> State:
     parts = checkpoint["parts"]
     optimizer, state = parts["optimizer"], State({}, {}, {}, {}, *read_occupancy(parts))
     groups = {group["name"]: group["params"] for group in optimizer["param_groups"]}
-    assert groups.keys() == ROLES.keys()
-    for role, names in ROLES.items():
-        state.parameters[role] = [parts[part][name].to(F64) for part, name in names]
-        moments = [optimizer["state"].get(index, {}) for index in groups[role]]
+    assert groups.keys() == PARAMETERS.keys()
+    for group, names in PARAMETERS.items():
+        role = OF_THE_REFERENCE[group]
+        state.parameters[role] = [parts["scene"][name].to(F64) for name in names]
+        moments = [optimizer["state"].get(index, {}) for index in groups[group]]
         zeros = [torch.zeros_like(p) for p in state.parameters[role]]
         state.first[role] = [m.get("exp_avg", zero).to(F64) for m, zero in zip(moments, zeros, strict=True)]
         state.second[role] = [m.get("exp_avg_sq", zero).to(F64) for m, zero in zip(moments, zeros, strict=True)]
@@ -241,7 +246,7 @@ def read_state(checkpoint: dict[str, Any]) -> State:
 
 
 def read_occupancy(parts: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    return parts["renderer"]["occupancy"].to(F64), parts["renderer"]["occupied"]
+    return parts["scene"]["renderer.occupancy"].to(F64), parts["scene"]["renderer.occupied"]
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

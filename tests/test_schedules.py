@@ -12,7 +12,7 @@ JOINTDREAMER = {
     "guidance_scale": [[0, 30], [5000, 50]],
     "shading": [[0, False], [5000, True]],
     "mask": [[0, "input"], [100, "none"]],
-    "lr": {"encoding": [[0, 1.0e-2], [5000, 1.0e-6]], "albedo": 1.0e-3},
+    "lr": {"geometry": [[0, 1.0e-2], [5000, 1.0e-6]], "appearance": 1.0e-3},
     "loss": {"orient": [[0, 10], [3000, 1000, "linear"], [5000, 0]], "jsd": 1},
 }
 
@@ -66,7 +66,7 @@ def test_plan_is_nested_and_pure():
     plan = Plan(JOINTDREAMER)
     assert plan.steps == 6000
     now = plan.at(5000)
-    assert (now.guidance_scale, now.lr.encoding, now.lr.albedo, now.loss.orient) == (50, 1e-6, 1e-3, 0)
+    assert (now.guidance_scale, now.lr.geometry, now.lr.appearance, now.loss.orient) == (51, 1e-6, 1e-3, 0)
     assert now.shading is True and plan.at(4999).shading is False
     assert (plan.at(99).mask, plan.at(100).mask) == ("input", "none")
     assert plan.at(4999) == plan.at(4999) != now
@@ -75,7 +75,7 @@ def test_plan_is_nested_and_pure():
 
 def test_plan_knows_the_largest_value():
     plan = Plan(JOINTDREAMER)
-    assert (plan.max("resolution"), plan.max("lr.encoding"), plan.max("loss.orient")) == (512, 1e-2, 1000)
+    assert (plan.max("resolution"), plan.max("lr.geometry"), plan.max("loss.orient")) == (512, 1e-2, 1000)
 
 
 @pytest.mark.parametrize(

@@ -14,22 +14,35 @@ from typing import Any
 import pytest
 import torch
 
-from jointdreamer.diffusion import alpha_sigma, noise_from_x0, scaled_linear_alphas_cumprod
-from jointdreamer.distillation.joint import add_noise, energy_gradient, jsd_gradient, surrogate_loss
+from jointdreamer.diffusion import NoiseProcess, noise_from_x0, scaled_linear_alphas_cumprod
+from jointdreamer.distillation.joint import JointScoreDistillation
 from jointdreamer.energies.base import Energy
-from jointdreamer.priors.base import Guidance, NoisePrediction
+from jointdreamer.priors.base import Prior
+from jointdreamer.priors.condition import Condition
+from jointdreamer.scenes.base import Render
 
 OBJECTS, VIEWS = 64, 4
-NOTHING: Any = None  # neither cameras nor text in this world
+NOTHING: Any = None  # neither scene nor cameras in this world
 AGREE = {0: (0.07, 0.16), 0.5: (0.56, 0.71), 1: (0.84, 0.97), 5: (0.85, 0.96), 20: (0.07, 0.26)}
 
 
-class CoinPrior(Guidance):
+class NoText:
+    def at(self, cameras):
+        return Condition(torch.zeros(()))
+
+    def nothing(self, cameras, negative=False):
+        return Condition(torch.zeros(()))
+
+
+class CoinPrior(Prior):
     """Every image is one number, +1 or -1."""
 
     def __init__(self):
         super().__init__()
-        self.alphas_cumprod = scaled_linear_alphas_cumprod()
+        self.process = NoiseProcess.variance_preserving(scaled_linear_alphas_cumprod())
+
+    def embed(self, prompts):
+        return NoText()
 
     def encode(self, rgb, generator, grad=True, chunk=None):
         return rgb
@@ -37,11 +50,10 @@ class CoinPrior(Guidance):
     def decode(self, latents):
         return latents
 
-    def predict_noise(self, noised, text, guidance_scale):
-        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
-        x0 = torch.tanh(alpha_t * noised.latents_noisy / sigma_t**2)
-        noise = noise_from_x0(noised.latents_noisy, x0, alpha_t, sigma_t)
-        return NoisePrediction(noise, noise, noise)
+    def predict(self, x_t, t, conditions, cameras):
+        alpha_t, sigma_t = self.process.at(t)
+        x0 = torch.tanh(alpha_t * x_t / sigma_t**2)
+        return [noise_from_x0(x_t, x0, alpha_t, sigma_t)] * len(conditions)
 
 
 class AgreementEnergy(Energy):
@@ -52,20 +64,17 @@ class AgreementEnergy(Energy):
 
 
 def share_that_agrees(energy_weight, seed, steps=600, rate=0.01):
-    generator = torch.Generator().manual_seed(seed)
-    prior, energy = CoinPrior(), AgreementEnergy()
+    generator, text = torch.Generator().manual_seed(seed), NoText()
+    term = JointScoreDistillation(CoinPrior(), text, AgreementEnergy(), weighting="uniform")  # pyright: ignore
     latents = torch.randn(OBJECTS, VIEWS, 1, 1, 1, generator=generator).requires_grad_()
     optimizer = torch.optim.SGD([latents], lr=rate * OBJECTS * VIEWS)  # the surrogate is a mean over views
-    render: Any = SimpleNamespace(rgb=torch.zeros(OBJECTS, VIEWS, 3, 1, 1), opacity=torch.ones(OBJECTS, VIEWS, 1, 1, 1))
+    render = Render(latents, torch.ones(OBJECTS, VIEWS, 1, 1, 1))  # the prior encodes an image as itself
+    plan = {"t_min": 0.02, "t_max": 0.98, "guidance_scale": 1.0, "negative_prompt": False}
+    now = SimpleNamespace(**plan, energy_weight=energy_weight, loss=SimpleNamespace(jsd=1))
     for _ in range(steps):
-        noised = add_noise(prior, latents, 0.02, 0.98, generator, weighting="uniform")
-        pred = prior.predict_noise(noised, NOTHING, 0.0)
-        energy_grad, _ = energy_gradient(
-            energy, prior, noised, pred, render, NOTHING, NOTHING, energy_weight, generator
-        )
-        grad = jsd_gradient(pred.noise, noised.noise, energy_grad, noised.sigma_t, noised.weight, energy_weight)
+        loss = term(NOTHING, render, NOTHING, now, generator)["jsd"]
         optimizer.zero_grad()
-        surrogate_loss(latents, grad).backward()
+        loss.backward()
         optimizer.step()
     return (latents.detach().sign().flatten(1).sum(1).abs() == VIEWS).float().mean().item()
 

@@ -12,7 +12,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,8 +48,7 @@ def words(tiny_sd_folder, tiny_mv_folder) -> Callable[..., list[str]]:
             "renderer.grid_resolution=16",
             f"schedule.steps={STEPS}",
             "schedule.resolution=[[0,12],[8,16]]",
-            f"schedule.lr.encoding=[[0,0.01],[{FADING},1.0e-6]]",
-            f"schedule.lr.density=[[0,0.01],[{FADING},1.0e-6]]",
+            f"schedule.lr.geometry=[[0,0.01],[{FADING},1.0e-6]]",
             f"every.checkpoint={EVERY}",
             "output.views=4",
             "output.resolution=16",
@@ -244,7 +242,8 @@ def test_a_run_goes_on_with_more_steps_and_ends_as_one_that_was_asked_for_them_a
 DIES_WHILE_SAVING = """
 import os, signal
 import torch
-from jointdreamer.energies.multiview import MultiViewEnergy
+from jointdreamer.energies.reconstruction import ReconstructionEnergy
+from jointdreamer.priors.multi_view import MultiViewDiffusion
 
 save = torch.save
 
@@ -258,9 +257,9 @@ def half(checkpoint, stream):
 
 torch.save = half
 
-class Mine(MultiViewEnergy):
-    def __init__(self, **options):
-        super().__init__(**options)
+class Mine(ReconstructionEnergy):
+    def __init__(self, source, vae):
+        super().__init__(MultiViewDiffusion.build(source, vae=vae, image_size=16))
         self.taste = torch.nn.Linear(4, 1)  # random weights of its own
 
     def forward(self, views):
@@ -271,7 +270,9 @@ class Mine(MultiViewEnergy):
 def test_killed_in_the_middle_of_a_checkpoint_it_ends_as_if_nothing_had_been(launcher, words, tmp_path):
     """With an energy of a user's own, found on PYTHONPATH, that draws its weights from the run's seed."""
     (tmp_path / "dying.py").write_text(DIES_WHILE_SAVING)
-    mine = words("energy.name=dying:Mine")
+    models = "models.multi_view."
+    given = [word.removeprefix(models) for word in words() if word.startswith((f"{models}source", f"{models}vae"))]
+    mine = words("energy.name=dying:Mine", *(f"+energy.{word}" for word in given))
     path = {"PYTHONPATH": str(tmp_path)}
     assert launcher.run(tmp_path / "killed", mine, DIES_WHILE_SAVING="6", **path) == -signal.SIGKILL
     run = run_folder(tmp_path / "killed")
@@ -308,10 +309,11 @@ def test_geometry_fades_after_a_resume(launcher, words, tmp_path):
     before, after = (checkpoint(run, step)["parts"] for step in (FADING, STEPS))
     for parts, rate in ((before, 1e-2), (after, 1e-6)):  # what a checkpoint's last step was done with
         rates = {group["name"]: group["lr"] for group in parts["optimizer"]["param_groups"]}
-        assert rates["encoding"] == rates["density"] == rate and rates["albedo"] > 1e-3
-    for name, value in before["field"].items():
-        moved = (after["field"][name] - value).abs().max()
-        assert moved < 1e-5 if name.startswith(("encoding", "density")) else moved > 1e-4, name
+        assert rates["geometry:encoding"] == 2 * rates["geometry"] == 2 * rate and rates["appearance"] > 1e-3
+    for name, value in before["scene"].items():
+        if name.startswith("field."):
+            moved = (after["scene"][name] - value).abs().max()
+            assert moved < 1e-5 if name.startswith(("field.encoding", "field.density")) else moved > 1e-4, name
 
 
 # The end of a run, and a folder that goes away
@@ -413,14 +415,14 @@ def test_the_threads_and_cuts_that_a_run_began_with_stay_its_own(launcher, words
 def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, tmp_path, dtype):
     """Beside a loop written from Eq. 2: w(t) (eps_hat - eps), w(t) = 1 - abar_t, through the encoder to the scene."""
     from jointdreamer.cameras import Rig, sample_cameras
-    from jointdreamer.priors.latent import LatentDiffusion
     from jointdreamer.priors.prompts import encode_prompt
+    from jointdreamer.priors.registry import build_prior
     from jointdreamer.runs.folder import seed_everything
     from jointdreamer.scenes.background import SphericalBackground
     from jointdreamer.scenes.nerf.field import HashGridField
     from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
-    rates = {"encoding": 0.01, "density": 0.005, "albedo": 0.02, "background": 0.001}
+    rates = {"geometry": 0.005, "appearance": 0.02, "background": 0.001}
     plain = words(
         "energy=none",
         f"models.dtype={dtype}",
@@ -441,11 +443,11 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
     g = seed_everything(cfg["seed"])
     field, background = HashGridField(**cfg["field"]), SphericalBackground(**cfg["background"])
     renderer = VolumeRenderer(field_radius=field.radius, **cfg["renderer"])
-    prior = LatentDiffusion(**cfg["models"]["text_to_image"])
+    prior: Any = build_prior("text_to_image", cfg["models"], "cpu")
     text = encode_prompt(PROMPT, "", *prior.text_parts())
     groups = {**field.parameter_groups(), **background.parameter_groups()}
     optimizer = torch.optim.AdamW(
-        [{"params": params, "lr": rates[name]} for name, params in groups.items()],
+        [{"params": ps, "lr": rates[name] if name in rates else 2 * rates["geometry"]} for name, ps in groups.items()],
         betas=(0.9, 0.99), eps=1e-15, weight_decay=0.01, fused=True,
     )  # fmt: skip
     for step in range(3):
@@ -453,18 +455,19 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
         renderer.update_occupancy(field, step, g)
         z = prior.encode(renderer(field, background, cameras, generator=g).rgb, g)
         t = torch.randint(100, 900 + 1, (1,), generator=g)
-        alpha, sigma = prior.alphas_cumprod[t].sqrt(), (1 - prior.alphas_cumprod[t]).sqrt()
+        alpha, sigma = prior.process.alpha[t], prior.process.sigma[t]
         eps = torch.randn(z.shape, generator=g)
         x_t = alpha * z.detach() + sigma * eps
-        seen: Any = SimpleNamespace(latents_noisy=x_t, timesteps=t)
-        eps_hat = prior.predict_noise(seen, text.at(cameras), guidance_scale=7).noise
+        cond, uncond = prior.predict(x_t, t, [text.at(cameras), text.nothing(cameras)], cameras)
+        eps_hat = prior.guidance.noise(prior.process, x_t, t, cond, uncond, 1 + 7)
         optimizer.zero_grad()
         z.backward(sigma**2 * (eps_hat - eps) / 4)  # a mean over the four views
         optimizer.step()
 
     made = checkpoint(run, 3)["parts"]
-    assert differences(made["field"], dict(field.state_dict())) == []
-    assert differences(made["renderer"], dict(renderer.state_dict())) == []
+    for name, part in {"field": field, "renderer": renderer}.items():
+        state = {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        assert differences({key: made["scene"][key] for key in state}, state) == []
     assert not list(run.glob("energy/*")) and json.loads((run / "result.json").read_text())["energy"] == "none"
 
 
@@ -491,8 +494,8 @@ def test_nan_in_the_loss_stops_the_run(launcher, words, tmp_path):
 
 def test_an_object_that_blows_up_is_never_saved(launcher, words, tmp_path):
     """An empty picture's loss is finite: only the parameters are not."""
-    assert launcher.run(tmp_path, words("schedule.lr.density=[[0,0.01],[4,1.0e38]]")) == 2
-    says = "error: step 6: field.density_mlp.first holds NaN or infinity, so no checkpoint was written"
+    assert launcher.run(tmp_path, words("schedule.lr.geometry=[[0,0.01],[4,1.0e38]]")) == 2
+    says = "error: step 6: scene.field.encoding.params holds NaN or infinity, so no checkpoint was written"
     assert_stopped_with_one_line(tmp_path, says, steps=3)
 
 
@@ -501,6 +504,6 @@ def assert_stopped_with_one_line(folder: Path, says: str, steps: int) -> None:
     assert said.strip().splitlines()[-1].startswith(says) and said.count("error:") == 1 and "Traceback" not in said
     run = run_folder(folder)
     assert checkpoint(run, steps)["step"] == max(int(file.stem[-6:]) for file in run.glob("checkpoints/*")) == steps
-    kept = checkpoint(run, steps)["parts"]["field"]
+    kept = checkpoint(run, steps)["parts"]["scene"]
     assert all(bool(torch.isfinite(value).all()) for value in kept.values())
     assert not (run / "result.json").exists()

@@ -12,11 +12,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from math import inf
 from pathlib import Path
 from typing import Any
 
-from jointdreamer.arguments import check_arguments, fits
 from jointdreamer.cli.words import SWEEP_FUNCTION, as_typed, for_hydra, quoted, text_keys, unquoted, without_quotes
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import ROOT
@@ -25,33 +23,6 @@ from jointdreamer.terminal import safe_output, use_utf8
 
 CONF = ROOT / "conf"
 GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
-
-# Settings that the scripts read themselves: kind, lowest and highest value, or the words to choose from.
-NUMBERS: dict[str, tuple[type, float, float]] = {
-    "seed": (int, 0, 2**32 - 1),
-    "every.log": (int, 1, inf),
-    "every.view": (int, 0, inf),
-    "every.checkpoint": (int, 0, inf),
-    "output.views": (int, 0, 10_000),  # 0: no turntable
-    "output.resolution": (int, 8, 4096),
-    "output.fps": (int, 1, 240),
-    "output.elevation_deg": (float, -90, 90),
-    "output.distance": (float, 0.1, 1000),
-    "output.fovy_deg": (float, 1, 179),
-    "output.mesh_resolution": (int, 8, 1024),
-    "distillation.mask_floor": (float, 0, 1),
-}
-CHOICES = {
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("no", "bf16"),
-    "distillation.prior": ("text_to_image", "multi_view"),
-    "distillation.weighting": ("sds", "uniform", "fantasia3d", "x0"),
-    "distillation.mask": ("input", "gradient", "none"),
-    "distillation.energy_x0": ("uncond", "guided"),
-}
-OPTIONAL = ("distillation.energy_limit", "distillation.x0_limit")  # numbers above 0, or null
-TEXTS = ("name", "out_dir", "negative_prompt")
-GROUPS = ("schedule", "energy", "models", "logger")
 
 # Hydra's; an unknown one would cost ten lines of usage
 OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
@@ -66,6 +37,23 @@ LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": 
 
 _typed: list[str] = []  # the command as it came
 _job: "Job | None" = None  # what this process gave Hydra
+_read: dict[str, Any] | None = None  # the config that `read_command` composed
+
+
+def read_command(config_name: str) -> None:
+    """Compose the config of a single run for the `main` to come, or end here: after --help, or a word with a mistake.
+
+    For the top of a script, before imports that take seconds. A multirun is composed by `main`.
+    """
+    global _read
+    gc.disable()  # until the loop: a second of passes over half a million objects that imports make and nobody drops
+    if is_multirun(sys.argv[1:]):
+        return
+    found: list[dict[str, Any]] = []
+    status = main(config_name, lambda cfg: found.append(cfg) or 0)
+    if not found:
+        sys.exit(status)
+    _read = found[0]
 
 
 def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
@@ -75,7 +63,17 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     traceback (status 1). In a multirun a failed job does not stop the others; at its end a line for each job says what
     became of it, and the status is the worst of all.
     """
-    global _job
+    global _job, _read
+    if _read is not None and _job is not None:
+        cfg, _read, _job.task = _read, None, task
+        try:
+            _job.run(cfg)
+        except BrokenPipeError:
+            _mute()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return _job.finish(interrupted=True)
+        return _job.finish()
     use_utf8()
     safe_output()
     import hydra
@@ -99,7 +97,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
     except BrokenPipeError:  # who read our output has enough of it: `| head -1`
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        _mute()
         return job.finish()
     except ConnectionError as error:
         return complain(f"the launcher found nobody to give the jobs to: {error}")
@@ -115,6 +113,11 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             return complain("no SLURM here (no srun): start the sweep on a login node, or take hydra/launcher=local")
         traceback.print_exc()
     return job.finish()
+
+
+def _mute() -> None:
+    """Nobody reads our output any more."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 class Job:
@@ -139,7 +142,7 @@ class Job:
         settle_name(cfg, HydraConfig.get().overrides.task)
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         if not self.multirun:
-            status, _ = self._run(plain)
+            status, _ = self.run(plain)
             return status
 
         from jointdreamer.cli.sweeps import Outcome
@@ -158,7 +161,7 @@ class Job:
         _typed[1:] = own_words([*hydra.overrides.hydra, *hydra.overrides.task])
         try:
             with _stopped_by(sweep.stop_file) if self.away else contextlib.nullcontext():
-                status, error = self._run(plain)
+                status, error = self.run(plain)
         except KeyboardInterrupt:
             sweep.write(number, Outcome(130, folder_of(plain)))
             if not self.away:
@@ -174,7 +177,7 @@ class Job:
                 print(f"not started again: {one_line(error)}", file=sys.stderr)
         return status
 
-    def _run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
+    def run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
         """The task's exit status, and what went wrong as one line."""
         said = None
         if self.multirun:
@@ -466,7 +469,11 @@ def explain(message: str, config_name: str) -> str:
         return message
     from omegaconf import DictConfig, OmegaConf
 
+    from jointdreamer.runs.versions import renamed
+
     node: Any = compose_again(config_name)
+    if now := renamed(unknown[1], str(OmegaConf.select(node, "energy.name"))):
+        return f"unknown key {unknown[1]!r}: it is called {now} now"
     *parents, key = unknown[1].split(".")
     for parent in parents:
         inner = OmegaConf.select(node, parent) if isinstance(node, DictConfig) and parent in node else None
@@ -519,53 +526,6 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     return cfg
 
 
-def check(
-    cfg: dict[str, Any],
-    readers: Mapping[str, Callable],
-    numbers: Mapping[str, tuple[type, float, float]] = NUMBERS,
-    choices: Mapping[str, Sequence[str]] = CHOICES,
-    optional: Sequence[str] = OPTIONAL,
-    texts: Sequence[str] = TEXTS,
-    groups: Sequence[str] = GROUPS,
-) -> None:
-    """Refuse, before anything is loaded, what the config may not say.
-
-    readers: who takes a group of the config, {"cameras": Rig}; its signature says what the group may hold.
-    The rest is what the script reads itself; by default train.py.
-    Raises UserError, one line.
-    """
-
-    def value(key: str) -> Any:
-        node: Any = cfg
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
-
-    for key in texts:
-        if value(key) is None or (not str(cfg[key]).strip() and key != "negative_prompt"):
-            raise UserError(f"{key} is empty: wanted a text")
-        cfg[key] = str(cfg[key])  # a name of digits is a number to YAML
-    for key, words in choices.items():
-        if value(key) not in words:
-            raise UserError(f"{key}={value(key)!r}: choose one of {', '.join(words)}")
-    for key, (kind, low, high) in numbers.items():
-        number = value(key)
-        if not fits(number, kind) or not low <= number <= high:
-            most = f" to {high:g}" if high < 1e9 else " up"
-            raise UserError(f"{key}={number!r}: wanted a {'whole ' if kind is int else ''}number from {low:g}{most}")
-    for key in optional:
-        limit = value(key)
-        if limit is not None and not (fits(limit, float) and limit > 0):
-            raise UserError(f"{key}={limit!r}: wanted a number above 0, or null")
-    for key in groups:
-        if not isinstance(value(key), Mapping):
-            raise UserError(f"{key}={value(key)!r}: wanted a group of settings, or leave it out")
-    for key, reader in readers.items():
-        check_arguments(reader, value(key), key, whole=False)
-    if cfg["device"] == "cuda" and not cuda_is_available():
-        raise UserError("device=cuda: torch sees no CUDA device; leave device out, or install a CUDA build of torch")
-
-
 def is_complete(plain: dict[str, Any], folder: str | None) -> bool:
     """Whether `train` would find nothing to do, without starting it; False where it would complain."""
     if folder is None or not Path(folder, "result.json").exists():
@@ -595,8 +555,3 @@ def models_line(cfg: Mapping[str, Any], device: Any) -> str:
 def typed_command() -> list[str]:
     """The command that came, as it came (`main` changes `sys.argv` for Hydra); in a sweep, that of the one job."""
     return ["python", *_typed]
-
-
-def eval_orbit(output: Mapping[str, Any]) -> dict[str, float]:
-    """The evaluation camera's height, distance and opening, as `orbit_cameras` takes them."""
-    return {key: output[key] for key in ("elevation_deg", "distance", "fovy_deg")}

@@ -1,173 +1,223 @@
-"""Score distillation, Eq. 2 to 5: noise the latents, ask the priors, form the gradient, hand it to autograd.
+"""Joint score distillation, Eq. 2 to 5 of the paper.
 
-    noised = add_noise(guidance, latents, now.t_min, now.t_max, generator)
-    pred = guidance.predict_noise(noised, text, now.guidance_scale)
-    energy_grad, coherence = energy_gradient(energy, guidance, noised, pred, render, cameras, text, weight, generator)
-    grad = jsd_gradient(pred.noise, noised.noise, energy_grad, noised.sigma_t, noised.weight, weight)
-    loss = surrogate_loss(latents, grad)
+    grad = w(t) [A - lambda sigma_t dC/dx_t - B]
 
-All latents are (B, V, C, h, w); B rigs never influence each other. Random numbers come from the generator alone.
+A is the noise that the prior predicts under the text (priors/guidance.py), C the energy between the views (energies/),
+B the noise that was drawn (baselines.py). Without an energy this is SDS. All latents are
+(B, V, C, h, w); B rigs never influence each other.
 """
 
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from jointdreamer.cameras import Cameras
-from jointdreamer.diffusion import alpha_sigma, noise_from_x0, noise_like, x0_from_noise
+from jointdreamer.arguments import Positive, Share
+from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.diffusion import Noised, add_noise, draw_timesteps, noise_from_x0
+from jointdreamer.distillation.base import Term
+from jointdreamer.distillation.baselines import Baseline, DrawnNoise
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.priors.base import Guidance, NoisePrediction
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.base import Prior
+from jointdreamer.priors.prompts import TextEmbeddings, TextPair
+from jointdreamer.scenes.base import Render, Scene
 
-WEIGHTINGS = {
-    "sds": lambda alpha_t, sigma_t: sigma_t**2,  # DreamFusion's, the release's default
+WEIGHTINGS = {  # w(t)
+    "sds": lambda alpha_t, sigma_t: sigma_t**2,  # DreamFusion's, the official implementation's default
     "uniform": lambda alpha_t, sigma_t: torch.ones_like(sigma_t),
     "fantasia3d": lambda alpha_t, sigma_t: alpha_t * sigma_t**2,
     "x0": lambda alpha_t, sigma_t: sigma_t / alpha_t,  # makes Eq. 2 z - x0: MVDream's reconstruction loss
 }
 
 
-class Rendered(Protocol):
-    """The part of renderers.volume.Render that an energy sees."""
+class JointScoreDistillation(Term):
+    """Eq. 5: the views of a rig are distilled together.
 
-    @property
-    def rgb(self) -> Tensor: ...  # (B, V, 3, R, R)
+    prior: whose text the views follow
+    text: the prompt, embedded by the prior
+    energy: how well the views agree, Eq. 3
+    baseline: what is subtracted, the drawn noise by default
+    name: of its loss in `schedule.loss`
+    weighting: w(t), one of WEIGHTINGS
+    mask, mask_floor, energy_x0: see `energy_gradient`
+    energy_limit: see `bounded_weight`
+    x0_limit: see `limit_x0`
+    timesteps: another term whose timesteps this one takes instead of drawing its own
+    chunk: images in the autoencoder at a time, all by default
 
-    @property
-    def opacity(self) -> Tensor: ...  # (B, V, 1, R, R)
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Latents at one noise level per rig: x_t = alpha_t z + sigma_t noise. Without a graph."""
-
-    latents_noisy: Tensor  # (B, V, C, h, w)
-    noise: Tensor  # (B, V, C, h, w)
-    timesteps: Tensor  # (B,) shared by the rig's views
-    alpha_t: Tensor  # (B, 1, 1, 1, 1)
-    sigma_t: Tensor  # (B, 1, 1, 1, 1)
-    weight: Tensor  # (B, 1, 1, 1, 1), w(t)
-    latents: Tensor  # (B, V, C, h, w) z
-
-
-def add_noise(
-    guidance: Guidance,
-    latents: Tensor,  # (B, V, C, h, w)
-    t_min: float,
-    t_max: float,
-    generator: torch.Generator | None,
-    weighting: str = "sds",
-) -> Noised:
-    """Noise the latents at a timestep drawn uniformly from [int(1000 t_min), int(1000 t_max)], both inclusive.
-
-    The views of a rig share a timestep, since an energy compares them; rigs draw their own (the release draws one for
-    its whole batch, which is the same for its single rig). The timesteps are drawn first, then the noise.
-
-    Raises UserError for a range that is empty or leaves [0, 1], and for an unknown weighting.
+    Raises UserError for an unknown weighting or mask.
     """
-    if not 0 <= t_min <= t_max <= 1:
-        raise UserError(f"schedule.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1, got {t_min:g} and {t_max:g}")
-    if weighting not in WEIGHTINGS:
-        raise UserError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
-    n = len(guidance.alphas_cumprod)
-    lowest, highest = (min(int(n * t), n - 1) for t in (t_min, t_max))
-    device = generator.device if generator is not None else latents.device
-    timesteps = torch.randint(lowest, highest + 1, latents.shape[:1], generator=generator, device=device)
-    return noise_at(guidance, latents, timesteps, generator, weighting)
 
+    def __init__(
+        self,
+        prior: Prior,
+        text: TextEmbeddings,
+        energy: Energy | None = None,
+        baseline: Baseline | None = None,
+        name: str = "jsd",
+        weighting: Literal["sds", "uniform", "fantasia3d", "x0"] = "sds",
+        mask: Literal["input", "gradient", "none"] = "input",
+        mask_floor: Share = 0.0,
+        energy_x0: Literal["uncond", "guided"] = "uncond",
+        energy_limit: Positive | None = None,
+        x0_limit: Positive | None = None,
+        timesteps: "JointScoreDistillation | None" = None,
+        chunk: int | None = None,
+    ):
+        super().__init__()
+        if weighting not in WEIGHTINGS:
+            raise UserError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
+        if mask not in ("input", "gradient", "none"):
+            raise UserError(f"unknown energy mask {mask!r}: choose input, gradient or none")
+        self.prior, self.text, self.name = prior, text, name
+        self.energy, self.baseline = energy or NoEnergy(), baseline or DrawnNoise()
+        self.weighting = WEIGHTINGS[weighting]
+        self.mask: Literal["input", "gradient", "none"] = mask
+        self.mask_floor = mask_floor
+        self.energy_x0, self.energy_limit, self.x0_limit = energy_x0, energy_limit, x0_limit
+        self.borrowed = [timesteps]  # in a list: the other term is no part of this one
+        self.chunk: int | None = chunk
+        self.t = torch.zeros(0)  # the last step's timesteps
+        self.latents: dict[str, Tensor] = {}  # what `pictures` decodes
 
-def noise_at(
-    guidance: Guidance,
-    latents: Tensor,  # (B, V, C, h, w)
-    timesteps: Tensor,  # (B,)
-    generator: torch.Generator | None,
-    weighting: str = "sds",
-) -> Noised:
-    """`add_noise` at timesteps that were drawn already."""
-    latents, timesteps = latents.detach(), timesteps.to(latents.device)
-    alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, timesteps)
-    noise = noise_like(latents, generator)
-    latents_noisy = alpha_t * latents + sigma_t * noise
-    return Noised(latents_noisy, noise, timesteps, alpha_t, sigma_t, WEIGHTINGS[weighting](alpha_t, sigma_t), latents)
+    def forward(
+        self, scene: Scene, render: Render, cameras: Cameras, now: SimpleNamespace, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        if not getattr(now.loss, self.name, 0):
+            return {}
+        latents = self.prior.encode(render.rgb, generator, chunk=self.chunk)  # z (B, V, C, h, w)
+        self.t = self.draw_timesteps(len(latents), now, generator)
+        noised = add_noise(self.prior.process, latents, self.t, generator)  # x_t = alpha_t z + sigma_t eps
+        joint = self.joint_noise(noised, render, cameras, now, generator)  # A - lambda sigma_t dC/dx_t
+        subtracted = self.baseline(noised, cameras, now)  # B, for SDS and JSD the drawn noise eps
+        grad = self.weighting(noised.alpha_t, noised.sigma_t) * (joint - subtracted)  # Eq. 5
+        return {self.name: surrogate_loss(latents, grad)}
 
+    def joint_noise(
+        self,
+        noised: Noised,
+        render: Render | None,
+        cameras: Cameras,
+        now: SimpleNamespace,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """A - lambda sigma_t dC/dx_t (B, V, C, h, w): the noise that the prior and the energy predict together.
 
-@torch.no_grad()
-def one_step_images(
-    guidance: Guidance,
-    rgb: Tensor,  # (N, 3, R, R) in [0, 1]
-    t_min: float,
-    t_max: float,
-    words: Tensor,  # (N, L, D) of each image, or (1, L, D) of all
-    nothing: Tensor,  # (1, L, D) the empty prompt's embedding
-    guidance_scale: float,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """The images (N, 3, H, W) as an energy sees renders: noised, all to one t, and estimated in one step.
+        render: what the energy sees beside x0; None decodes the prior's guided x0, where there is no scene
+        """
+        prior, x_t, t = self.prior, noised.x_t, noised.t
+        words = [self.text.at(cameras), self.text.nothing(cameras, now.negative_prompt)]
+        cond, uncond = prior.predict(x_t, t, words, cameras)
+        target = prior.guidance.noise(prior.process, x_t, t, cond, uncond, now.guidance_scale)  # A
+        seen = target if self.energy_x0 == "guided" else uncond  # by the energy
+        energy_grad, coherence = energy_gradient(  # dC/dx_t, C
+            self.energy, prior, noised, target, seen, render, cameras,
+            TextPair(words[0].embedding, words[1].embedding), now.energy_weight, generator, self.mask, self.mask_floor,
+        )  # fmt: skip
+        energy_weight = bounded_weight(now.energy_weight, noised, self.energy_limit)  # lambda
+        joint = limit_x0(target - energy_weight * noised.sigma_t * energy_grad, noised, self.x0_limit)
 
-    About [0, 1], not clamped, as `guidance.decode` gives them.
-    """
-    noised = add_noise(guidance, guidance.encode(rgb[None], generator, grad=False), t_min, t_max, generator)
-    text = Conditioning(*(x.expand(len(rgb), -1, -1)[None] for x in (words, nothing)))
-    noise = guidance.predict_noise(noised, text, guidance_scale).noise
-    return guidance.decode(x0_from_noise(noised.latents_noisy, noise, noised.alpha_t, noised.sigma_t))[0]
+        self.metrics = {"coherence": coherence.mean()}
+        self.latents = {}
+        if energy_grad.any():
+            self.latents = {
+                "noisy": x_t,
+                "x0": noised.x0(target),
+                "wanted": noised.x0(seen) + noised.alpha_t * energy_grad,  # dC/dx0 = alpha_t dC/dx_t
+                "after": noised.x0(joint),
+            }
+        return joint
+
+    def draw_timesteps(self, n_rigs: int, now: SimpleNamespace, generator: torch.Generator) -> Tensor:
+        """(B,) drawn from [t_min, t_max] of this step, or another term's."""
+        if self.borrowed[0] is not None:
+            return self.borrowed[0].t
+        return draw_timesteps(self.prior.process, n_rigs, now.t_min, now.t_max, generator)
+
+    def check(self, rig: Rig) -> None:
+        self.energy.check_rig(rig)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        return self.baseline.parameter_groups()
+
+    def describe(self) -> dict[str, str]:
+        weight = next(self.prior.parameters(), None)
+        return {} if weight is None else {"networks": str(weight.dtype).removeprefix("torch.")}
+
+    def sources(self) -> list[Path]:
+        return [source for source in (self.prior.source, self.energy.source) if source is not None]
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Tensor]:
+        """Of the first rig: the noisy latents, the prior's guided x0, what the energy wanted, and the joint x0.
+
+        What the energy wanted is the x0 that it saw plus dC/dx0: for Eq. 8 the multi-view model's own x0, where the
+        mask is 1.
+        """
+        return {name: self.prior.decode(latents[:1])[0] for name, latents in self.latents.items()}
 
 
 def energy_gradient(
     energy: Energy,
-    guidance: Guidance,
+    prior: Prior,
     noised: Noised,
-    pred: NoisePrediction,
-    render: Rendered,
+    guided: Tensor,  # (B, V, C, h, w) the prior's guided noise, A
+    seen: Tensor,  # (B, V, C, h, w) the noise whose one-step x0 the energy sees
+    render: Render | None,
     cameras: Cameras,
-    text: Conditioning,
+    text: TextPair,
     energy_weight: float,
     generator: torch.Generator | None,
     mask: Literal["input", "gradient", "none"] = "input",
     mask_floor: float = 0.0,
-    energy_x0: Literal["uncond", "guided"] = "uncond",
 ) -> tuple[Tensor, Tensor]:
     """dC/dx_t (B, V, C, h, w) and the coherence C (B,), through the one-step x0 alone, never through a UNet.
 
-    x0 = (x_t - sigma_t e) / alpha_t with the prediction e of `energy_x0` (`NoisePrediction.for_energy`) held constant.
+    x0 = (x_t - sigma_t seen) / alpha_t, with `seen` held constant. In the official implementation it is the prediction
+    without the text, for an energy that reads the text itself, as Eq. 8's does; one that looks at pictures alone has to
+    see the guided one, with the second face that the text puts there.
+
     m is the rendered opacity, resized bilinearly to the latents and raised to at least `mask_floor`, so that new parts
     can still grow:
-      "input"     x0 = (m x_t - sigma_t e) / alpha_t   the release: the energy sees, and moves, the object only
+      "input"     x0 = (m x_t - sigma_t e) / alpha_t   the official implementation: the energy sees the object only
       "gradient"  x0 unmasked, dC/dx_t times m         the energy sees everything and moves the object only
       "none"      no mask
 
-    With energy_weight 0 or NoEnergy nothing is computed: zeros, no network is called, no random number is drawn.
-    Raises UserError if an energy does not return (B,) or forgets x0, and for an unknown mask.
-    """
-    b = noised.latents_noisy.shape[0]
-    if energy_weight == 0 or isinstance(energy, NoEnergy):
-        return torch.zeros_like(noised.latents_noisy), noised.latents_noisy.new_zeros(b)
-    if mask not in ("input", "gradient", "none"):
-        raise UserError(f"unknown energy mask {mask!r}: choose input, gradient or none")
+    Without a render the energy sees the decoded guided x0, and its latents.
 
+    With energy_weight 0 or NoEnergy nothing is computed: zeros, no network is called, no random number is drawn.
+    Raises UserError if an energy does not return (B,) or forgets x0.
+    """
+    b = len(noised.x_t)
+    if energy_weight == 0 or isinstance(energy, NoEnergy):
+        return torch.zeros_like(noised.x_t), noised.x_t.new_zeros(b)
+    latents, x0_guided = noised.latents, noised.x0(guided.detach())
+    if render is None:
+        latents, rgb = x0_guided, prior.decode(x0_guided).clamp(0, 1)
+        render = Render(rgb, torch.ones_like(rgb[:, :, :1]))
     opacity = render.opacity.detach()
-    m = interpolate(opacity.flatten(0, 1), noised.latents_noisy.shape[-2:], mode="bilinear", align_corners=False)
+    m = interpolate(opacity.flatten(0, 1), noised.x_t.shape[-2:], mode="bilinear", align_corners=False)
     m = m.unflatten(0, opacity.shape[:2]).clamp_min(mask_floor)
     with torch.enable_grad():
-        x_t = noised.latents_noisy.detach().requires_grad_(True)
-        seen = m * x_t if mask == "input" else x_t
+        x_t = noised.x_t.detach().requires_grad_(True)
+        masked = m * x_t if mask == "input" else x_t
         views = Views(
-            x0=x0_from_noise(seen, pred.for_energy(energy_x0).detach(), noised.alpha_t, noised.sigma_t),
+            x0=(masked - noised.sigma_t * seen.detach()) / noised.alpha_t,
             rgb=render.rgb.detach(),
             opacity=opacity,
             cameras=cameras,
-            timesteps=noised.timesteps,
+            timesteps=noised.t,
             text=text,
-            decode=guidance.decode,
-            encode=partial(guidance.encode, generator=generator, grad=False),
-            x0_guided=x0_from_noise(noised.latents_noisy, pred.noise.detach(), noised.alpha_t, noised.sigma_t),
-            latents=noised.latents,
+            decode=prior.decode,
+            encode=partial(prior.encode, generator=generator, grad=False),
+            x0_guided=x0_guided,
+            latents=latents,
             generator=generator,
         )
         coherence = energy(views)
@@ -181,13 +231,8 @@ def energy_gradient(
     return (m * grad if mask == "gradient" else grad), coherence.detach()
 
 
-def sds_gradient(noise_pred: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """Eq. 2: w(t) (eps_hat - eps)."""
-    return weight * (noise_pred - noise)
-
-
 def bounded_weight(energy_weight: float, noised: Noised, limit: float | None) -> float | Tensor:
-    """The energy's weight such that it moves the implied x0 by at most `limit` dC/dx0; None leaves it as it is.
+    """lambda such that the energy moves the implied x0 by at most `limit` dC/dx0; None leaves it as it is.
 
     Eq. 5 moves x0 by lambda sigma_t^2 / alpha_t^2 dC/dx0: 60 to 200 times lambda at large t, far beyond the optimum of
     any energy. The harmonic sum 1 / (1 / (lambda sigma_t^2 / alpha_t^2) + 1 / limit) keeps Eq. 5 where its step is
@@ -200,65 +245,23 @@ def bounded_weight(energy_weight: float, noised: Noised, limit: float | None) ->
     return energy_weight / (1 + step / limit)
 
 
-def jsd_noise(noise_pred: Tensor, energy_grad: Tensor, sigma_t: Tensor, energy_weight: float | Tensor) -> Tensor:
-    """The noise prediction of the joint model: eps_hat - lambda sigma_t dC/dx_t.
-
-    The paper's Eq. 5 and 9 print no sigma_t; its Appendix B implies one (score = -eps / sigma_t), and the release has
-    it. Classifier guidance reads the same.
-    """
-    return noise_pred - energy_weight * sigma_t * energy_grad
-
-
-def jsd_gradient(
-    noise_pred: Tensor, noise: Tensor, energy_grad: Tensor, sigma_t: Tensor, weight: Tensor, energy_weight: float
-) -> Tensor:
-    """Eq. 5: w(t) (eps_hat - lambda sigma_t dC/dx_t - eps). Without an energy this is SDS, bit for bit."""
-    return sds_gradient(jsd_noise(noise_pred, energy_grad, sigma_t, energy_weight), noise, weight)
-
-
 def limit_x0(noise_pred: Tensor, noised: Noised, limit: float | None) -> Tensor:
     """The noise prediction whose implied x0 is clamped to +- limit; None leaves it untouched.
 
-    sigma_t / alpha_t is 8 to 14 at large t, so the energy's term can push the implied x0 far beyond any image. Used as
-        noise_pred = limit_x0(jsd_noise(pred.noise, energy_grad, noised.sigma_t, weight), noised, limit)
-        grad = sds_gradient(noise_pred, noised.noise, noised.weight)
+    sigma_t / alpha_t is 8 to 14 at large t, so the energy's term can push the implied x0 far beyond any image.
     """
     if limit is None:
         return noise_pred
-    x0 = x0_from_noise(noised.latents_noisy, noise_pred, noised.alpha_t, noised.sigma_t)
-    return noise_from_x0(noised.latents_noisy, x0.clamp(-limit, limit), noised.alpha_t, noised.sigma_t)
+    return noise_from_x0(noised.x_t, noised.x0(noise_pred).clamp(-limit, limit), noised.alpha_t, noised.sigma_t)
 
 
 def surrogate_loss(latents: Tensor, grad: Tensor) -> Tensor:
     """A scalar whose gradient with respect to the latents is exactly grad / (B V), and whose value is |grad|^2 / 2BV.
 
-    It is the release's 1/2 |z - stopgrad(z - grad)|^2 / rows, written so that no digit is lost in z - (z - grad). A
-    mean over the rendered views, like the regularizers it is added to. The energy's share is a mean over rigs of what
-    each rig says alone: unlike in the release, its weight does not depend on the size of the batch.
+    It is the official 1/2 |z - stopgrad(z - grad)|^2 / rows, written so that no digit is lost in z - (z - grad). A mean
+    over the rendered views, like the regularizers it is added to. The energy's share is a mean over rigs of what each
+    rig says alone: unlike in the official implementation, its weight does not depend on the size of the batch.
     """
     rows = latents.shape[0] * latents.shape[1]
     grad = grad.detach()
     return ((latents - latents.detach()) * grad + 0.5 * grad.square()).sum() / rows
-
-
-def mvdream_loss(
-    prior: Guidance | None,
-    rgb: Tensor,  # (B, V, 3, R, R)
-    noised: Noised,
-    text: Conditioning,
-    weights: SimpleNamespace,
-    generator: torch.Generator | None,
-    chunk: int | None = None,
-) -> dict[str, Tensor]:
-    """{"mvdream": 1/2 |z - x0|^2 / B V}, what Fig. 10 adds to SDS, not multiplied by its weight.
-
-    z are the renders in the latents of `prior`, the multi-view model, and x0, a constant, is what it sees in them at
-    the timesteps of `noised`, under noise of its own. Where there is no prior, or `weights.mvdream` (as in `now.loss`)
-    is 0 or not there: {}, nothing is computed, no random number is drawn.
-    """
-    if prior is None or getattr(weights, "mvdream", 0) == 0:
-        return {}
-    latents = prior.encode(rgb, generator, chunk=chunk)
-    seen = noise_at(prior, latents, noised.timesteps, generator, "x0")
-    pred = prior.predict_noise(seen, text, 0.0)
-    return {"mvdream": surrogate_loss(latents, sds_gradient(pred.noise, seen.noise, seen.weight))}

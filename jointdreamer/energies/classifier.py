@@ -1,6 +1,5 @@
 """CLS energy (Eq. 6): the views agree when a classifier takes neighbouring ones for views of one object."""
 
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,15 +74,15 @@ class ClassifierEnergy(Energy):
     ):
         super().__init__()
         if anchor not in (None, "front"):
-            raise UserError(f"energy.anchor={anchor}: choose front or null")
+            raise UserError(f"anchor={anchor}: choose front or null")
         if pairs not in ("neighbours", "all", "given"):
-            raise UserError(f"energy.pairs={pairs}: choose neighbours, all or given")
+            raise UserError(f"pairs={pairs}: choose neighbours, all or given")
         if pairs == "given" and anchor is None:
-            raise UserError("energy.pairs=given: no view is given without energy.anchor=front")
+            raise UserError("pairs=given: no view is given without anchor=front")
         if not isinstance(ascent, int) or ascent < 0 or ascent_step <= 0:
-            raise UserError(f"energy.ascent={ascent}, ascent_step={ascent_step}: wanted steps from 0 up, and above 0")
+            raise UserError(f"ascent={ascent}, ascent_step={ascent_step}: wanted steps from 0 up, and above 0")
         device = torch.device(device)
-        classifier, self.folder = load_classifier(source, image_size)
+        classifier, self.source = load_classifier(source, image_size)
         self.classifier = classifier.to(device)
         self.decoder = None
         if decoder is not None:
@@ -98,7 +97,6 @@ class ClassifierEnergy(Energy):
         self.pairs = pairs
         self.ascent, self.ascent_step = ascent, ascent_step
         self.low_memory = low_memory
-        self.views_decoded = 1 if low_memory else inf
 
     def forward(self, views: Views) -> Tensor:
         n_views = views.x0.shape[1]
@@ -125,7 +123,7 @@ class ClassifierEnergy(Energy):
     def _climb(self, x0: Tensor, given: Tensor, views: Views) -> Tensor:
         """Latents of where `ascent` steps lead the images of x0, both (B, V, C, h, w); given: (B, V, 1, 1, 1)."""
         if views.encode is None:
-            raise UserError("energy.ascent: these views come without an encoder (Views.encode)")
+            raise UserError("ascent: these views come without an encoder (Views.encode)")
         images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1)
 
         def logits(images: Tensor) -> Tensor:

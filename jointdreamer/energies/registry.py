@@ -1,49 +1,58 @@
 """Energies by name."""
 
 import inspect
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
-from jointdreamer.arguments import check_arguments
+from jointdreamer.arguments import build_by_name, check_arguments, function_of
 from jointdreamer.energies.base import Energy
-from jointdreamer.errors import UserError
 
 ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
-    "i2i": "jointdreamer.energies.image_to_image:ImageToImageEnergy",
-    "mvs": "jointdreamer.energies.multiview:MultiViewEnergy",
+    "i2i": "jointdreamer.energies.reconstruction:i2i",
+    "mvs": "jointdreamer.energies.reconstruction:mvs",
     "random": "jointdreamer.energies.random:RandomEnergy",
     "cls": "jointdreamer.energies.classifier:ClassifierEnergy",
 }
+ROLES = {"mvs": "multi_view", "i2i": "novel_view", "cls": "classifier"}  # short name -> its model among `models`
 
 
-def energy_class(name: str) -> type[Energy]:
-    """The class behind a short name, or your own "module:Class". Raises UserError where there is none."""
-    module, _, cls = ENERGIES.get(name, name).partition(":")
-    if not cls:
-        raise UserError(f"unknown energy {name!r}: choose one of {', '.join(ENERGIES)}, or 'your_module:YourClass'")
-    try:
-        found = import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there and misses something of its own
-        raise UserError(f"energy {name!r}: no module {module!r}; is its folder on PYTHONPATH?") from error
-    kind = getattr(found, cls, None)
-    if not (inspect.isclass(kind) and issubclass(kind, Energy)):
-        raise UserError(f"energy {name!r}: module {module!r} has no class {cls!r} that derives from Energy")
-    return kind
+def energy_function(name: str) -> Callable[..., Any]:
+    """What builds the energy of a short name, or of your own "module:Class". Raises UserError where there is none."""
+    return function_of(name, ENERGIES, Energy, "energy")
 
 
-def build_energy(name: str, device: torch.device | str = "cpu", **options) -> Energy:
+def options_of_model(name: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config's `models` say of an energy's own model: the options of its role that it takes."""
+    parameters, role = inspect.signature(energy_function(name)).parameters, ROLES.get(name)
+    if role is None:
+        return {}
+    given = {key: models[key] for key in ("dtype", "compile") if key in models}
+    given |= models.get(role) or {}
+    return {key: value for key, value in given.items() if key in parameters}
+
+
+def check_energy(models: Mapping[str, Any], name: str, **options: Any) -> None:
+    """Refuse what `build_energy` would refuse, without reading any weights. Raises UserError, one line."""
+    function = energy_function(name)
+    check_arguments(function, options, "energy", whole=False)
+    check_arguments(function, options_of_model(name, models), f"models.{ROLES.get(name)}", whole=False)
+
+
+def build_energy(
+    name: str, models: Mapping[str, Any] | None = None, device: torch.device | str = "cpu", **options: Any
+) -> Energy:
     """Build an energy from its short name, or from your own "module:Class", on a device.
 
-    A class that takes `device` is given it (it may choose its precision by it); any other is moved there.
+    models: the config's group of that name; an energy of ours takes the options of its model from there
+    options: its further ones; an energy that takes `device` is given it (it may choose its precision by it), any other
+        is moved there
 
     Raises UserError for a name, module, class or option that does not exist.
     """
-    kind = energy_class(name)
-    if "device" in inspect.signature(kind).parameters:
+    options = {**options_of_model(name, models or {}), **options}
+    if "device" in inspect.signature(energy_function(name)).parameters:
         options["device"] = device
-    check_arguments(kind, options, "energy")
-    return kind(**options).to(device)
+    return build_by_name(name, ENERGIES, Energy, "energy", options).to(device)

@@ -27,6 +27,7 @@ from jointdreamer.evaluation.runs import Run, file_identity
 from jointdreamer.files import atomic_path
 from jointdreamer.metrics import has_front, is_janus, zero_shot
 from jointdreamer.reading import DAMAGED, NOT_NOW, Unreadable, read_arrays
+from jointdreamer.scenes.base import Scene
 
 VERSION = 2  # of what is measured: add one whenever the same views would give other numbers
 JUDGE = TOYBOX / "judge" / "model.safetensors"
@@ -248,10 +249,10 @@ def measure(run: Run, instruments: Instruments) -> Measured:
     return result
 
 
-def load(run: Run, device: str) -> tuple[tuple[Any, Any, Any], dict[str, float]]:
-    """The run's renderer, field and background, and its evaluation camera. Raises UserError as `measure` does."""
+def load(run: Run, device: str) -> tuple[Scene, dict[str, float]]:
+    """The run's scene and its evaluation camera. Raises UserError as `measure` does."""
     from jointdreamer.runs.folder import read_checkpoint_file
-    from jointdreamer.runs.pictures import build_scene
+    from jointdreamer.runs.pictures import scene_of
 
     try:
         checkpoint = read_checkpoint_file(run.checkpoint, run.result["steps"])
@@ -262,13 +263,12 @@ def load(run: Run, device: str) -> tuple[tuple[Any, Any, Any], dict[str, float]]
     try:
         with torch.device("meta"), warnings.catch_warnings():  # sizes that are not the checkpoint's cost no memory
             warnings.simplefilter("ignore")
-            build_scene(run.config, checkpoint)
-        scene = build_scene(run.config, checkpoint)
+            scene_of(run.config, checkpoint)
+        scene = scene_of(run.config, checkpoint)
     except IMPOSSIBLE as error:
         raise of_another_version(run, error) from error
     orbit = {key: float(run.config["output"][key]) for key in ("elevation_deg", "distance", "fovy_deg")}
-    renderer, field, background = (part.to(device) for part in scene)
-    return (renderer, field, background), orbit
+    return scene.to(device), orbit
 
 
 def of_another_version(run: Run, error: BaseException) -> UserError:
@@ -280,25 +280,23 @@ def of_another_version(run: Run, error: BaseException) -> UserError:
 
 
 @torch.no_grad()
-def views(scene: tuple[Any, Any, Any], orbit: Mapping[str, float], n_views: int, resolution: int) -> Tensor:
+def views(scene: Scene, orbit: Mapping[str, float], n_views: int, resolution: int) -> Tensor:
     """The object from all around: (V, 3, R, R) in [0, 1] on the CPU, azimuth k 360 / V degrees."""
     from jointdreamer.cameras import orbit_cameras
     from jointdreamer.runs.pictures import RAYS
 
-    renderer, field, background = scene
-    cameras = orbit_cameras(n_views, resolution, **orbit).to(renderer.occupancy.device)
-    return renderer(field, background, cameras, chunk=RAYS).rgb[0].clamp(0, 1).cpu()
+    cameras = orbit_cameras(n_views, resolution, **orbit).to(next(scene.parameters()).device)
+    return scene.render(cameras, chunk=RAYS, normals=False).rgb[0].clamp(0, 1).cpu()
 
 
 @torch.no_grad()
-def judging_views(scene: tuple[Any, Any, Any]) -> Tensor:
+def judging_views(scene: Scene) -> Tensor:
     """The 16 views (16, 3, R, R) that the toybox's judge was calibrated with."""
     from jointdreamer.runs.pictures import RAYS
     from jointdreamer.toybox.judge import judging_cameras
 
-    renderer, field, background = scene
-    cameras = judging_cameras().to(renderer.occupancy.device)
-    return renderer(field, background, cameras, chunk=RAYS).rgb[0].clamp(0, 1).cpu()
+    cameras = judging_cameras().to(next(scene.parameters()).device)
+    return scene.render(cameras, chunk=RAYS, normals=False).rgb[0].clamp(0, 1).cpu()
 
 
 @torch.no_grad()

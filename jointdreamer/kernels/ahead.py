@@ -4,22 +4,23 @@ from threading import Thread
 
 import torch
 
-from jointdreamer.kernels.compiled import compile_in_background
-from jointdreamer.kernels.precision import has_bfloat16_units
+from jointdreamer.kernels import enabled
+from jointdreamer.precision import has_bfloat16_units
 
 
 def compile_ahead(device: torch.device, n_features: int) -> Thread | None:
-    """Start compiling what a step without normals needs, beside the loading of networks that follows; None on CUDA.
+    """Start compiling what a step without normals needs, beside the loading of networks; None where none would run.
 
     The first start on a machine does not wait for it then; later ones read the kernels from the disk.
 
     n_features: an entry's in the hash tables
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or not enabled():
         return None
     from jointdreamer.kernels import hash_numba, mlp_numba
     from jointdreamer.kernels import norm_numba as norm_kernels
     from jointdreamer.kernels import volume_numba as kernels
+    from jointdreamer.kernels.compiled import compile_in_background
 
     networks = norm_kernels.signatures() if has_bfloat16_units() else []
     return compile_in_background(

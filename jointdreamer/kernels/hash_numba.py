@@ -20,7 +20,7 @@ that does not depend on the number of threads: results are the same bit for bit 
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from jointdreamer.kernels.compiled import array, cached_njit, in_shares
-
-if TYPE_CHECKING:
-    from jointdreamer.scenes.nerf.encoding import HashEncoding
+from jointdreamer.kernels.hash_grid import Grid
 
 BLOCK = 256  # points: their 8 entries and weights, 16 kB, stay in the first-level cache
 MIN_TASKS = 16  # tasks a scatter is split into, at least: a constant and not the thread count, for the sake of the bits
@@ -41,14 +39,14 @@ HALF, ONE, ZERO = np.float32(0.5), np.float32(1), np.float32(0)
 PRIME_Y, PRIME_Z = np.uint32(2654435761), np.uint32(805459861)
 
 
-def gather(grid: "HashEncoding", x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
+def gather(grid: Grid, x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
     """Features (N, L * F), or their derivative along a direction (N, 3)."""
     out = torch.empty(len(x), grid.out_features)
     run(gather_kernel(grid.n_features, along is not None), len(x), grid, x, along, (params,), out)
     return out
 
 
-def scatter(grid: "HashEncoding", x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
+def scatter(grid: Grid, x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
     """The transpose of `gather`: (N, L * F) -> gradient of the parameters."""
     parts = scatter_parts(len(x), grid.n_levels, int(grid.offsets[-1]))
     # NumPy takes zeros from the system, a huge page at a time: half the time of torch.zeros where they are 50 MB
@@ -59,9 +57,7 @@ def scatter(grid: "HashEncoding", x: Tensor, grad: Tensor, along: Tensor | None 
     return out[0] if parts == 1 else torch.from_numpy(out.numpy().sum(0))
 
 
-def position_gradient(
-    grid: "HashEncoding", x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
-) -> Tensor:
+def position_gradient(grid: Grid, x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
     """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction (N, 3)."""
     out = torch.zeros(len(x), 3)
     kernel = position_kernel(grid.n_features, along is not None)
@@ -69,7 +65,7 @@ def position_gradient(
     return out
 
 
-def run(kernel, n: int, grid: "HashEncoding", x: Tensor, along: Tensor | None, arrays: tuple[Any, ...], out: Tensor):
+def run(kernel, n: int, grid: Grid, x: Tensor, along: Tensor | None, arrays: tuple[Any, ...], out: Tensor):
     """Call a kernel on as many threads as torch uses.
 
     n: the range that they share; arrays: the kernel's own arguments, between the points and the levels.

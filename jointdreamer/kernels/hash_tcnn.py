@@ -11,22 +11,21 @@ We have not run it: the tests use a stand-in with this interface.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-if TYPE_CHECKING:
-    from jointdreamer.scenes.nerf.encoding import HashEncoding
+from jointdreamer.kernels.hash_grid import Grid
 
 INSTALL = (
     'pip install "setuptools<81" wheel ninja, then pip install --no-build-isolation '
     '"git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch", which compiles it with nvcc'
 )
 # The library's modules by our grids: neither parameters of ours, nor part of a checkpoint or a copy
-encodings: "WeakKeyDictionary[HashEncoding, dict[torch.dtype, nn.Module]]" = WeakKeyDictionary()
+encodings: "WeakKeyDictionary[Grid, dict[torch.dtype, nn.Module]]" = WeakKeyDictionary()
 
 
 def obstacle() -> str | None:
@@ -40,7 +39,7 @@ def obstacle() -> str | None:
     return None if torch.cuda.is_available() else "tiny-cuda-nn is installed, but there is no CUDA device"
 
 
-def config(grid: "HashEncoding") -> dict[str, Any]:
+def config(grid: Grid) -> dict[str, Any]:
     """The grid in the library's words (its DOCUMENTATION.md, "Grid")."""
     return {
         "otype": "Grid",
@@ -54,12 +53,12 @@ def config(grid: "HashEncoding") -> dict[str, Any]:
     }
 
 
-def features(grid: "HashEncoding", x: Tensor) -> Tensor:
+def features(grid: Grid, x: Tensor) -> Tensor:
     """Points (N, 3), N > 0 -> features (N, L * F), float32."""
     return functional_call(library_module(grid), {"params": grid.params}, (x,)).float()
 
 
-def position_gradient(grid: "HashEncoding", x: Tensor, grad: Tensor) -> Tensor:
+def position_gradient(grid: Grid, x: Tensor, grad: Tensor) -> Tensor:
     """Gradient of (grad . features) with respect to the points (N, 3), differentiable if gradients are enabled."""
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -68,7 +67,7 @@ def position_gradient(grid: "HashEncoding", x: Tensor, grad: Tensor) -> Tensor:
     return gradient
 
 
-def library_module(grid: "HashEncoding") -> nn.Module:
+def library_module(grid: Grid) -> nn.Module:
     """The library's encoding of the shape and precision of a grid; made once, without parameters of its own.
 
     Raises RuntimeError if the library counts other parameters or features for it than we do.

@@ -13,40 +13,34 @@ up between programs. Addresses in the tables and in the features are 64-bit: bot
 # (to a type checker, which thinks that Python calls them, functions under @triton.jit never return)
 
 import functools
-from typing import TYPE_CHECKING
 
 import torch
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
-from jointdreamer.scenes.nerf.encoding import interpreted
-
-if TYPE_CHECKING:
-    from jointdreamer.scenes.nerf.encoding import HashEncoding
+from jointdreamer.kernels.hash_grid import Grid, interpreted
 
 BLOCK = 2048 if interpreted() else 128  # in the interpreter a program costs some 30 ms whatever its size
 PRIME_Y = tl.constexpr(2654435761)
 PRIME_Z = tl.constexpr(805459861)
 
 
-def gather(grid: "HashEncoding", x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
+def gather(grid: Grid, x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
     """Features (N, L * F), or their derivative along a direction (N, 3)."""
     out = torch.empty(len(x), grid.out_features, device=x.device)
     launch(gather_kernel, grid, grid.n_levels, x, along, (params,), out)
     return out
 
 
-def scatter(grid: "HashEncoding", x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
+def scatter(grid: Grid, x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
     """The transpose of `gather`: (N, L * F) -> float32 gradient of the parameters."""
     out = torch.zeros(int(grid.offsets[-1]) * grid.n_features, device=x.device)
     launch(scatter_kernel, grid, grid.n_levels, x, along, (grad,), out)
     return out
 
 
-def position_gradient(
-    grid: "HashEncoding", x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
-) -> Tensor:
+def position_gradient(grid: Grid, x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
     """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction (N, 3)."""
     out = torch.empty(len(x), 3, device=x.device)
     launch(position_kernel, grid, 1, x, along, (params, grad), out)
@@ -54,7 +48,7 @@ def position_gradient(
 
 
 def launch(
-    kernel, grid: "HashEncoding", rows: int, x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], out: Tensor
+    kernel, grid: Grid, rows: int, x: Tensor, along: Tensor | None, tensors: tuple[Tensor, ...], out: Tensor
 ) -> None:
     """Run a kernel with programs for all blocks of points, times `rows`."""
     if not len(x):

@@ -11,11 +11,19 @@ from torch.utils.checkpoint import checkpoint
 from jointdreamer.diffusion import noise_like
 from jointdreamer.errors import UserError
 from jointdreamer.reading import is_number
+from jointdreamer.weights.find import load_part
 
 
 def scale_factor(vae: Any) -> int:
     """Pixels per latent, along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+    """The AutoencoderKL in vae/ of a diffusers folder. Raises UserError, one line, if it is missing or damaged."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return load_part(AutoencoderKL, folder, "vae", dtype)
 
 
 def check_autoencoder(vae: Any, channels: int, where: str | Path) -> None:

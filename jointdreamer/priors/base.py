@@ -1,48 +1,37 @@
-"""What distillation needs of a text-to-image prior."""
+"""What a prior is: a frozen diffusion model over views, over latents or pixels, alone or together."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.cameras import Cameras
+from jointdreamer.diffusion import NoiseProcess
 from jointdreamer.priors.autoencoder import decode_latents, encode_images
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.guidance import Guidance
+from jointdreamer.priors.prompts import Prompts, TextEmbeddings
 
 
-class NoisyLatents(Protocol):
-    """The part of distillation.Noised that a prior looks at."""
+class Prior(nn.Module, ABC):
+    """A frozen diffusion model over the views of rigs. Shapes: B rigs, V views, latents C h w.
 
-    @property
-    def latents_noisy(self) -> Tensor: ...  # (B, V, C, h, w)
+    process: its noise process, and what its network predicts
+    guidance: how its predictions with and without a condition become one
+    """
 
-    @property
-    def timesteps(self) -> Tensor: ...  # (B,)
+    process: NoiseProcess
+    guidance: Guidance = Guidance()
+    image_size: int  # pixels that `encode` resizes to
+    source: Path | None = None  # folder or checkpoint that it was read from
+    what = "prior"  # in error messages
 
-
-@dataclass(frozen=True)
-class NoisePrediction:
-    """A prior's opinion of the noise, each (B, V, C, h, w), float32, without a graph."""
-
-    noise: Tensor  # guided: what distillation follows
-    noise_cond: Tensor  # given the text
-    noise_uncond: Tensor  # given the empty (or negative) prompt
-
-    def for_energy(self, energy_x0: str) -> Tensor:
-        """The noise whose one-step x0 an energy sees.
-
-        "uncond" is the release's, for an energy that reads the text itself, as Eq. 8's does. "guided" is what is
-        distilled, for one that looks at pictures alone: it has to see the second face that the text puts there, and
-        corrects that instead of what would be without a text.
-        """
-        return self.noise if energy_x0 == "guided" else self.noise_uncond
-
-
-class Guidance(nn.Module, ABC):
-    """A frozen text-to-image diffusion prior over latents. Views are independent to it."""
-
-    alphas_cumprod: Tensor  # (1000,) float32
+    @abstractmethod
+    def embed(self, prompts: Prompts) -> TextEmbeddings:
+        """The prompt from every direction. Text encoders are read for this and dropped."""
 
     @abstractmethod
     def encode(
@@ -61,18 +50,20 @@ class Guidance(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:
-        """The noise in `noised.latents_noisy`, guided as the paper writes it: (1 + s) e(y) - s e(0).
+    def predict(
+        self,
+        x_t: Tensor,  # (B, V, C, h, w)
+        t: Tensor,  # (B,) shared by a rig's views
+        conditions: Sequence[Condition],
+        cameras: Cameras | None,  # (B, V); None where the prior does not look at them
+    ) -> list[Tensor]:
+        """The noise (B, V, C, h, w), float32, under each condition, from one call of the network; without a graph."""
 
-        s = 30 here is 31 in the usual convention e(0) + s' (e(y) - e(0)). No gradient flows through the network.
-        """
 
-
-class AutoencodedGuidance(Guidance):
-    """A prior whose latents are those of a diffusers autoencoder `vae`, which sees images of `image_size` pixels."""
+class AutoencodedPrior(Prior):
+    """A prior over the latents of a diffusers autoencoder `vae`."""
 
     vae: Any
-    image_size: int
 
     def encode(
         self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None

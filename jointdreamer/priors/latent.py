@@ -1,6 +1,7 @@
 """Any Stable-Diffusion-like diffusers folder as a prior: Stable Diffusion 2.1-base, or the bundled toybox model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,33 +9,51 @@ import torch
 from torch import Tensor
 
 from jointdreamer.arguments import Pixels, Positive, Share
-from jointdreamer.diffusion import alpha_sigma, noise_from_x0, to_noise, x0_from_noise
+from jointdreamer.cameras import Cameras
+from jointdreamer.diffusion import NoiseProcess
 from jointdreamer.errors import UserError
-from jointdreamer.kernels.precision import network_dtype
-from jointdreamer.priors.autoencoder import check_autoencoder, scale_factor
-from jointdreamer.priors.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
+from jointdreamer.precision import network_dtype
+from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder, scale_factor
+from jointdreamer.priors.base import AutoencodedPrior
+from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.placement import place, place_unet
-from jointdreamer.priors.prompts import Conditioning
-from jointdreamer.weights.find import find_weights, load_noise_schedule, load_part, load_tokenizer
+from jointdreamer.priors.prompts import Prompts, TextEmbeddings, encode_prompt
+from jointdreamer.weights.find import find_weights, load_noise_process, load_part, load_tokenizer
 
 
-class LatentDiffusion(AutoencodedGuidance):
-    """A frozen latent diffusion model, read from a diffusers folder or hub id.
+class LatentDiffusion(AutoencodedPrior):
+    """A frozen text-to-image latent diffusion model; views are independent to it.
 
-    source: local folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/; or a list, tried in order
+    unet: UNet2DConditionModel that takes noisy latents and text
+    vae: AutoencoderKL
+    process: noise process and prediction type
+    text_parts: gives (tokenizer, text encoder) when the prompt is embedded; kept by nobody
     image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
-    dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`; of UNet, autoencoder and text encoder
-    x0_limit: clamp the clean sample implied by the guided prediction to +- this; off by default
-    cfg_rescale: blend phi of Lin et al. (2023): phi times the guided prediction brought to the spread of the text
-        prediction, plus (1 - phi) times itself; spreads per view, unbiased. 0 in the paper's NeRF stages
-    x0_rescale: the same blend on the implied clean sample, whose spread guidance inflates at large t; off by default
-    compile: whether torch.compile takes the UNet, see `place_unet`
+    guidance: how its predictions with and without the text become one
 
-    Raises UserError, one line, if the weights are missing, damaged or of a kind that needs other inputs.
+    Raises UserError for a UNet that needs other inputs.
     """
 
     def __init__(
         self,
+        unet: Any,
+        vae: Any,
+        process: NoiseProcess,
+        text_parts: Callable[[], tuple[Any, Any]],
+        image_size: int | None = None,
+        guidance: Guidance = Guidance(),  # noqa: B008  (frozen)
+    ):
+        super().__init__()
+        self.check_unet(unet)
+        self.unet, self.vae, self.process = unet, vae, process
+        self.text_parts = text_parts
+        self.image_size = image_size or (unet.config.sample_size * scale_factor(vae) if vae is not None else 0)
+        self.guidance = guidance
+
+    @classmethod
+    def build(
+        cls,
         source: str | Path | Sequence[str],
         image_size: Pixels | None = None,
         dtype: str | torch.dtype = "auto",
@@ -43,71 +62,81 @@ class LatentDiffusion(AutoencodedGuidance):
         cfg_rescale: Share = 0.0,
         x0_rescale: Share = 0.0,
         compile: bool = False,
-    ):
-        super().__init__()
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    ) -> "LatentDiffusion":
+        """Stable Diffusion 2.1-base, the toybox's model, or another like them.
+
+        source: folder or hub id with unet/, vae/, scheduler/, text_encoder/, tokenizer/; or a list, tried in order
+        image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+        dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`; of UNet, autoencoder and text encoder
+        x0_limit, cfg_rescale, x0_rescale: see `Guidance`; all off in the paper's NeRF stages
+        compile: whether torch.compile takes the UNet, see `place_unet`
+
+        Raises UserError, one line, if the weights are missing, damaged or of a kind that needs other inputs.
+        """
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
         hint = "name a folder, models.text_to_image.source=FOLDER; models=toybox needs no download"
-        self.folder = find_weights(source, "text_to_image", hint=hint, download=device.type == "cuda")
-        alphas_cumprod, self.prediction_type = load_noise_schedule(self.folder)
-        self.register_buffer("alphas_cumprod", alphas_cumprod.to(device), persistent=False)
-        self.vae = place(load_part(AutoencoderKL, self.folder, "vae", dtype), device)
-        self.unet: Any = place_unet(load_part(UNet2DConditionModel, self.folder, "unet", dtype), device, compile)
-        config = self.unet.config
+        folder = find_weights(source, "text_to_image", hint=hint, download=device.type == "cuda")
+        process = load_noise_process(folder).to(device)
+        vae = place(load_autoencoder(folder, dtype), device)
+        unet: Any = load_part(UNet2DConditionModel, folder, "unet", dtype)
+        cls.check_unet(unet, folder / "unet")
+        check_autoencoder(vae, unet.config.in_channels, folder)
+        unet = place_unet(unet, device, compile)
+        guidance = Guidance(cfg_rescale=cfg_rescale, x0_rescale=x0_rescale, x0_limit=x0_limit)
+        prior = cls(unet, vae, process, partial(load_text_parts, folder, dtype, device), image_size, guidance)
+        prior.source = folder
+        return prior
+
+    @staticmethod
+    def check_unet(unet: Any, where: Any = "the UNet") -> None:
+        """Raise UserError for a UNet that wants more than noisy latents and text."""
+        config = unet.config
         if config.class_embed_type or config.addition_embed_type or config.in_channels != config.out_channels:
             raise UserError(
-                f"{self.folder / 'unet'} is no plain text-to-image UNet: it wants more than noisy latents and text "
+                f"{where} is no plain text-to-image UNet: it wants more than noisy latents and text "
                 f"(class_embed_type {config.class_embed_type!r}, addition_embed_type {config.addition_embed_type!r}, "
                 f"{config.in_channels} channels in, {config.out_channels} out); use a Stable Diffusion 1 or 2 base"
             )
-        check_autoencoder(self.vae, config.in_channels, self.folder)
-        self.image_size = image_size or config.sample_size * scale_factor(self.vae)
-        self.x0_limit = x0_limit
-        self.cfg_rescale = cfg_rescale
-        self.x0_rescale = x0_rescale
+
+    def embed(self, prompts: Prompts) -> TextEmbeddings:
+        tokenizer, encoder = self.text_parts()
+        options = vars(prompts)
+        return encode_prompt(tokenizer=tokenizer, text_encoder=encoder, **options)
 
     @torch.no_grad()
-    def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:
-        """Eq. of Section 4.3: (1 + s) e(y) - s e(0), both from one call of the UNet, text half first.
-
-        Raises UserError if the text embeddings are of another width than the UNet's.
-        """
-        x_t = noised.latents_noisy
-        b, v = x_t.shape[:2]
-        width = self.unet.config.cross_attention_dim
-        if text.cond.shape[-1] != width:
-            raise UserError(f"the UNet reads text embeddings of width {width}, got {text.cond.shape[-1]}")
-        words = torch.cat([text.cond, text.uncond]).flatten(0, 1)
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], cameras: Cameras | None) -> list[Tensor]:
+        """Raises UserError if the text embeddings are of another width than the UNet's."""
+        k, (b, v) = len(conditions), x_t.shape[:2]
+        text = torch.cat([condition.embedding for condition in conditions]).flatten(0, 1)
+        if text.shape[-1] != self.unet.config.cross_attention_dim:
+            raise UserError(
+                f"the {self.what} reads text embeddings of width {self.unet.config.cross_attention_dim}, the text "
+                f"encoder gives {text.shape[-1]}: take both from the same family"
+            )
         with torch.inference_mode():
             prediction = self.unet(
-                torch.cat([x_t, x_t]).flatten(0, 1).to(self.unet.dtype),
-                noised.timesteps.repeat_interleave(v).repeat(2),
-                encoder_hidden_states=words.to(self.unet.dtype),
+                self.beside(torch.cat([x_t] * k).flatten(0, 1), conditions).to(self.unet.dtype),
+                t.repeat_interleave(v).repeat(k),
+                encoder_hidden_states=text.to(self.unet.dtype),
                 return_dict=False,
+                **self.labels(cameras, k),
             )[0]
         # a copy: autograd, an energy's for one, refuses what inference mode has made
-        prediction = prediction.to(torch.float32, copy=True).unflatten(0, (2, b, v))
-        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
-        cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, self.prediction_type) for half in prediction)
+        prediction = prediction.to(torch.float32, copy=True).unflatten(0, (k, b, v))
+        return [self.process.noise(one, x_t, t) for one in prediction]
 
-        noise = uncond + (1 + guidance_scale) * (cond - uncond)
-        if self.cfg_rescale:
-            noise = _blend_spread(noise, cond, self.cfg_rescale)
-        if self.x0_rescale or self.x0_limit is not None:
-            x0 = x0_from_noise(x_t, noise, alpha_t, sigma_t)
-            if self.x0_rescale:
-                x0 = _blend_spread(x0, x0_from_noise(x_t, cond, alpha_t, sigma_t), self.x0_rescale)
-            if self.x0_limit is not None:
-                x0 = x0.clamp(-self.x0_limit, self.x0_limit)
-            noise = noise_from_x0(x_t, x0, alpha_t, sigma_t)
-        return NoisePrediction(noise, cond, uncond)
+    what = "text-to-image model"
 
-    def text_parts(self) -> tuple[Any, Any]:
-        """`load_text_parts` of this folder, on the UNet's device in its dtype."""
-        return load_text_parts(self.folder, self.unet.dtype, self.unet.device)
+    def beside(self, rows: Tensor, conditions: Sequence[Condition]) -> Tensor:
+        """The network's input rows (K B V, C, h, w), with what a model wants beside the noisy latents."""
+        return rows
+
+    def labels(self, cameras: Cameras | None, k: int) -> dict[str, Tensor]:
+        """What else the network is given, for K conditions of every view."""
+        return {}
 
 
 def load_text_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[Any, Any]:
@@ -132,9 +161,3 @@ def load_text_parts(folder: Path, dtype: torch.dtype, device: torch.device | str
             f"{encoder.config.vocab_size}: its files are incomplete, download it again"
         )
     return tokenizer, encoder
-
-
-def _blend_spread(guided: Tensor, cond: Tensor, share: float) -> Tensor:
-    """`share` of `guided` brought to the spread of `cond`, the rest as it is; spreads per view (B, V), unbiased."""
-    spread = cond.std((-3, -2, -1), keepdim=True) / guided.std((-3, -2, -1), keepdim=True)
-    return share * spread * guided + (1 - share) * guided

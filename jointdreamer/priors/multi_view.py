@@ -1,42 +1,35 @@
-"""A multi-view diffusion model as the prior that distillation follows: MVDream's own way, a baseline of the paper."""
+"""A multi-view diffusion model (MVDream) as a prior: it draws the views of a rig together, told where each stands.
+
+It is the model of Eq. 8's energy, and by itself the prior of MVDream's distillation, a baseline of the paper.
+"""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from jointdreamer.arguments import Pixels, Positive, Scale, Share
-from jointdreamer.diffusion import alpha_sigma, noise_from_x0
+from jointdreamer.cameras import Cameras, mvdream_camera
 from jointdreamer.errors import UserError
-from jointdreamer.priors.autoencoder import scale_factor
-from jointdreamer.priors.base import AutoencodedGuidance, NoisePrediction, NoisyLatents
-from jointdreamer.priors.latent import load_text_parts
-from jointdreamer.priors.multi_view_unet import SHARED, find_multiview, guided_x0
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.guidance import Guidance
+from jointdreamer.priors.latent import LatentDiffusion, load_text_parts
+from jointdreamer.priors.multi_view_unet import SHARED, find_multiview, set_views
 from jointdreamer.weights.find import find_weights
 
 
-class MultiViewGuidance(AutoencodedGuidance):
-    """The multi-view model of Eq. 8 as a prior over its own latents, in which the views of a rig are drawn together.
+class MultiViewDiffusion(LatentDiffusion):
+    """A text-to-image model whose self-attention sees all views of a rig, and whose class labels are the cameras.
 
-    Followed with the weighting "x0" it is MVDream-style distillation: the gradient of 1/2 |z - x0_mv|^2 / rows.
-
-    text: diffusers folder or hub id, or a list, with the tokenizer and text encoder (Stable Diffusion 2.1's are
-        MVDream's), and the autoencoder where `vae` is "shared"
-    source, file, vae: see `find_multiview`
-    image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
-    guidance_scale: the usual uncond + s (text - uncond), constant: the schedule's is the text-to-image model's
-    rescale: blend of x0_mv brought to the spread of the text-only estimate (over a whole rig); MVDream uses 0.5
-    x0_limit: clamp x0_mv to +- this; off by default
-    dtype, compile: as of the other priors
-
-    Raises UserError, one line, if the weights are missing, damaged or do not fit.
+    vae: its autoencoder; None where it works on another model's latents, which then encodes for it
     """
 
-    def __init__(
-        self,
-        text: str | Path | Sequence[str],
+    what = "multi-view model"
+
+    @classmethod
+    def build(
+        cls,
         source: str | Path | Sequence[str],
         file: str | None = None,
         vae: str | Path | None = None,
@@ -47,37 +40,39 @@ class MultiViewGuidance(AutoencodedGuidance):
         dtype: str | torch.dtype = "auto",
         device: str | torch.device = "cpu",
         compile: bool = False,
-    ):
-        super().__init__()
-        download = torch.device(device).type == "cuda"
-        self.text_folder = find_weights(text, "text_to_image", download=download)
-        autoencoder = self.text_folder if vae == SHARED else vae
-        model, self.folder = find_multiview(source, file, autoencoder, dtype, device, compile)
-        self.unet, self.vae, self.prediction_type = model.unet, model.vae, model.prediction_type
-        self.register_buffer("alphas_cumprod", model.alphas_cumprod, persistent=False)
-        self.image_size = image_size or self.unet.config.sample_size * scale_factor(self.vae)
-        self.guidance_scale = guidance_scale
-        self.rescale = rescale
-        self.x0_limit = x0_limit
+        text: str | Path | Sequence[str] | None = None,
+    ) -> "MultiViewDiffusion":
+        """MVDream, or the toybox's model.
 
-    @torch.no_grad()
-    def predict_noise(self, noised: NoisyLatents, text: Conditioning, guidance_scale: float) -> NoisePrediction:
-        """The noise whose x0 is the model's guided, rescaled and clamped one; `guidance_scale` is not looked at.
+        source, file, vae: see `find_multiview`
+        image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+        guidance_scale: s' of e(0) + s' (e(y) - e(0)), constant: the schedule's is the text-to-image model's
+        rescale: share of the guided x0 that is brought to the spread of the text's, over a whole rig; MVDream uses 0.5
+        x0_limit: clamp x0 to +- this; off by default
+        dtype, compile: as of the other priors
+        text: diffusers folder or hub id, or a list, with the tokenizer and text encoder (Stable Diffusion 2.1's are
+            MVDream's), and the autoencoder where `vae` is "shared"; needed only where this is the prior of a run
 
-        Raises UserError if the text does not say where the views stand.
+        Raises UserError, one line, if the weights are missing, damaged or do not fit.
         """
-        if text.c2w is None:
-            raise UserError("a multi-view prior wants to know where the views stand: Conditioning.c2w is None")
-        x_t = noised.latents_noisy
-        x0, cond, uncond = guided_x0(
-            self.unet, x_t, noised.timesteps, text.cond, text.uncond, text.c2w,
-            self.alphas_cumprod, self.prediction_type, self.guidance_scale, self.rescale,
-        )  # fmt: skip
-        if self.x0_limit is not None:
-            x0 = x0.clamp(-self.x0_limit, self.x0_limit)
-        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, noised.timesteps)
-        return NoisePrediction(noise_from_x0(x_t, x0, alpha_t, sigma_t), cond, uncond)
+        folder, autoencoder = None, vae
+        if text is not None:
+            folder = find_weights(text, "text_to_image", download=torch.device(device).type == "cuda")
+            autoencoder = folder if vae == SHARED else vae
+        model, path = find_multiview(source, file, autoencoder, dtype, device, compile)
+        text_parts = partial(load_text_parts, folder or path, model.unet.dtype, torch.device(device))
+        guidance = Guidance(scale=guidance_scale, x0_rescale=rescale, x0_limit=x0_limit, over="rig")
+        prior = cls(model.unet, model.vae, model.process, text_parts, image_size, guidance)
+        prior.source = path
+        return prior
 
-    def text_parts(self) -> tuple[Any, Any]:
-        """`load_text_parts` of the text-to-image folder, on the UNet's device in its dtype."""
-        return load_text_parts(self.text_folder, self.unet.dtype, self.unet.device)
+    @staticmethod
+    def check_unet(unet, where="the UNet") -> None:
+        """Nothing: `load_multiview` has looked."""
+
+    def labels(self, cameras: Cameras | None, k: int) -> dict[str, Tensor]:
+        if cameras is None:
+            raise UserError("a multi-view prior must be told where the views stand")
+        set_views(self.unet, cameras.n_views)
+        camera = mvdream_camera(cameras.c2w.to(self.unet.device).repeat(k, 1, 1, 1))
+        return {"class_labels": camera.flatten(0, 1).to(self.unet.dtype)}

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointdreamer.cameras import mvdream_camera
-from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_noise, x0_from_noise
+from jointdreamer.diffusion import NoiseProcess, scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
-from jointdreamer.kernels.precision import network_dtype
-from jointdreamer.priors.autoencoder import check_autoencoder
+from jointdreamer.precision import network_dtype
+from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.weights.checkpoint import advice, differences, first_line, read_checkpoint
-from jointdreamer.weights.find import find_weights, load_noise_schedule, load_part, part_keys, read_part
+from jointdreamer.weights.find import find_weights, load_noise_process, load_part, part_keys, read_part
 
 SHARED = "shared"  # the autoencoder that is the text-to-image model's
 HEADS = 8  # of every attention of Stable Diffusion 1
@@ -60,79 +59,13 @@ def set_views(unet: Any, n_views: int) -> None:
             return
 
 
-def predict(
-    unet: Any,
-    latents_noisy: Tensor,  # (B, V, C, h, w)
-    timesteps: Tensor,  # (B,) shared by a rig's views
-    text: Tensor,  # (B, V, L, D)
-    c2w: Tensor,  # (B, V, 4, 4)
-) -> Tensor:
-    """The network's raw prediction (B, V, C, h, w), float32: noise, v or x0, as its prediction_type says.
-
-    Raises UserError if the text is of another width than the network's.
-    """
-    b, v = latents_noisy.shape[:2]
-    width = unet.config.cross_attention_dim
-    if text.shape[-1] != width:
-        raise UserError(
-            f"the multi-view model reads text embeddings of width {width}, the text encoder gives {text.shape[-1]}: "
-            "take both from the same family (energy=mvs with models=sd21 needs MVDream for Stable Diffusion 2.1)"
-        )
-    set_views(unet, v)
-    prediction = unet(
-        latents_noisy.flatten(0, 1).to(unet.dtype),
-        timesteps.repeat_interleave(v),
-        encoder_hidden_states=text.flatten(0, 1).to(unet.dtype),
-        class_labels=mvdream_camera(c2w).flatten(0, 1).to(unet.dtype),
-        return_dict=False,
-    )[0]
-    return prediction.float().unflatten(0, (b, v))
-
-
-def guided_x0(
-    unet: Any,
-    x_t: Tensor,  # (B, V, C, h, w)
-    timesteps: Tensor,  # (B,)
-    text: Tensor,  # (B, V, L, D)
-    nothing: Tensor,  # (B, V, L, D) the empty or the negative prompt
-    c2w: Tensor,  # (B, V, 4, 4)
-    alphas_cumprod: Tensor,  # (1000,)
-    prediction_type: str,
-    guidance_scale: float,  # the usual uncond + s (cond - uncond)
-    rescale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The guided x0 that the network sees in x_t, and its noise given the text and given none; without a graph.
-
-    rescale: share of the guided estimate that is brought to the spread of the text's, taken over a whole rig (MVDream)
-    """
-    alpha_t, sigma_t = alpha_sigma(alphas_cumprod, timesteps)
-    with torch.inference_mode():
-        prediction = predict(
-            unet,
-            torch.cat([x_t, x_t]),
-            timesteps.repeat(2),
-            torch.cat([text, nothing]),
-            c2w.to(x_t.device).repeat(2, 1, 1, 1),
-        )
-    prediction = prediction.clone()  # autograd refuses what inference mode has made
-    cond, uncond = (to_noise(half, x_t, alpha_t, sigma_t, prediction_type) for half in prediction.chunk(2))
-    x0 = x0_from_noise(x_t, uncond + guidance_scale * (cond - uncond), alpha_t, sigma_t)
-    if rescale:
-        rig = (1, 2, 3, 4)
-        of_text = x0_from_noise(x_t, cond, alpha_t, sigma_t)
-        factor = (of_text.std(rig, keepdim=True) + 1e-8) / (x0.std(rig, keepdim=True) + 1e-8)
-        x0 = rescale * factor * x0 + (1 - rescale) * x0
-    return x0, cond, uncond
-
-
 @dataclass(frozen=True)
 class MultiViewModel:
     """A multi-view diffusion model, frozen."""
 
     unet: Any  # UNet2DConditionModel whose class labels are cameras
     vae: Any  # AutoencoderKL; None if the folder or checkpoint has none, or another model's latents are taken
-    alphas_cumprod: Tensor  # (1000,)
-    prediction_type: str
+    process: NoiseProcess
 
 
 def load_multiview(path: str | Path, dtype: torch.dtype = torch.float32) -> MultiViewModel:
@@ -148,7 +81,7 @@ def load_multiview(path: str | Path, dtype: torch.dtype = torch.float32) -> Mult
     has_vae = any(key.startswith("first_stage_model.") for key in state)
     vae = _original(lambda: vae_from_ldm(state, dtype), path) if has_vae else None
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
-    return MultiViewModel(unet, vae, alphas_cumprod, "epsilon")
+    return MultiViewModel(unet, vae, NoiseProcess.variance_preserving(alphas_cumprod))
 
 
 def _original(build: Callable[[], Any], where: Path) -> Any:
@@ -189,32 +122,24 @@ def find_multiview(
     if vae == SHARED:
         autoencoder = None
     elif vae is not None:
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
         role = "autoencoder of the multi-view model"
         folder = find_weights(vae, role, needs=("vae/config.json",), download=download)
-        autoencoder = load_part(AutoencoderKL, folder, "vae", dtype)
+        autoencoder = load_autoencoder(folder, dtype)
     elif model.vae is not None:
         autoencoder = model.vae
     else:
-        raise UserError(f"{path} has no autoencoder: name a folder that has one, energy.vae=FOLDER")
+        raise UserError(f"{path} has no autoencoder: name a folder that has one, models.multi_view.vae=FOLDER")
     if autoencoder is not None:
         check_autoencoder(autoencoder, model.unet.config.in_channels, path)
     unet = place_unet(model.unet, device, compile)
     autoencoder = autoencoder if autoencoder is None else place(autoencoder, device)
-    return MultiViewModel(unet, autoencoder, model.alphas_cumprod.to(device), model.prediction_type), path
-
-
-def load_multiview_unet(path: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Only the UNet of `load_multiview`."""
-    return load_multiview(path, dtype).unet
+    return MultiViewModel(unet, autoencoder, model.process.to(device)), path
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> MultiViewModel:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    alphas_cumprod, prediction_type = load_noise_schedule(folder)
+    process = load_noise_process(folder)
     if any(key.endswith("camera_embed.0.weight") for key in part_keys(folder / "unet")):
         # the widely used diffusers copies keep the original names, for a class of their own
         unet = _original(lambda: unet_from_ldm(read_part(folder / "unet"), dtype), folder / "unet")
@@ -227,8 +152,8 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> MultiViewModel:
             f"projection_class_embeddings_input_dim 16 (the camera), got {labels[0]!r} with {labels[1]}"
             f"{advice(part_keys(folder / 'unet'), 'multi_view')}"
         )
-    vae = load_part(AutoencoderKL, folder, "vae", dtype) if (folder / "vae").is_dir() else None
-    return MultiViewModel(unet, vae, alphas_cumprod, prediction_type)
+    vae = load_autoencoder(folder, dtype) if (folder / "vae").is_dir() else None
+    return MultiViewModel(unet, vae, process)
 
 
 # Layout of the original latent-diffusion code -> diffusers (docs/conventions.md, Multi-view UNet)

@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from jointdreamer.kernels.channels_last import channels_last_on_cpu
-from jointdreamer.kernels.fast_unet import speed_up
+from jointdreamer.kernels import enabled
 
 
 def place(network: Any, device: str | torch.device) -> Any:
@@ -13,6 +12,10 @@ def place(network: Any, device: str | torch.device) -> Any:
     network = network.to(device)
     if torch.device(device).type == "cuda":
         return network.to(memory_format=torch.channels_last)
+    if not enabled():
+        return network
+    from jointdreamer.kernels.channels_last import channels_last_on_cpu
+
     return channels_last_on_cpu(network)
 
 
@@ -23,8 +26,10 @@ def place_unet(unet: Any, device: str | torch.device, compile: bool = False) -> 
         CUDA with graphs, since its shapes never change. Everything else about it stays as it is.
     """
     unet = place(unet, device)
-    if not compile:
-        speed_up(unet)
-    else:
+    if compile:
         unet.compile(dynamic=False, mode="reduce-overhead" if torch.device(device).type == "cuda" else None)
+    elif enabled():
+        from jointdreamer.kernels.fast_unet import speed_up
+
+        speed_up(unet)
     return unet

@@ -18,6 +18,7 @@ from torch import Tensor
 from jointdreamer.arguments import Range
 from jointdreamer.cameras import Cameras
 from jointdreamer.errors import UserError
+from jointdreamer.priors.condition import Condition
 from jointdreamer.project import shipped
 from jointdreamer.reading import Unreadable, read_text
 
@@ -30,12 +31,23 @@ VIEW = re.compile(rf"(.*)(, (?:{'|'.join(DIRECTIONS)}) view)", re.DOTALL)  # a t
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What a prior is told of every view of a step: the text and, for priors that look at cameras, where it stands."""
+class Prompts:
+    """What to make, what to steer away from, and where a camera sees which side (degrees)."""
+
+    prompt: str
+    negative_prompt: str = ""
+    front_deg: Annotated[float, Range(0, 180)] = 30.0
+    back_deg: Annotated[float, Range(0, 180)] = 30.0
+    overhead_deg: Annotated[float, Range(-90, 90)] = 60.0
+    view_dependent: bool = True
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """The text-to-image prior's embeddings of every view of a step, as energies see them."""
 
     cond: Tensor  # (B, V, L, D)
     uncond: Tensor  # (B, V, L, D)
-    c2w: Tensor | None = None  # (B, V, 4, 4)
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,14 @@ class TextEmbeddings:
     back: float = radians(30)
     overhead: float = radians(60)
 
-    def at(self, cameras: Cameras, use_negative: bool = False) -> Conditioning:
-        """What each camera is told, (B, V, L, D); `use_negative` puts the negative prompt for the empty one."""
+    def at(self, cameras: Cameras) -> Condition:
+        """The prompt as each camera (B, V) sees it."""
         which = directions(cameras.azimuth, cameras.elevation, self.front, self.back, self.overhead)
-        cond = self.cond[which.to(self.cond.device)]
-        return Conditioning(cond, self.uncond[int(use_negative)].expand_as(cond), cameras.c2w)
+        return Condition(self.cond[which.to(self.cond.device)])
+
+    def nothing(self, cameras: Cameras, negative: bool = False) -> Condition:
+        """The empty prompt for each camera (B, V), or the negative one."""
+        return Condition(self.uncond[int(negative)].expand(*cameras.azimuth.shape, -1, -1))
 
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""
@@ -108,9 +123,9 @@ def encode_prompt(
     negative_prompt: str,
     tokenizer: Any,  # a CLIPTokenizer
     text_encoder: Any,  # a CLIPTextModel
-    front_deg: Annotated[float, Range(0, 180)] = 30.0,
-    back_deg: Annotated[float, Range(0, 180)] = 30.0,
-    overhead_deg: Annotated[float, Range(-90, 90)] = 60.0,
+    front_deg: float = 30.0,
+    back_deg: float = 30.0,
+    overhead_deg: float = 60.0,
     view_dependent: bool = True,
 ) -> TextEmbeddings:
     """Encode "<prompt>, front view" and its three siblings, the empty prompt and the negative one.

@@ -1,27 +1,83 @@
 """Priors by their role among a config's models."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from jointdreamer.arguments import check_arguments
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of
 from jointdreamer.errors import UserError
-from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.multi_view import MultiViewGuidance
+from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder
+from jointdreamer.priors.base import Prior
+from jointdreamer.weights.find import find_weights
 
-PRIORS = ("text_to_image", "multi_view")
+PRIORS = {  # kind -> where it lives; imported only when chosen
+    "latent": "jointdreamer.priors.latent:LatentDiffusion",
+    "multi_view": "jointdreamer.priors.multi_view:MultiViewDiffusion",
+}
+NOVEL_VIEW = {  # kind of novel-view model -> its class; imported only when chosen
+    "zero123": "jointdreamer.priors.zero123:Zero123",
+    "stable_zero123": "jointdreamer.priors.zero123:StableZero123",
+    "wonder3d": "jointdreamer.priors.wonder3d:Wonder3D",
+}
+ROLES = {"text_to_image": "latent", "multi_view": "multi_view"}  # role -> its kind where no models.ROLE.kind is given
 
 
-def build_guidance(role: str, models: Mapping[str, Any], device: torch.device | str) -> Any:
-    """The prior of that role, a LatentDiffusion or a MultiViewGuidance, from the config's group `models`.
+def check_prior(role: str, models: Mapping[str, Any]) -> None:
+    """Refuse what `build_prior` would refuse, without reading any weights. Raises UserError, one line."""
+    _, function, options = _chosen(role, models)
+    check_arguments(function, options, f"models.{role}", whole=False)
+
+
+def _chosen(role: str, models: Mapping[str, Any]) -> tuple[str, Callable, dict[str, Any]]:
+    """Kind, builder and options of a role's prior."""
+    if not isinstance(models.get(role), Mapping):
+        raise UserError(f"unknown prior {role!r}: choose one of {', '.join(ROLES)}")
+    options = dict(models[role])
+    kind = options.pop("kind", None) or ROLES.get(role, role)
+    return kind, function_of(kind, PRIORS, Prior, f"models.{role}"), options
+
+
+def build_prior(role: str, models: Mapping[str, Any], device: torch.device | str) -> Prior:
+    """The prior of that role from the config's group `models`; `models.ROLE.kind` may be your own "module:Class".
 
     Raises UserError for another role, or options that it does not take.
     """
-    if role == "text_to_image":
-        return LatentDiffusion(**models[role], device=device)
-    if role != "multi_view":
-        raise UserError(f"unknown prior {role!r}: choose one of {', '.join(PRIORS)}")
-    options = {**(models.get(role) or {}), "text": models["text_to_image"]["source"]}
-    check_arguments(MultiViewGuidance, options, f"models.{role}")
-    return MultiViewGuidance(**options, device=device)
+    kind, function, options = _chosen(role, models)
+    parameters = inspect.signature(function).parameters
+    options = {**{key: models[key] for key in ("dtype", "compile") if key in models}, **options}
+    options |= {"device": device, "text": models.get("text_to_image", {}).get("source")}
+    options = {key: value for key, value in options.items() if key in parameters or key in models[role]}
+    return build_by_name(kind, PRIORS, Prior, f"models.{role}", options).to(device)
+
+
+def load_novel_view(
+    kind: str,
+    path: str | Path,
+    vae: str | Path | None = None,
+    image_size: int | None = None,
+    x0_limit: float | None = None,
+    guidance_scale: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+    download: bool = True,
+) -> Any:
+    """A novel-view model from a diffusers folder or the original checkpoint, frozen, on the CPU.
+
+    vae: folder or hub id whose vae/ takes the place of the model's own autoencoder
+    image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+    download: whether the network may be asked for the autoencoder
+
+    Raises UserError, one line, for an unknown kind, and for weights that are missing, damaged or of another kind.
+    """
+    if kind not in NOVEL_VIEW:
+        raise UserError(f"unknown kind of novel-view model {kind!r}: choose one of {', '.join(NOVEL_VIEW)}")
+    cls = member_of(kind, NOVEL_VIEW, Prior, "models.novel_view")
+    autoencoder = None
+    if vae is not None:
+        folder = find_weights(vae, "autoencoder of the novel-view model", needs=("vae/config.json",), download=download)
+        autoencoder = load_autoencoder(folder, dtype)
+    parts = cls.read(Path(path), autoencoder, dtype)
+    check_autoencoder(parts.vae, parts.unet.config.out_channels, path)
+    return cls(parts, image_size, x0_limit, guidance_scale).eval().requires_grad_(False)

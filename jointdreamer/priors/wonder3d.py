@@ -7,6 +7,7 @@ the same view in the other domain: a block of our own around the stock layers, w
 
 import inspect
 import json
+from collections.abc import Sequence
 from math import radians
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.diffusion import alpha_sigma, noise_like
+from jointdreamer.diffusion import noise_like
 from jointdreamer.errors import UserError
+from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.multi_view_unet import MultiViewAttnProcessor
-from jointdreamer.priors.novel_view import Condition, NovelView, Parts, build_exactly, check_unet, folder_parts, guide
+from jointdreamer.priors.novel_view import NovelView, Parts, build_exactly, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import read_checkpoint
-from jointdreamer.weights.find import load_noise_schedule
+from jointdreamer.weights.find import load_noise_process
 
 AZIMUTH_DEG = (0.0, 45.0, 90.0, 180.0, -90.0, -45.0)  # front, front right, right, back, left, front left
 VIEWS = len(AZIMUTH_DEG)
@@ -51,11 +53,11 @@ class Wonder3D(NovelView):
     def read(cls, path: Path, vae: Any, dtype: torch.dtype) -> Parts:
         if not path.is_dir():
             raise UserError(f"{path} is no Wonder3D folder: wanted one with unet/, vae/, image_encoder/, scheduler/")
-        alphas_cumprod, prediction_type = load_noise_schedule(path)
+        process = load_noise_process(path)
         own_vae, image_encoder = folder_parts(path, vae, dtype)
         unet = read_unet(path / "unet", dtype)
         check_unet(unet, path, "Wonder3D model", image_encoder)
-        return Parts(unet, own_vae, image_encoder, alphas_cumprod, prediction_type)
+        return Parts(unet, own_vae, image_encoder, process)
 
     def check_rig(self, rig: Rig) -> None:
         azimuth = None if rig.azimuth_deg is None else tuple(map(float, rig.azimuth_deg))
@@ -66,47 +68,46 @@ class Wonder3D(NovelView):
                 f"sets; got n_views {rig.n_views}, azimuth_deg {rig.azimuth_deg}, projection {rig.projection}"
             )
 
-    def condition(self, image: Tensor) -> Condition:
-        """The latents are the posterior's mode, scaled (Zero-1-to-3 does not scale them)."""
-        return Condition(self.embed(image, antialias=True), self.mode(image) * self.vae.config.scaling_factor)
+    @torch.no_grad()
+    def embed_image(self, image: Tensor, reference: Cameras, cameras: Cameras) -> Condition:
+        """The image's latents are the posterior's mode, scaled (Zero-1-to-3 does not scale them)."""
+        if not reference.orthographic or not cameras.orthographic or not _is_rig(reference, cameras):
+            raise UserError("these cameras are not the six of Wonder3D around its reference: novel_view=wonder3d")
+        embedding = self.image_embedding(image, antialias=True)[:, None, None].expand(-1, VIEWS, -1, -1)
+        latents = self.mode(image) * self.vae.config.scaling_factor
+        return Condition(embedding, {"image": latents[:, None].expand(-1, VIEWS, -1, -1, -1)})
 
-    def start(self, condition: Condition, x_t: Tensor, timesteps: Tensor, generator: torch.Generator | None) -> Tensor:
+    def start(
+        self, condition: Condition, x_t: Tensor, t: Tensor, cameras: Cameras, generator: torch.Generator | None
+    ) -> Tensor:
         """(B, 12, C, h, w): the normal maps, then the colours."""
         if x_t.shape[1] != VIEWS:
             raise UserError(f"Wonder3D draws {VIEWS} views, got {x_t.shape[1]} (cameras.n_views): novel_view=wonder3d")
-        last = torch.full_like(timesteps, len(self.alphas_cumprod) - 1)
+        last = torch.full_like(t, self.process.last)
         pure = noise_like(torch.cat([x_t, x_t], 1), generator)
-        normals = self._predict(condition, pure, last, 1.0)[:, :VIEWS]
-        alpha_t, sigma_t = alpha_sigma(self.alphas_cumprod, timesteps)
+        (noise,) = self.predict(pure, last, [condition], cameras)
+        normals = self.guidance.x0(self.process, pure, last, noise, noise)[:, :VIEWS]
+        alpha_t, sigma_t = self.process.at(t)
         return torch.cat([alpha_t * normals + sigma_t * noise_like(normals, generator), x_t], 1)
 
-    def predict(
-        self, condition: Condition, reference: Cameras, x_t: Tensor, timesteps: Tensor, cameras: Cameras, scale: float
-    ) -> Tensor:
-        if not reference.orthographic or not cameras.orthographic or not _is_rig(reference, cameras):
-            raise UserError("these cameras are not the six of Wonder3D around its reference: novel_view=wonder3d")
-        return self._predict(condition, x_t, timesteps, scale)
-
-    def _predict(self, condition: Condition, x_t: Tensor, timesteps: Tensor, scale: float) -> Tensor:
-        """(B, 12, C, h, w) -> x0. Rows of the network: domain, then guidance (uncond, cond), then rig, then view."""
-        b, dtype = x_t.shape[0], self.unet.dtype
-        guided = (1,) if scale == 1 else (0, 1)  # times the condition: zeros for the unconditional half
+    @torch.no_grad()
+    def predict(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], cameras: Cameras | None) -> list[Tensor]:
+        """x_t: (B, 12, C, h, w) as `start` gives. Rows of the network: domain, condition, rig, view."""
+        k, b, dtype = len(conditions), x_t.shape[0], self.unet.dtype
         domains = x_t.to(dtype).unflatten(1, (2, VIEWS)).movedim(1, 0)  # (2, B, 6, C, h, w)
-        factor = torch.tensor(guided, dtype=dtype, device=x_t.device)[:, None, None]
-        context = (factor * condition.embedding.to(dtype)).repeat_interleave(VIEWS, 1)  # (G, B 6, D)
-        beside = (factor[..., None, None] * condition.latents.to(dtype)).repeat_interleave(VIEWS, 1)
-        n = len(guided)
-        rows = torch.stack([domains] * n, 1).flatten(0, 3)
+        rows = torch.stack([domains] * k, 1).flatten(0, 3)
+        image = torch.cat([c.extra["image"] for c in conditions]).to(dtype).flatten(0, 1)  # (K B 6, C, h, w)
+        context = torch.cat([c.embedding for c in conditions]).to(dtype).flatten(0, 1)  # (K B 6, 1, D)
+        labels = class_labels().to(x_t.device, dtype)[:, None].expand(-1, k * b, -1, -1).flatten(0, 2)
         out = self.unet(
-            torch.cat([rows, beside.flatten(0, 1).repeat(2, 1, 1, 1)], 1),
-            timesteps.repeat_interleave(VIEWS).repeat(2 * n),
-            context.flatten(0, 1)[:, None].repeat(2, 1, 1),
-            class_labels=class_labels().to(x_t.device, dtype)[:, None].expand(-1, n * b, -1, -1).flatten(0, 2),
+            torch.cat([rows, image.repeat(2, 1, 1, 1)], 1),
+            t.repeat_interleave(VIEWS).repeat(2 * k),
+            context.repeat(2, 1, 1),
+            class_labels=labels,
             return_dict=False,
         )[0]
-        out = out.float().unflatten(0, (2, n, b, VIEWS)).movedim(0, 2).flatten(2, 3)  # (G, B, 12, C, h, w)
-        noise = [self.noise(one, x_t, timesteps) for one in out]  # without the condition, with it
-        return self.x0(guide(noise[1], noise[0], scale) if n == 2 else noise[0], x_t, timesteps)
+        out = out.float().unflatten(0, (2, k, b, VIEWS)).movedim(0, 2).flatten(2, 3)  # (K, B, 12, C, h, w)
+        return [self.process.noise(one, x_t, t) for one in out]
 
 
 def class_labels() -> Tensor:

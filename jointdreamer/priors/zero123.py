@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.diffusion import NoiseProcess, scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
+from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.multi_view_unet import _strip, _unet_key, ldm_unet_config, vae_from_ldm
-from jointdreamer.priors.novel_view import Condition, NovelView, Parts, build_exactly, check_unet, folder_parts, guide
+from jointdreamer.priors.novel_view import NovelView, Parts, build_exactly, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import advice, differences, read_checkpoint
-from jointdreamer.weights.find import load_noise_schedule, load_part
+from jointdreamer.weights.find import load_noise_process, load_part
 
 POSE = 4  # numbers
 HEAD_CHANNELS = 64  # of OpenAI's CLIP
@@ -65,8 +66,8 @@ class Zero123(NovelView):
 
     numbers = staticmethod(relative_numbers)  # what the network is told of a pose
 
-    def __init__(self, parts: Parts, image_size: int | None = None, x0_limit: float | None = None):
-        super().__init__(parts, image_size, x0_limit)
+    def __init__(self, parts: Parts, *args: Any, **options: Any):
+        super().__init__(parts, *args, **options)
         assert parts.projection is not None
         self.cc_projection = parts.projection
 
@@ -91,32 +92,14 @@ class Zero123(NovelView):
                 f"{rig.projection}, cameras.n_views is {rig.n_views}"
             )
 
-    def condition(self, image: Tensor) -> Condition:
-        """The latents are the posterior's mode, NOT scaled, unlike those that are denoised."""
-        return Condition(self.embed(image, align_corners=True), self.mode(image))
-
-    def predict(
-        self, condition: Condition, reference: Cameras, x_t: Tensor, timesteps: Tensor, cameras: Cameras, scale: float
-    ) -> Tensor:
-        """The unconditional half sees zeros for both latents and context (after the projection)."""
-        b, v = x_t.shape[:2]
-        pose = self.numbers(reference, cameras).to(x_t.device)
-        token = torch.cat([condition.embedding[:, None].expand(-1, v, -1), pose], -1)
-        context = self.cc_projection(token.to(self.unet.dtype)).flatten(0, 1)[:, None]  # (B V, 1, D)
-        beside = condition.latents.to(self.unet.dtype).repeat_interleave(v, 0)
-        rows, t = x_t.flatten(0, 1).to(self.unet.dtype), timesteps.repeat_interleave(v)
-        if scale == 1:
-            raw = self._raw(rows, beside, t, context).unflatten(0, (b, v))
-            return self.x0(self.noise(raw, x_t, timesteps), x_t, timesteps)
-        none = torch.zeros_like(beside), torch.zeros_like(context)
-        both = self._raw(
-            torch.cat([rows, rows]), torch.cat([none[0], beside]), t.repeat(2), torch.cat([none[1], context])
-        )
-        uncond, cond = (self.noise(half, x_t, timesteps) for half in both.unflatten(0, (2, b, v)))
-        return self.x0(guide(cond, uncond, scale), x_t, timesteps)
-
-    def _raw(self, rows: Tensor, beside: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        return self.unet(torch.cat([rows, beside], 1), timesteps, context, return_dict=False)[0]
+    @torch.no_grad()
+    def embed_image(self, image: Tensor, reference: Cameras, cameras: Cameras) -> Condition:
+        """The image's latents are the posterior's mode, NOT scaled, unlike those that are denoised."""
+        v = cameras.n_views
+        pose = self.numbers(reference, cameras).to(image.device)
+        embedding = self.image_embedding(image, align_corners=True)[:, None].expand(-1, v, -1)
+        token = self.cc_projection(torch.cat([embedding, pose], -1).to(self.unet.dtype))  # (B, V, D)
+        return Condition(token[:, :, None], {"image": self.mode(image)[:, None].expand(-1, v, -1, -1, -1)})
 
 
 class StableZero123(Zero123):
@@ -148,14 +131,14 @@ def _read_folder(folder: Path, vae: Any, dtype: torch.dtype) -> Parts:
     there = next((name for name in PROJECTIONS if (folder / name).is_dir()), None)
     if there is None:
         raise UserError(f"{folder} is no {what}: it has neither {' nor '.join(f'{name}/' for name in PROJECTIONS)}")
-    alphas_cumprod, prediction_type = load_noise_schedule(folder)
+    process = load_noise_process(folder)
     own_vae, image_encoder = folder_parts(folder, vae, dtype)
     unet: Any = load_part(UNet2DConditionModel, folder, "unet", dtype)
     check_unet(unet, folder, what, image_encoder, class_embed_type=None)
     stored = read_projection(folder / there)
     projection = _projection(stored, dtype, f"{folder / there} is no projection of {what}s")
     _check_projection(projection, image_encoder, unet.config.cross_attention_dim, folder)
-    return Parts(unet, own_vae, image_encoder, alphas_cumprod, prediction_type, projection)
+    return Parts(unet, own_vae, image_encoder, process, projection)
 
 
 def read_projection(folder: Path) -> dict[str, Tensor]:
@@ -207,7 +190,7 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
     check_unet(unet, path, "Zero-1-to-3 checkpoint", image_encoder)
     _check_projection(projection, image_encoder, unet.config.cross_attention_dim, path)
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
-    return Parts(unet, vae, image_encoder, alphas_cumprod, "epsilon", projection)
+    return Parts(unet, vae, image_encoder, NoiseProcess.variance_preserving(alphas_cumprod), projection)
 
 
 def _is_foreign(key: str) -> bool:

@@ -69,6 +69,9 @@ try:
 except ImportError:  # Windows: runs without the lock
     fcntl = None
 
+from jointdreamer.runs.signals import Stop
+from jointdreamer.runs.versions import current_parts
+
 log = logging.getLogger(__name__)
 
 # Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
@@ -296,11 +299,21 @@ class RunFolder:
             old.unlink()
         return file
 
-    def resume(self, **parts: Any) -> int:
+    def save_if_due(self, done: int, steps: int, every: int, stop: Stop, **parts: Any) -> bool:
+        """Save after `done` of `steps` steps if a checkpoint is due, it was the last, or a signal asks for the end.
+
+        Returns whether the run has to end now.
+        """
+        stopping = stop.requested  # looked at once: a signal between two looks would be left unsaved
+        if due(done, every) or stopping or done == steps:
+            self.save(done, **parts)
+        return bool(stopping) and done < steps
+
+    def resume(self, only: bool = False, **parts: Any) -> int:
         """Put the newest readable checkpoint into `parts` and the random generators; return the step to do next.
 
         parts: as for `save`, all with `load_state_dict`, or `torch.Generator`s; plain values are not taken (a number
-            that must survive belongs to an object with a state). The same names as were saved.
+            that must survive belongs to an object with a state). The same names as were saved, or with `only` some.
         A checkpoint that is cut short or damaged is set aside with a one-line warning and the one before is used; with
         none left the run starts again at 0. `metrics.jsonl` loses the rows from the returned step on. From here on
         the folder is this config's, and not complete.
@@ -309,8 +322,8 @@ class RunFolder:
         """
         step, checkpoint = 0, self.read_checkpoint(set_aside=True)
         if checkpoint is not None:
-            step, states = checkpoint["step"], checkpoint["parts"]
-            if states.keys() != parts.keys():
+            step, states = checkpoint["step"], current_parts(checkpoint["parts"])
+            if not (parts.keys() <= states.keys() if only else parts.keys() == states.keys()):
                 raise UserError(
                     f"the checkpoint of step {step} in {self.path} holds {', '.join(states)} and this code wants "
                     f"{', '.join(parts)}: it was made by another version; move the folder away to start again"

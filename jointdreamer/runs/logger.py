@@ -59,9 +59,9 @@ def check_finite(step: int, loss: Any, losses: Mapping[str, Any] | None = None, 
 class Logger:
     """Rows of numbers, pictures and messages of one run, in its folder and wherever else they are wanted.
 
-    folder: the run folder. steps: how many the run has; start: the step it resumes at.
-    every: a row each so many steps, and at the last one. wandb: options of `wandb.init` (project, group, tags, ...), or
-    None for no wandb; config: what wandb shows as the config. stream: where progress goes (stderr).
+    folder: the run folder. steps: how many the run has. every: a row each so many steps, and at the last one.
+    stream: where progress goes (stderr).
+    Messages are shown from the beginning; `begin` comes before the first step.
     Raises: UserError when the disk is full. A failing wandb is one warning, never an error.
     """
 
@@ -69,10 +69,7 @@ class Logger:
         self,
         folder: str | Path,
         steps: int,
-        start: int = 0,
         every: int = 10,
-        wandb: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
         stream: Any = None,
     ):
         if every < 1:
@@ -83,9 +80,7 @@ class Logger:
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._text = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar: tqdm | None = None
-        if self._tty:
-            self._bar = tqdm(total=steps, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
-        self._start = start
+        self._start = 0
         self._package = logging.getLogger("jointdreamer")
         self._before = (self._package.propagate, self._package.level)
         self._handler = _Messages(self.message)
@@ -93,9 +88,23 @@ class Logger:
         # through us instead of the root's handlers: a warning then keeps the bar whole and reaches train.log
         self._package.propagate = False
         self._package.setLevel(logging.INFO)
+        self._wandb: _Wandb | None = None
+        self._started = self._last_line = time.monotonic()
+        self._laps: deque[tuple[float, int]] = deque()  # (when, steps done) of the last minute
+
+    def begin(
+        self, start: int = 0, wandb: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Show progress from step `start` on.
+
+        wandb: options of `wandb.init` (project, group, tags, ...), or None for no wandb; config: what it shows as the
+        config.
+        """
+        self._start = start
+        if self._tty:
+            self._bar = tqdm(total=self.steps, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
         self._wandb = None if wandb is None else _Wandb(self.folder, wandb, config or {}, self.message)
         self._started = self._last_line = time.monotonic()  # last: wandb takes its time to start
-        self._laps: deque[tuple[float, int]] = deque()  # (when, steps done) of the last minute
 
     # Numbers
 
@@ -106,12 +115,12 @@ class Logger:
         losses: Mapping[str, Any] | None = None,
         now: SimpleNamespace | None = None,
         row: bool = False,
-        **more: Any,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         """Count `step` (from 0) as done; each `every` steps write its row.
 
         losses: unweighted terms by name, `loss/<name>` in the row. now: the plan's numbers, `now/<name>`, nested ones
-        `now/lr/encoding`. row: write one whatever `every` says. more: further numbers under their own names. Scalars
+        `now/lr/encoding`. row: write one whatever `every` says. more: further numbers by name. Scalars
         may be tensors.
         """
         done, clock = step + 1, time.monotonic()
@@ -134,7 +143,7 @@ class Logger:
         if due:
             numbers = {"step": step, "loss": _number(loss)}
             numbers |= {f"loss/{name}": _number(value) for name, value in (losses or {}).items()}
-            numbers |= {name: _number(value) for name, value in more.items()}
+            numbers |= {name: _number(value) for name, value in (more or {}).items()}
             numbers |= _flat("now", now) if now is not None else {}
             self._write(self._metrics, to_json(numbers))
             if self._wandb is not None:
@@ -171,6 +180,11 @@ class Logger:
             kinds[path.suffix](path.stem, step, path)
         made = [str(path.relative_to(self.folder)) for paths in files.values() for path in paths]
         self.message(f"made {', '.join(made) or 'nothing'} in {self.folder}")
+
+    def images(self, step: int, files: Mapping[str, Path]) -> None:
+        """`image` of several pictures by name."""
+        for name, path in files.items():
+            self.image(name, step, path)
 
     def image(self, name: str, step: int, path: str | Path) -> None:
         """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""

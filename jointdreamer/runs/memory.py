@@ -1,58 +1,49 @@
 """What a run will need, stage by stage, before its first step: so that it is refused early, or cut to fit.
 
-    memory = plan_memory(plan, rig, renderer, field, guidance, energy, device, budget_gb=8)
-    render = renderer(..., chunk=memory.rays_per_chunk)
-    latents = guidance.encode(render.rgb, generator, chunk=memory.images_per_chunk)
+    memory = plan_memory(plan, rig, scene, terms, device, budget_gb=8)
+    render = scene.render(cameras, now, generator, memory.rays_per_chunk)
 
-The frozen networks are not guessed at: their twins without weights run once on torch's `meta` device, where tensors
-have a size and no content, while `Live` counts what is alive. The renderer's bytes per sample come from the same count
-on a CPU, and are written down here (tests/test_memory.py counts again). Two things are assumptions: how many samples a
-ray will have, and what a device needs beyond its tensors.
+Nothing is known here of scenes, priors or energies. A copy of the scene renders two small pictures, forward and
+backward, and each term is asked once, while the bytes that are alive are counted; what a render takes grows in a
+straight line with its rays, what the terms take does not, since priors resize. Two things are assumptions: that later
+objects fill a ray with no more than twice the samples of the first one, and what a device needs beyond its tensors.
 """
 
 import logging
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy, deepcopy
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jointdreamer.cameras import Rig
+from jointdreamer.cameras import Rig, sample_cameras
 from jointdreamer.errors import UserError
-from jointdreamer.priors.autoencoder import scale_factor
-from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import MAX_CANDIDATES, VolumeRenderer
+from jointdreamer.reading import is_out_of_memory
+from jointdreamer.scenes.base import Render, Scene
 from jointdreamer.schedules import Plan
 
 log = logging.getLogger(__name__)
 
 GB = 1e9
-TEXT_LENGTH = 77
-
-# Samples of a ray, as a share of renderer.n_samples, that survive. Seen: 0.072 at the start, where the blob is widest,
-# 0.024 to 0.062 in a dozen finished toybox objects. Twice the largest; and a chunk may be rows of the middle only.
-SHARE = 0.15
-SHARE_OF_CHUNK = 0.3
-# Candidates: samples in the box around the occupied cells. Seen at the start: 0.16; the whole box would be about 0.6.
-CANDIDATES = 0.35
-CANDIDATE_BYTES = 90
-SAMPLE_BYTES = 4  # of a chunk's sample between forward and backward: its distance
-RAY_BYTES = 400  # pixels, their gradients, rays
+MARGIN = 2.0  # on what grows with the rays. Seen: 0.072 of a ray's samples survive at first, 0.024 to 0.062 at the end
+CHUNK_MARGIN = 2.0  # once more for a chunk of rays, which may be rows of the middle only
 CHUNKS_OF_RAYS = (2**16, 2**15, 2**14, 2**13, 2**12, 2**11, 2**10)
+TRIED = (16, 32)  # pixels of a side
 
 # The outputs at the end, per pixel: 16 views of three pictures as bytes, in the sheet and in its parts; or a render and
 # the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it.
 SHEET_BYTES = 16 * 3 * 3 * 4
-FRAME_BYTES = RAY_BYTES + 2 * 150
+FRAME_BYTES = 400 + 2 * 150
 POINT_BYTES, FACE_BYTES = 26, 1500
 
 CPU_GB = 0.2  # libraries loaded after the forecast, the compiler of the kernels, scratch of the convolutions
@@ -60,7 +51,7 @@ CUDA_GB = 0.9  # context, cuBLAS and cuDNN workspaces; from the literature, not 
 CUDA_FRAGMENTS = 1.1
 
 
-# ------------------------------------------------------------------------------------------------------------ counting
+# ----------------------------------------------------------------------------------------------------------- measuring
 
 
 class Live(TorchDispatchMode):
@@ -78,42 +69,48 @@ class Live(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
+                # a tensor in oneDNN's own layout, packed weights for one, has no storage that can be seen
+                if tensor.is_mkldnn:
+                    self._see(tensor, id(tensor), tensor.nbytes)
+                else:
+                    storage = tensor.untyped_storage()
+                    self._see(storage, storage._cdata, storage.nbytes())
         return out
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _see(self, owner: Any, key: int, size: int) -> None:
         if key in self._known:
             return
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
+        weakref.finalize(owner, self._gone, key, size)
 
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention as the fused kernels do it: no matrix of all pairs. On `meta` torch would count the plain formula."""
+class LiveOnCuda:
+    """As `Live`, from the allocator of a GPU, whose backward runs in another thread."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __enter__(self) -> "LiveOnCuda":
+        self.start = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak = torch.cuda.max_memory_allocated(self.device) - self.start
+
+    @property
+    def now(self) -> int:
+        return torch.cuda.memory_allocated(self.device) - self.start
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+def live(device: torch.device) -> Any:
+    return LiveOnCuda(device) if device.type == "cuda" else Live()
 
 
 @dataclass(frozen=True)
@@ -124,87 +121,103 @@ class Cost:
     peak: float
 
 
-def twin(network: Any) -> Any:
-    """The network without its weights, on `meta`."""
-    with torch.device("meta"):
-        empty = type(network).from_config(network.config)
-    return nn.Module.to(empty, network.dtype).eval().requires_grad_(False)
+@dataclass(frozen=True)
+class Line:
+    """A cost that grows with the number of rays."""
 
+    start: Cost
+    slope: Cost  # per ray
 
-def encoder_cost(vae: Any, image_size: int) -> Cost:
-    """Of one image through the encoder of an AutoencoderKL and back."""
-    vae = twin(vae)
-    image = torch.empty(1, 3, image_size, image_size, dtype=vae.dtype, device="meta", requires_grad=True)
-    with FusedAttention(), Live() as live:
-        posterior = vae.encode(image).latent_dist
-        latents = posterior.mean.float() + posterior.std.float()
-        kept = live.now
-        latents.sum().backward()
-    return Cost(kept, live.peak)
+    @classmethod
+    def through(cls, rays: tuple[int, int], costs: tuple[Cost, Cost]) -> "Line":
+        (n, m), (a, b) = rays, costs
+        slope = Cost(*(max(0.0, (y - x) / (m - n)) for x, y in ((a.kept, b.kept), (a.peak, b.peak))))
+        return cls(Cost(a.kept - n * slope.kept, a.peak - n * slope.peak), slope)
 
-
-def decoder_cost(vae: Any, latent_size: int) -> Cost:
-    """Of one image through the decoder of an AutoencoderKL or AutoencoderTiny and back."""
-    vae = twin(vae)
-    shape = (1, vae.config.latent_channels, latent_size, latent_size)
-    latents = torch.empty(shape, dtype=vae.dtype, device="meta", requires_grad=True)
-    with FusedAttention(), Live() as live:
-        image = vae.decode(latents).sample.float()
-        kept = live.now
-        image.sum().backward()
-    return Cost(kept, live.peak)
-
-
-@torch.no_grad()
-def unet_peak(unet: Any, rows: int, size: int) -> int:
-    """Bytes of one call of a UNet2DConditionModel on `rows` latents of size x size, without a graph."""
-    unet = twin(unet)
-    config, made = unet.config, {"dtype": unet.dtype, "device": "meta"}
-    inputs: dict[str, Any] = {
-        "sample": torch.empty(rows, config.in_channels, size, size, **made),
-        "timestep": torch.empty(rows, dtype=torch.long, device="meta"),
-        "encoder_hidden_states": torch.empty(rows, TEXT_LENGTH, config.cross_attention_dim, **made),
-    }
-    if config.class_embed_type == "projection":
-        inputs["class_labels"] = torch.empty(rows, config.projection_class_embeddings_input_dim, **made)
-    with FusedAttention(), Live() as live:
-        unet(**inputs, return_dict=False)
-    return live.peak
-
-
-def networks_peak(owners: Sequence[Any], n_images: int) -> float:
-    """The largest call without a graph among all that have a `unet`, and perhaps a `vae` with its `image_size`.
-
-    Both halves of the guidance in one call of the UNet. Other networks count with their weights alone.
-    """
-    peaks = [0.0]
-    for owner in owners:
-        unet, vae = getattr(owner, "unet", None), getattr(owner, "vae", None)
-        if unet is not None:
-            size = owner.image_size // scale_factor(vae) if vae is not None else unet.config.sample_size
-            peaks.append(unet_peak(unet, 2 * n_images, size))
-    return max(peaks)
-
-
-def sample_cost(n_features: int, normals: bool, encoding: str, rays: str, hidden: int = 0) -> Cost:
-    """Bytes for each sample of the hash grid field and the compositing, as `Live` counts them in float32.
-
-    n_features: what the encoding gives, levels x features. encoding, rays: the backends of encoding and renderer;
-    encoding on `torch` holds all corners of a level at a time. hidden: width of the field's networks where they see all
-    samples at once, as on a GPU; 0 where they see them block by block.
-    """
-    kept = 200 + 8 * n_features if normals else 120 + 4 * n_features
-    if rays == "numba":  # without the products of weights and values
-        kept -= 80
-    if encoding == "torch":
-        peak = 376 + 16 * n_features if normals else 345 + 4.3 * n_features
-    else:  # at the end of forward, or in the middle of backward
-        peak = (
-            max(kept + (60 if rays == "numba" else 64), 84 + 14 * n_features)
-            if normals
-            else max(kept + 24, 16 + 12 * n_features)
+    def at(self, rays: float, margin: float = 1.0) -> Cost:
+        return Cost(
+            self.start.kept + margin * rays * self.slope.kept, self.start.peak + margin * rays * self.slope.peak
         )
-    return Cost(kept, peak + 12 * hidden)
+
+
+def busiest(plan: Plan) -> SimpleNamespace:
+    """The plan with everything at work that ever is: each number the largest it takes."""
+    now = plan.at(0)
+    now.shading, now.energy_weight = plan.max("shading"), plan.max("energy_weight")
+    now.loss = SimpleNamespace(**{name: plan.max(f"loss.{name}") for name in vars(now.loss)})
+    return now
+
+
+class Trial:
+    """Small pieces of a step of this run, on a copy of its scene; no generator of the run's is moved."""
+
+    def __init__(self, plan: Plan, rig: Rig, scene: Scene, terms: Sequence[Any], device: torch.device):
+        self.rig, self.device, self.now = rig, device, busiest(plan)
+        self.terms = stand_ins(terms)
+        self.scene = deepcopy(scene)
+        self.generator = torch.Generator().manual_seed(0)
+        with self.untraced():
+            self.scene.before_step(0, self.generator)
+
+    def untraced(self) -> Any:
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+    def render(self, size: int, chunk: int | None = None) -> Cost:
+        """Of a render of size x size pixels and its backward pass."""
+        cameras = sample_cameras(self.rig, size, self.generator).to(self.device)
+        parameters = [p for group in self.scene.parameter_groups().values() for p in group]
+        with self.untraced(), live(self.device) as counted:
+            render = self.scene.render(cameras, self.now, self.generator, chunk)
+            kept = counted.now
+            seen = [value for value in pictures(render).values() if value.requires_grad]
+            loss: Any = sum(value.square().sum() for value in seen)
+            if seen:
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+        return Cost(kept, counted.peak)
+
+    def teach(self, chunk: int | None = None) -> float:
+        """The most bytes that a term takes, on top of the render that it sees."""
+        size = TRIED[0]
+        cameras = sample_cameras(self.rig, size, self.generator).to(self.device)
+        with self.untraced(), torch.no_grad():
+            render = self.scene.render(cameras, self.now, self.generator)
+        peaks, kept = [0.0], 0.0  # what a term keeps is there while the next ones are asked
+        for term in self.terms:
+            leaves = {name: value.detach().requires_grad_(True) for name, value in pictures(render).items()}
+            term.chunk = chunk
+            with self.untraced(), live(self.device) as counted:
+                losses = term(self.scene, replace(render, **leaves), cameras, self.now, self.generator)
+                now = counted.now
+                loss: Any = sum(losses.values())
+                if isinstance(loss, Tensor) and loss.requires_grad:
+                    torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            peaks.append(kept + counted.peak)
+            kept += now
+        return max(peaks)
+
+
+def stand_ins(terms: Sequence[Any]) -> list[Any]:
+    """Copies that share tensors and networks, so that what terms and their energies keep of a step is their own."""
+
+    def shallow(one: Any) -> Any:
+        other = copy(one)
+        for name in ("_modules", "_buffers", "_parameters"):
+            other.__dict__[name] = dict(other.__dict__[name])
+        return other
+
+    found = {id(term): shallow(term) for term in terms}
+    for term in found.values():
+        for name, child in term.__dict__["_modules"].items():
+            term.__dict__["_modules"][name] = shallow(child) if child is not None else None
+        for name, value in vars(term).items():
+            if isinstance(value, list):  # other terms that it looks at
+                term.__dict__[name] = [found.get(id(one), one) for one in value]
+    return list(found.values())
+
+
+def pictures(render: Render) -> dict[str, Tensor]:
+    found = {field.name: getattr(render, field.name) for field in fields(render)}
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 # ---------------------------------------------------------------------------------------------------------- predicting
@@ -212,17 +225,14 @@ def sample_cost(n_features: int, normals: bool, encoding: str, rays: str, hidden
 
 @dataclass(frozen=True)
 class Demand:
-    """What a run is made of, in bytes where it is not a number."""
+    """What a run is made of, in bytes."""
 
     held: float  # there before the first step: the weights; on a CPU all that the process has
-    trained: float  # gradients and the optimiser's moments
+    moments: float  # of the optimiser
     n_views: int  # of all rigs together
-    n_samples: int  # renderer.n_samples
-    sample: Cost  # of one sample that survives
-    image: Cost  # of one image through the encoder
-    networks: (
-        float  # the largest call of frozen networks behind the encoder, with what it keeps for an energy's gradient
-    )
+    render: Line  # all rays at once
+    chunked: Callable[[], Line]  # the same render a few rays at a time; asked where it matters
+    teach: Callable[[int | None], float]  # what the terms take beyond the render, by images_per_chunk
     fixed: float = 0.0  # what the device takes for itself
     factor: float = 1.0  # on what comes and goes: an allocator's holes
 
@@ -232,24 +242,16 @@ def step_bytes(
 ) -> float:
     """The most that a training step at this resolution has in memory at a time.
 
-    The moments that may be it: the march, the render (forward and backward), the encoder (on top of what the render
-    keeps), and the frozen networks (on top of what both keep).
+    The moments that may be it: the render, forward and backward, and the terms on top of what the render keeps.
     """
     rays = demand.n_views * resolution**2
-    chunk = min(rays_per_chunk or rays, rays)
-    images = min(images_per_chunk or demand.n_views, demand.n_views)
-    marched = min(chunk, MAX_CANDIDATES // (demand.n_samples + 1)) * demand.n_samples * CANDIDATES * CANDIDATE_BYTES
-    samples = rays * demand.n_samples * SHARE
-    if chunk == rays:
-        render = Cost(samples * demand.sample.kept, samples * demand.sample.peak)
+    if rays_per_chunk is None or rays_per_chunk >= rays:
+        render = demand.render.at(rays, MARGIN)
     else:
-        at_a_time = min(samples, chunk * demand.n_samples * SHARE_OF_CHUNK)
-        kept = samples * SAMPLE_BYTES
-        render = Cost(kept, kept + at_a_time * demand.sample.peak)
-    encoded = demand.image.kept * demand.n_views if images == demand.n_views else 0.0
-    encoding = demand.image.peak * images
-    moments = (marched, render.peak, render.kept + encoding, render.kept + encoded + demand.networks)
-    return demand.held + demand.trained + demand.fixed + demand.factor * (rays * RAY_BYTES + max(moments))
+        kept = demand.chunked().at(rays, MARGIN).kept
+        render = Cost(kept, kept + demand.render.at(rays_per_chunk, MARGIN * CHUNK_MARGIN).peak)
+    moments = (render.peak, render.kept + demand.teach(images_per_chunk))
+    return demand.held + demand.moments + demand.fixed + demand.factor * max(moments)
 
 
 def export_bytes(resolution: int, mesh_resolution: int) -> float:
@@ -292,10 +294,12 @@ def fit(
     rays = (None, *CHUNKS_OF_RAYS) if rays_per_chunk == "auto" else (rays_per_chunk,)
     images = (None, 1) if images_per_chunk == "auto" else (images_per_chunk,)
     cuts = [(r, i) for i in images for r in rays]
-    worst = {cut: max((step_bytes(demand, size, *cut), step, size) for step, size in stages) for cut in cuts}
-    for (r, i), (need, _, _) in worst.items():
-        if need <= limit:
-            return Memory(r, i, tuple((size, step_bytes(demand, size, r, i) / GB) for _, size in stages), limit / GB)
+    worst = {}
+    for cut in cuts:
+        worst[cut] = max((step_bytes(demand, size, *cut), step, size) for step, size in stages)
+        if worst[cut][0] <= limit:
+            needs = tuple((size, step_bytes(demand, size, *cut) / GB) for _, size in stages)
+            return Memory(*cut, needs, limit / GB)
     (r, i), (need, step, size) = min(worst.items(), key=lambda item: item[1])
     cut = f" even with memory.rays_per_chunk={r or 'null'} and memory.images_per_chunk={i or 'null'}"
     raise UserError(
@@ -309,22 +313,18 @@ def fit(
 def plan_memory(
     plan: Plan,
     rig: Rig,
-    renderer: VolumeRenderer,
-    field: HashGridField,
-    guidance: Any,
-    energy: Any,
+    scene: Scene,
+    terms: Iterable[Any],  # of distillation/
     device: torch.device,
     budget_gb: float | None = None,
     rays_per_chunk: int | Literal["auto"] | None = "auto",
     images_per_chunk: int | Literal["auto"] | None = "auto",
-    baseline: Any = None,
     output: tuple[int, int] | None = None,
 ) -> Memory:
     """What this run will need where it is now, and how it is cut to fit into the budget and the device.
 
     budget_gb: what it may take, GB (1e9 bytes); null is all that the device has free.
     rays_per_chunk, images_per_chunk: a number, null for all at once, or auto for the largest that fits.
-    baseline: a second prior into whose latents every render is encoded as well, or None.
     output: the resolutions of the pictures and of the mesh at the end; None for no outputs.
 
     Raises UserError, one line, for numbers below 1 and where a stage of the schedule, or the outputs, cannot fit.
@@ -334,48 +334,49 @@ def plan_memory(
             raise UserError(f"memory.{name}={value}: wanted a whole number from 1 up, auto, or null for all at once")
     if budget_gb is not None and budget_gb <= 0:
         raise UserError(f"memory.budget_gb={budget_gb}: wanted a number above 0, or null for all that is free")
-    cuda = device.type == "cuda"
-    orient = plan.max("loss.orient") if hasattr(plan.at(0).loss, "orient") else 0
-    normals = bool(plan.max("shading") or orient)
-    weights = sum(p.numel() * p.element_size() for p in field.parameters())
-    n_views = rig.n_rigs * rig.n_views
-    with torch.random.fork_rng(devices=[]):  # that twins are made leaves no trace
-        decoding = 0.0
-        if energy.views_decoded:
-            decoder = getattr(energy, "decoder", None) or guidance.vae
-            images = rig.n_rigs * min(energy.views_decoded, rig.n_views)
-            decoding = images * decoder_cost(decoder, guidance.image_size // scale_factor(guidance.vae)).peak
-        encoders = [encoder_cost(prior.vae, prior.image_size) for prior in (guidance, baseline) if prior is not None]
-        demand = Demand(
-            held=held_bytes(device),
-            trained=3 * weights,
-            n_views=n_views,
-            n_samples=renderer.n_samples,
-            sample=sample_cost(
-                field.encoding.out_features,
-                normals,
-                encoding=field.encoding.backend,
-                rays=renderer.backend,
-                hidden=len(field.density_mlp.first) if cuda else 0,
-            ),
-            image=Cost(sum(cost.kept for cost in encoders), sum(cost.peak for cost in encoders)),
-            networks=max(networks_peak((guidance, energy, baseline), n_views), decoding),
-            fixed=(CUDA_GB if cuda else CPU_GB) * GB,
-            factor=CUDA_FRAGMENTS if cuda else 1.0,
-        )
+    cuda, terms = device.type == "cuda", list(terms)
+    held, fixed = held_bytes(device), (CUDA_GB if cuda else CPU_GB) * GB
     # a context on a GPU is there already and not among what is free
-    limit = min(
-        free_bytes(device) + demand.held + (demand.fixed if cuda else 0.0), inf if budget_gb is None else budget_gb * GB
+    limit = min(free_bytes(device) + held + (fixed if cuda else 0.0), inf if budget_gb is None else budget_gb * GB)
+
+    trial, n_views = Trial(plan, rig, scene, terms, device), rig.n_rigs * rig.n_views
+
+    def line(chunk: int | None = None) -> Line:
+        small, large = TRIED
+        costs = trial.render(small, chunk), trial.render(large, chunk)
+        return Line.through((n_views * small**2, n_views * large**2), costs)
+
+    @cache
+    def teach(images: int | None) -> float:
+        """Images all at once only where they are known to fit: on a CPU a process that takes too much is killed."""
+        if images is None and not cuda and teach(1) * n_views > free_bytes(device):
+            return teach(1) * n_views
+        try:
+            return trial.teach(images)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return inf
+
+    groups = [scene.parameter_groups(), *(term.parameter_groups() for term in terms)]
+    trained = sum(p.numel() * p.element_size() for group in groups for ps in group.values() for p in ps)
+    demand = Demand(
+        held=held,
+        moments=2 * trained,
+        n_views=n_views,
+        render=line(),
+        chunked=cache(lambda: line(n_views * TRIED[0] ** 2 // 4)),
+        teach=teach,
+        fixed=fixed,
+        factor=CUDA_FRAGMENTS if cuda else 1.0,
     )
     memory = fit(demand, plan.stages("resolution"), limit, rays_per_chunk, images_per_chunk)
-    return memory if output is None else replace(memory, export_gb=fit_export(demand, device, limit, *output) / GB)
-
-
-def fit_export(demand: Demand, device: torch.device, limit: float, resolution: int, mesh_resolution: int) -> float:
-    """`forecast_outputs` after a training on `device`."""
-    if device.type == "cuda":  # `limit` and what is held are the card's
-        return forecast_outputs(resolution, mesh_resolution)
-    return forecast_outputs(resolution, mesh_resolution, demand.held + demand.trained + demand.fixed, limit)
+    if cuda:
+        torch.cuda.empty_cache()
+    if output is None:
+        return memory
+    ends = () if cuda else (held + 2 * trained + fixed, limit)  # on a GPU, held and limit are the card's
+    return replace(memory, export_gb=forecast_outputs(*output, *ends) / GB)
 
 
 def forecast_outputs(

@@ -1,7 +1,6 @@
 """What a run shows: previews on the way; turntable, contact sheet and mesh at the end."""
 
 import dataclasses
-import inspect
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from jointdreamer.cameras import Cameras, orbit_cameras
-from jointdreamer.diffusion import alpha_sigma, x0_from_noise
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import try_folder
 from jointdreamer.images import (
@@ -27,103 +25,71 @@ from jointdreamer.images import (
     video_writer,
     write_png,
 )
-from jointdreamer.priors.base import Guidance, NoisePrediction, NoisyLatents
 from jointdreamer.reading import is_out_of_memory
 from jointdreamer.runs.folder import read_run
-from jointdreamer.scenes.background import SphericalBackground
-from jointdreamer.scenes.export import extract_mesh, write_mesh
-from jointdreamer.scenes.nerf.base import Field
-from jointdreamer.scenes.nerf.encoding import HashEncoding
-from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import Render, VolumeRenderer
+from jointdreamer.runs.versions import current_config, current_parts
+from jointdreamer.scenes.base import Render, Scene
+from jointdreamer.scenes.export import write_mesh
+from jointdreamer.scenes.registry import build_scene
 
 log = logging.getLogger(__name__)
-
-Scene = tuple[VolumeRenderer, Field, SphericalBackground]
 
 RAYS = 2**13  # rendered at a time: what a small card has room for beside the networks
 
 
 @torch.no_grad()
-def render_views(renderer: VolumeRenderer, field: Field, background: SphericalBackground, cameras: Cameras) -> Render:
+def render_views(scene: Scene, cameras: Cameras) -> Render:
     """Evaluation renders with normals, without a graph, in chunks that fit small memories."""
-    return renderer(field, background, cameras, normals=True, chunk=RAYS)
+    return scene.render(cameras, chunk=RAYS)
 
 
-def save_views(
-    path: Path, renderer: VolumeRenderer, field: Field, background: SphericalBackground, cameras: Cameras
-) -> Path:
+def save_views(path: Path, scene: Scene, cameras: Cameras) -> Path:
     """One row each of rgb, normals and opacity for every camera of the one rig; returns the PNG."""
-    views = list(one_by_one(renderer, field, background, cameras))
+    views = list(one_by_one(scene, cameras))
     azimuth = torch.rad2deg(cameras.azimuth[0]).tolist()
     write_png(path, contact_sheet({name: [view[name] for view in views] for name in views[0]}, azimuth))
     return path
 
 
-def one_by_one(
-    renderer: VolumeRenderer, field: Field, background: SphericalBackground, cameras: Cameras
-) -> Iterator[dict[str, np.ndarray]]:
+def one_by_one(scene: Scene, cameras: Cameras) -> Iterator[dict[str, np.ndarray]]:
     """rgb, normal and opacity of each camera of the one rig, uint8 (R, R, 3): of a render only its pixels are kept."""
     for view in range(cameras.n_views):
-        render = render_views(renderer, field, background, cameras.select(torch.tensor([[view]])))
-        assert render.normal is not None  # rendered with normals=True
-        normal = normals_to_rgb(render.normal, render.opacity)
-        shown = {"rgb": render.rgb, "normal": normal, "opacity": render.opacity}
+        render = render_views(scene, cameras.select(torch.tensor([[view]])))
+        shown = {"rgb": render.rgb, "opacity": render.opacity}
+        if render.normal is not None:
+            shown = {"rgb": render.rgb, "normal": normals_to_rgb(render.normal, render.opacity), **shown}
         yield {name: to_uint8(image[0, 0]) for name, image in shown.items()}
 
 
-@torch.no_grad()
-def save_energy(
-    path: Path,
-    guidance: Guidance,
-    noised: NoisyLatents,
-    pred: NoisePrediction,
-    energy_grad: Tensor,  # (B, V, C, h, w) dC/dx_t
-    joint_noise_pred: Tensor,  # (B, V, C, h, w) what distillation follows
-    energy_x0: str = "uncond",
-) -> Path:
-    """What the energy did to one step, decoded, a column for each view of the first rig; returns the PNG.
-
-    Rows, by the names in the picture: the noised latents; the prior's guided one-step x0; what the energy wants, the x0
-    that it saw plus dC/dx0: for Eq. 8 the multi-view model's own x0, where the mask is 1; and the joint x0, after the
-    energy. Draws no random number.
-    """
-    x_t = noised.latents_noisy
-    alpha_t, sigma_t = alpha_sigma(guidance.alphas_cumprod, noised.timesteps)
-    seen = x0_from_noise(x_t, pred.for_energy(energy_x0), alpha_t, sigma_t)
-    rows = {
-        "noised": x_t,
-        "x0 of the prior": x0_from_noise(x_t, pred.noise, alpha_t, sigma_t),
-        # dC/dx0 = alpha_t dC/dx_t
-        "x0 that the energy wants": seen + alpha_t * energy_grad,
-        "x0 after the energy": x0_from_noise(x_t, joint_noise_pred, alpha_t, sigma_t),
-    }
-    write_png(path, contact_sheet({name: guidance.decode(latents[:1])[0] for name, latents in rows.items()}))
+def save_rows(path: Path, rows: Mapping[str, Tensor]) -> Path:
+    """Rows of pictures (V, 3, H, W) by name, a column for each view; returns the PNG."""
+    write_png(path, contact_sheet(rows))
     return path
 
 
 def save_turntable(
     folder: Path,
-    renderer: VolumeRenderer,
-    field: Field,
-    background: SphericalBackground,
+    scene: Scene,
     cameras: Cameras,  # one rig, a view a frame
     fps: int,
 ) -> list[Path]:
     """rgb.mp4 and normal.mp4 of a full turn; returns both paths."""
-    files = {name: folder / f"{name}.mp4" for name in ("rgb", "normal")}
+    paths: dict[str, Path] = {}
     with ExitStack() as stack:
-        videos = {name: stack.enter_context(video_writer(file, fps)) for name, file in files.items()}
-        for view in one_by_one(renderer, field, background, cameras):
-            for name, add in videos.items():
-                add(view[name])
-    return list(files.values())
+        videos = {}
+        for view in one_by_one(scene, cameras):
+            for name in (name for name in ("rgb", "normal") if name in view):
+                if name not in videos:
+                    paths[name] = folder / f"{name}.mp4"
+                    videos[name] = stack.enter_context(video_writer(paths[name], fps))
+                videos[name](view[name])
+    return list(paths.values())
 
 
-def save_mesh(path: Path, field: Field, resolution: int) -> Path | None:
-    """The mesh as GLB; None, with a warning, for a field that is empty: the rest of the run is still worth having."""
+def save_mesh(path: Path, scene: Scene, resolution: int) -> Path | None:
+    """The mesh as GLB; None, with a warning, for a scene that is empty: the rest of the run is still worth having."""
     try:
-        mesh = extract_mesh(field, resolution)
+        mesh = scene.mesh(resolution)
     except UserError as error:
         log.warning("no mesh: %s", error)
         return None
@@ -182,13 +148,13 @@ def save_previews(
     done: int,  # steps
     scene: Scene,
     cameras: Cameras,  # one rig
-    energy: tuple[Any, ...] | None,  # what `save_energy` takes after the path, or None for no picture of it
+    rows: Mapping[str, Tensor],  # what the terms saw, (V, 3, H, W) by name; none for no picture of it
 ) -> dict[str, Path]:
     """views/ and energy/ after a step; the files by name. One that cannot be made is a warning: the run goes on."""
     made, picture = Made(), f"step_{done:06d}.png"
-    made.attempt("views", lambda: save_views(folder / "views" / picture, *scene, cameras))
-    if energy is not None:
-        made.attempt("energy", lambda: save_energy(folder / "energy" / picture, *energy))
+    made.attempt("views", lambda: save_views(folder / "views" / picture, scene, cameras))
+    if rows:
+        made.attempt("energy", lambda: save_rows(folder / "energy" / picture, rows))
     return {name: files[0] for name, files in made.files.items()}
 
 
@@ -206,16 +172,16 @@ def save_outputs(
 
     orbit: the camera's height, distance and opening, as `orbit_cameras` takes them.
     """
-    made, field = Made(), scene[1]
+    made = Made()
     sheet = orbit_cameras(16, resolution, **orbit)
     say(f"making the contact sheet: 16 views of {resolution} px")
-    made.attempt("contact sheet", lambda: save_views(folder / "contact_sheet.png", *scene, sheet))
+    made.attempt("contact sheet", lambda: save_views(folder / "contact_sheet.png", scene, sheet))
     if views:
         turn = orbit_cameras(views, resolution, **orbit)
         say(f"making the turntable: two videos of {views} views of {resolution} px")
-        made.attempt("turntable", lambda: save_turntable(folder / "turntable", *scene, turn, fps))
+        made.attempt("turntable", lambda: save_turntable(folder / "turntable", scene, turn, fps))
     say(f"making the mesh: {mesh_resolution}^3 points")
-    made.attempt("mesh", lambda: save_mesh(folder / "mesh" / "mesh.glb", field, mesh_resolution))
+    made.attempt("mesh", lambda: save_mesh(folder / "mesh" / "mesh.glb", scene, mesh_resolution))
     return made
 
 
@@ -242,35 +208,18 @@ def try_outputs(folder: Path, turntable: bool, needed_bytes: float) -> None:
             log.warning("no turntable at the end, as it is now: %s", why(error))
 
 
-def load_scene(folder: Path) -> tuple[VolumeRenderer, HashGridField, SphericalBackground, dict[str, Any]]:
-    """A run's renderer, field, background and config, from its newest checkpoint, on the CPU.
+def load_scene(folder: Path) -> tuple[Scene, dict[str, Any]]:
+    """A run's scene and config, from its newest checkpoint, on the CPU.
 
     Raises UserError for a folder that is no run or has no readable checkpoint.
     """
     config, checkpoint = read_run(folder)
-    return *build_scene(config, checkpoint), config
+    return scene_of(config, checkpoint), config
 
 
-def field_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's field; runs from before 2026-11-25 have the encoding's settings among the field's own."""
-    if "encoding" in options:
-        return dict(options)
-    moved = [name for name in inspect.signature(HashEncoding).parameters if name in options]
-    kept = {name: value for name, value in options.items() if name not in moved}
-    return kept | {"encoding": {name: options[name] for name in moved}}
-
-
-def build_scene(
-    config: Mapping[str, Any], checkpoint: Mapping[str, Any]
-) -> tuple[VolumeRenderer, HashGridField, SphericalBackground]:
-    """A run's renderer, field and background as a checkpoint left them, on the CPU, for looking at."""
-    field = HashGridField(**field_options(config["field"]))
-    scene = (
-        VolumeRenderer(field_radius=field.radius, **config["renderer"]),
-        field,
-        SphericalBackground(**config["background"]),
-    )
-    for name, module in zip(("renderer", "field", "background"), scene, strict=True):
-        module.load_state_dict(checkpoint["parts"][name])
-        module.eval()
-    return scene
+def scene_of(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Scene:
+    """A run's scene as a checkpoint left it, on the CPU, for looking at; runs of earlier versions included."""
+    config = current_config(config)
+    scene = build_scene(groups=config, **config["scene"])
+    scene.load_state_dict(current_parts(checkpoint["parts"])["scene"])
+    return scene.eval()

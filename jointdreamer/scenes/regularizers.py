@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from jointdreamer.cameras import Cameras, rays
+from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf.base import Field
-from jointdreamer.scenes.nerf.volume import Render
 
 
 def orientation(render: Render) -> Tensor:
@@ -35,6 +35,8 @@ def opaque(render: Render) -> Tensor:
 
 def z_variance(render: Render) -> Tensor:
     """Thin surfaces: mean variance of the depth over pixels with opacity > 0.5; 0 if there are none."""
+    if render.z_variance is None:
+        raise ValueError("the z_variance loss needs a render that has it")
     covered = (render.opacity > 0.5).to(render.opacity.dtype)
     return (render.z_variance * covered).sum() / covered.sum().clamp(min=1)
 
@@ -52,6 +54,8 @@ def smoothness(
     The points are where random pixels with opacity > 0.5 see the surface in the mean; 0 if there are none. A few
     thousand points are a small part of a render's, so this costs little where normals of all samples would double it.
     """
+    if render.depth is None:
+        raise ValueError("the smoothness of a surface needs a render with depths")
     opacity, depth = render.opacity.detach().flatten(), render.depth.detach().flatten()
     covered = torch.nonzero(opacity > 0.5).flatten()
     if not len(covered):

@@ -10,17 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from jointdreamer.cameras import mvdream_camera, sample_cameras
+from jointdreamer.cameras import Cameras, mvdream_camera, sample_cameras
 from jointdreamer.optim import build_optimizer
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.scene import NeRF
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from jointdreamer.toybox import data, raycast
 from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy, solids
 
 MOMENTS = (45, 75, 120)  # steps: mush, blurred, nearly sharp
 VIEWS = 8  # at each moment
-RATES = SimpleNamespace(encoding=0.02, density=0.01, albedo=0.01, background=0.0)
+RATES = SimpleNamespace(geometry=0.01, appearance=0.01, background=0.0)
 
 
 def nerf_views(
@@ -42,17 +43,19 @@ def _fit_and_look(toy: Toy, generator: torch.Generator) -> tuple[np.ndarray, ...
     """rgba (24, 64, 64, 4) uint8, azimuth (24,), elevation (24,), camera (24, 16) of one toy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # the field's initial weights
-        field = HashGridField({"n_levels": 6, "log2_table_size": 14, "base_resolution": 8, "growth": 1.41}, hidden=32)
+        field = HashGridField(
+            {"n_levels": 6, "log2_table_size": 14, "base_resolution": 8, "growth": 1.41}, hidden=32, encoding_lr=2.0
+        )
     black = SphericalBackground(random_probability=1.0, random_grey_range=(0.0, 0.0), eval_color=(0.0, 0.0, 0.0))
-    renderer = VolumeRenderer(n_samples=96)
-    optimizer = build_optimizer({**field.parameter_groups(), **black.parameter_groups()})
+    scene = NeRF(field, black, VolumeRenderer(n_samples=96))
+    optimizer = build_optimizer(scene.parameter_groups(), scene.lr_scale)
     packed, looks = raycast.pack(solids(toy)), []
     for step in range(1, MOMENTS[-1] + 1):
         cameras = sample_cameras(data.RIG, data.RESOLUTION // 2, generator)
         rgba, _, _ = raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32)
         truth = torch.from_numpy(rgba)
-        renderer.update_occupancy(field, step - 1, generator)
-        render = renderer(field, black, cameras, generator=generator)
+        scene.before_step(step - 1, generator)
+        render = scene.render(cameras, generator=generator, normals=False)
         true_rgb, alpha = (truth[..., :3] * truth[..., 3:]).movedim(-1, 1), truth[..., 3]
         loss = (render.rgb[0] - true_rgb).square().sum() + (render.opacity[0, :, 0] - alpha).square().sum()
         optimizer.zero_grad()
@@ -60,13 +63,13 @@ def _fit_and_look(toy: Toy, generator: torch.Generator) -> tuple[np.ndarray, ...
         optimizer.step(RATES)
         if step in MOMENTS:
             rig = replace(data.RIG, n_views=VIEWS)
-            looks.append(_look(renderer, field, black, sample_cameras(rig, data.RESOLUTION, generator)))
+            looks.append(_look(scene, sample_cameras(rig, data.RESOLUTION, generator)))
     return tuple(np.concatenate(part) for part in zip(*looks, strict=True))
 
 
 @torch.no_grad()
-def _look(renderer, field, black, cameras) -> tuple[np.ndarray, ...]:
-    render = renderer(field, black, cameras)
+def _look(scene: NeRF, cameras: Cameras) -> tuple[np.ndarray, ...]:
+    render = scene.render(cameras, normals=False)
     opacity = render.opacity[0]
     straight = render.rgb[0] / opacity.clamp(min=1e-3)
     rgba = (torch.cat([straight.clamp(0, 1), opacity], 1) * 255).round().byte().permute(0, 2, 3, 1)

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jointdreamer.diffusion import x0_from_noise
-from jointdreamer.distillation.joint import noise_at
+from jointdreamer.diffusion import add_noise
 from jointdreamer.files import atomic_path
+from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD
-from jointdreamer.priors.prompts import Conditioning, embed_texts
+from jointdreamer.priors.prompts import embed_texts
 from jointdreamer.priors.zero123 import POSE
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.recipes import (
@@ -68,7 +68,7 @@ class NovelView(Recipe):
         self.latents = _latents(folder, "rigs", self.rigs, self.vae)
         # `_latents` puts each rig on a light grey of its own, drawn from this seed in this order
         self.ground = data.random_background(np.random.default_rng(5), len(self.rigs))
-        self.prior = LatentDiffusion(trained_family(folder), dtype="float32", x0_limit=4.0, x0_rescale=0.7)
+        self.prior = LatentDiffusion.build(trained_family(folder), dtype="float32", x0_limit=4.0, x0_rescale=0.7)
         self.text_parts = self.prior.text_parts()
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
@@ -110,10 +110,11 @@ class NovelView(Recipe):
             word = direction_word(float(self.rigs.azimuth[r, view]), float(self.rigs.elevation[r, view]))
             texts.append(f"{caption(self.rigs.toys[r])}, {word} view")
         cond, uncond = embed_texts([*texts, ""], *self.text_parts).split([len(texts), 1])
-        noised = noise_at(self.prior, latents[:, None], timesteps, None)
-        words = Conditioning(cond[:, None], uncond[:, None].expand_as(cond[:, None]))
-        noise = self.prior.predict_noise(noised, words, rng.uniform(1, 4)).noise
-        x0 = x0_from_noise(noised.latents_noisy, noise, noised.alpha_t, noised.sigma_t)[:, 0]
+        prior, noised = self.prior, add_noise(self.prior.process, latents[:, None], timesteps, None)
+        words = [Condition(cond[:, None]), Condition(uncond[:, None].expand_as(cond[:, None]))]
+        given, none = prior.predict(noised.x_t, noised.t, words, None)
+        noise = prior.guidance.noise(prior.process, noised.x_t, noised.t, given, none, 1 + rng.uniform(1, 4))
+        x0 = noised.x0(noise)[:, 0]
         images = decode(self.vae, x0).clamp(0, 1)
         return images, self.vae.encode(2 * images - 1).latent_dist.mean
 

@@ -18,9 +18,9 @@ from jointdreamer.terminal import safe_output
 
 def row(folder: Path, views: int, resolution: int) -> np.ndarray:
     """A labelled picture of one run, its views from left to right."""
-    renderer, field, background, config = load_scene(folder)
+    scene, config = load_scene(folder)
     look = {key: config["output"][key] for key in ("elevation_deg", "distance", "fovy_deg")}
-    rgb = render_views(renderer, field, background, orbit_cameras(views, resolution, **look)).rgb[0]
+    rgb = render_views(scene, orbit_cameras(views, resolution, **look)).rgb[0]
     name = {"none": "SDS", "mvs": "JSD (mvs)"}.get(config["energy"]["name"], config["energy"]["name"])
     labels = [f"{name} {360 * view // views}" for view in range(views)]
     return grid(rgb.clamp(0, 1), views, labels)

@@ -18,7 +18,7 @@ from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, write_text
 from jointdreamer.images import grid, write_png
-from jointdreamer.kernels.precision import network_dtype
+from jointdreamer.precision import network_dtype
 from jointdreamer.priors.multi_view_unet import set_views
 from jointdreamer.priors.placement import place
 from jointdreamer.toybox import data, networks

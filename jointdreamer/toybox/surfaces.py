@@ -38,9 +38,9 @@ def roughness(normal: Tensor, opacity: Tensor) -> float:
 
 def of_run(folder: Path) -> tuple[float, str]:
     """The roughness of a run's object, and its prompt."""
-    renderer, field, background, config = load_scene(folder)
+    scene, config = load_scene(folder)
     with torch.no_grad():
-        render = renderer(field, background, judging_cameras(RESOLUTION), normals=True)
+        render = scene.render(judging_cameras(RESOLUTION))
     assert render.normal is not None
     return roughness(render.normal[0], render.opacity[0]), str(config["prompt"])
 

@@ -88,11 +88,11 @@ def main() -> int:
     for number, seed, energy in jobs:
         folder = run_path(args.out, name or energy, prompts[number], seed)
         try:
-            renderer, field, background, _ = load_scene(folder)
+            scene, _ = load_scene(folder)
         except UserError as error:
             print(f"left out: {one_line(error)}", file=sys.stderr)
             continue
-        rgb = render_views(renderer, field, background, cameras).rgb[0].clamp(0, 1)
+        rgb = render_views(scene, cameras).rgb[0].clamp(0, 1)
         toy: Toy | None = parse_caption(prompts[number])
         rows[energy].append(verdict(judge, rgb, toy))
         last = rows[energy][-1]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointdreamer.diffusion import PREDICTION_TYPES
+from jointdreamer.diffusion import PREDICTION_TYPES, NoiseProcess
 from jointdreamer.errors import UserError
 from jointdreamer.reading import Unreadable, is_number, is_whole, read_json
 from jointdreamer.weights.checkpoint import (
@@ -533,8 +533,8 @@ SMALLEST_ABAR = 2.0**-24
 SCHEDULE = ("num", "beta", "trained", "rescale")  # num_train_timesteps, beta_*, trained_betas, rescale_betas_zero_snr
 
 
-def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
-    """alphas_cumprod (T,) and prediction_type of a folder's scheduler/scheduler_config.json.
+def load_noise_process(folder: Path) -> NoiseProcess:
+    """The noise process and prediction type of a folder's scheduler/scheduler_config.json.
 
     With zero terminal SNR (rescale_betas_zero_snr) the last alphas_cumprod is 0, by which a clean estimate is divided:
     it becomes 2^-24, as diffusers' Euler sampler has it.
@@ -547,7 +547,7 @@ def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
     config = _schedule_config(path)
     kind = config["prediction_type"] if "prediction_type" in config else _default_prediction(folder, path)
     if kind not in PREDICTION_TYPES:
-        raise UserError(f"{path}: prediction_type {_short(kind)} is not one of {', '.join(PREDICTION_TYPES)}")
+        raise UserError(f"{path}: prediction_type {_short(kind)} is not one of {', '.join(PREDICTION_TYPES[:3])}")
     # Only what the noise process is made of: a sampler's own settings would draw a warning each.
     known = inspect.signature(DDPMScheduler.__init__).parameters
     try:
@@ -566,7 +566,7 @@ def load_noise_schedule(folder: Path) -> tuple[Tensor, str]:
                 "rescale_betas_zero_snr false"
             )
         abar = abar.clamp_min(SMALLEST_ABAR)
-    return abar, kind
+    return NoiseProcess.variance_preserving(abar, kind)
 
 
 def _default_prediction(folder: Path, path: Path) -> str:

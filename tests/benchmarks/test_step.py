@@ -53,12 +53,12 @@ def test_a_step_of_train_py(bench, tiny_run, capsys):
     assert late["steps_measured"] == 2
     check(late)
     names = set(late["sections"])
-    assert {"render", "encode / VAE", "text-to-image / UNet", "energy derivative / energy / UNet"} <= names
-    assert {"energy derivative / energy / VAE", "backward", "backward / VAE", "optimizer", "everything else"} <= names
+    assert {"render", "encode / VAE", "text-to-image / UNet", "energy / UNet"} <= names
+    assert {"energy / VAE", "backward", "backward / VAE", "optimizer", "everything else"} <= names
     nets = late["networks"]
     # the gradient of a frozen network's input takes what forward took; the energy's autoencoder is the same one
     assert nets["backward / VAE"]["gflop"] == nets["encode / VAE"]["gflop"]
-    assert nets["energy derivative / energy / VAE"]["gflop"] == pytest.approx(nets["encode / VAE"]["gflop"])
+    assert nets["energy / VAE"]["gflop"] == pytest.approx(nets["encode / VAE"]["gflop"])
     assert 0 < run["startup_seconds"] < run["startup_and_first_step_seconds"]
     assert found["schedules"][0]["steps"] == 4 and found["schedules"][0]["complete"]
     assert "text-to-image / UNet" in capsys.readouterr().out
@@ -98,7 +98,10 @@ def test_stages_and_their_constants():
         {"first": 6, "end": 10, "resolution": 16, "middle": 8},
     ]
     assert constants(plan.at(8)) == {"resolution": 16, "lr": {"a": 9.0}}
-    assert constants(SimpleNamespace(a=SimpleNamespace(b=1))) == {"a": {"b": 1}}
+    assert constants(SimpleNamespace(a=SimpleNamespace(b=1), guidance_scale=31)) == {
+        "a": {"b": 1},
+        "guidance_scale": 30,
+    }
 
 
 def test_shares_and_rates_of_a_step_made_up():
@@ -148,15 +151,15 @@ def test_nothing_stays_wrapped(tmp_path):
     """The stopwatch is out of the package when its stack is closed."""
     from contextlib import ExitStack
 
-    from jointdreamer.scenes.nerf.volume import VolumeRenderer
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    before = VolumeRenderer.forward, torch.autograd.backward, torch.autograd.grad
+    before = AutoencoderKL.encode, torch.autograd.backward, torch.autograd.grad
     with ExitStack() as stack:
         run = measured_run.Run({"clock": "wall"})
         run.instrument(stack, "cpu")
-        assert VolumeRenderer.forward is not before[0]
+        assert AutoencoderKL.encode is not before[0]
         x = torch.tensor(math.pi, requires_grad=True)
         x.square().backward()
         torch.autograd.grad(x.square(), x)
         assert run.watch.lap()[1].keys() == {("backward",)}
-    assert (VolumeRenderer.forward, torch.autograd.backward, torch.autograd.grad) == before
+    assert (AutoencoderKL.encode, torch.autograd.backward, torch.autograd.grad) == before

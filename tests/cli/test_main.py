@@ -113,10 +113,15 @@ def test_the_words_of_one_job_are_its_command_alone(monkeypatch):
     monkeypatch.setattr(cli, "_typed", typed)
     monkeypatch.setattr(cli, "_job", cli.Job(lambda cfg: 0, multirun=True))
     overrides = ["hydra/launcher=local", "hydra.launcher.n_jobs=2", "prompt='b, c'", "seed=1", "models=toybox"]
-    overrides += ["name='a=b_${seed}'", "models.multi_view.vae='[x]'", "energy.source='[x]'", "negative_prompt='null'"]
+    overrides += [
+        "name='a=b_${seed}'",
+        "models.multi_view.vae='[x]'",
+        "models.clip.source='[x]'",
+        "negative_prompt='null'",
+    ]
     assert cli.own_words(overrides) == [
         "--config-dir", "mine", "prompt=b, c", "seed=1",
-        "name=a=b_${seed}", "models.multi_view.vae=[x]", 'energy.source="[x]"', "negative_prompt=null",
+        "name=a=b_${seed}", "models.multi_view.vae=[x]", 'models.clip.source="[x]"', "negative_prompt=null",
     ]  # fmt: skip
 
 
@@ -208,7 +213,7 @@ def test_what_a_job_leaves_in_cycles_is_gone_before_the_next_of_a_sweep():
     gc.disable()
     try:
         for _ in range(3):
-            job._run({})
+            job.run({})
     finally:
         gc.enable()
     assert alive == [0, 0, 0]

@@ -83,7 +83,7 @@ def test_the_files_of_conf_say_which_keys_hold_text():
         "seed",
         "schedule.steps",
         "cameras.fovy_deg",
-        "energy.reference",
+        "models.novel_view.reference",
         "schedule.negative_prompt",
         "every.log",
     }

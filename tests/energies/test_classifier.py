@@ -12,7 +12,7 @@ from jointdreamer.classifier.model import Features
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.classifier import ClassifierEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.prompts import TextPair
 
 SHIPPED = Path(__file__).parents[2] / "jointdreamer" / "toybox" / "weights" / "classifier"
 NOTHING = torch.zeros(1)
@@ -28,7 +28,7 @@ def views(n_rigs=2, n_views=4, size=8, x0=None, cameras=None, decode=None):
         opacity=NOTHING,
         cameras=cameras or sample_cameras(Rig(n_rigs=n_rigs, n_views=n_views), 16, g),
         timesteps=torch.zeros(n_rigs),
-        text=Conditioning(NOTHING, NOTHING),
+        text=TextPair(NOTHING, NOTHING),
         # a decoder in small: each latent is a 3 x 3 block of one colour
         decode=decode or (lambda z: torch.einsum("dc,bvchw->bvdhw", weight, z).repeat_interleave(3, -1) + 0.5),
     )
@@ -75,9 +75,9 @@ def test_the_anchor_is_given_and_the_others_follow(tiny_classifier_folder):
     (expected,) = torch.autograd.grad(ClassifierEnergy(tiny_classifier_folder)(seen).sum(), seen.x0)
     expected[rows, front] = 0
     torch.testing.assert_close(grad, expected)
-    with pytest.raises(UserError, match="energy.anchor=back: choose front or null"):
+    with pytest.raises(UserError, match="anchor=back: choose front or null"):
         ClassifierEnergy(tiny_classifier_folder, anchor="back")
-    with pytest.raises(UserError, match="energy.pairs=some: choose neighbours, all or given"):
+    with pytest.raises(UserError, match="pairs=some: choose neighbours, all or given"):
         ClassifierEnergy(tiny_classifier_folder, pairs="some")
 
 
@@ -140,10 +140,10 @@ def test_an_ascent_needs_an_encoder_and_the_given_pairs_an_anchor(tiny_classifie
     energy, seen = climbing(tiny_classifier_folder)
     with pytest.raises(UserError, match="without an encoder"):
         energy(replace(seen, encode=None))
-    with pytest.raises(UserError, match="energy.pairs=given: no view is given without energy.anchor=front"):
+    with pytest.raises(UserError, match="pairs=given: no view is given without anchor=front"):
         ClassifierEnergy(tiny_classifier_folder, pairs="given")
     for wrong in ({"ascent": -1}, {"ascent": 1.5}, {"ascent_step": 0}):
-        with pytest.raises(UserError, match="energy.ascent="):
+        with pytest.raises(UserError, match="ascent="):
             climbing(tiny_classifier_folder, **wrong)
 
 

@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from jointdreamer.cameras import Cameras, Rig, sample_cameras
-from jointdreamer.diffusion import noise_from_x0
-from jointdreamer.distillation.joint import Noised, add_noise, energy_gradient
+from jointdreamer.diffusion import Noised, add_noise, noise_from_x0
+from jointdreamer.distillation.joint import energy_gradient
 from jointdreamer.energies.registry import ENERGIES, build_energy
-from jointdreamer.priors.base import NoisePrediction
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.prompts import TextPair
 
 B, V = 3, 4
 
@@ -27,18 +26,18 @@ def energy(request, tiny_mv_folder, tiny_classifier_folder, tiny_nv_folder):
 @pytest.fixture
 def scene(tiny_sd_folder):
     g = torch.Generator().manual_seed(0)
-    guidance = LatentDiffusion(tiny_sd_folder())
+    prior = LatentDiffusion.build(tiny_sd_folder())
     cameras = sample_cameras(Rig(n_rigs=B, n_views=V), 16, g)
     render = SimpleNamespace(rgb=torch.rand(B, V, 3, 16, 16, generator=g), opacity=torch.rand(B, V, 1, 16, 16))
-    noised = add_noise(guidance, torch.randn(B, V, 4, 8, 8, generator=g), 0.3, 0.7, g)
-    noise = noise_from_x0(noised.latents_noisy, torch.zeros(1), noised.alpha_t, noised.sigma_t)
-    text = Conditioning(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2)))
+    noised = add_noise(prior.process, torch.randn(B, V, 4, 8, 8, generator=g), torch.tensor([300, 450, 700]), g)
+    noise = noise_from_x0(noised.x_t, torch.zeros(1), noised.alpha_t, noised.sigma_t)
+    text = TextPair(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2)))
     return SimpleNamespace(
-        guidance=guidance,
+        prior=prior,
         cameras=cameras,
         render=render,
         noised=noised,
-        pred=NoisePrediction(noise, noise, 0.9 * noise),
+        noise=noise,
         text=text,
     )
 
@@ -51,24 +50,24 @@ def rig(scene, i):
         return kind(**values)
 
     return SimpleNamespace(
-        guidance=scene.guidance,
+        prior=scene.prior,
         cameras=cut(Cameras, scene.cameras),
         render=cut(SimpleNamespace, scene.render),
         noised=cut(Noised, scene.noised),
-        pred=cut(NoisePrediction, scene.pred),
-        text=cut(Conditioning, scene.text),
+        noise=scene.noise[i : i + 1],
+        text=cut(TextPair, scene.text),
     )
 
 
 def ask(energy, s, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return energy_gradient(energy, s.guidance, s.noised, s.pred, s.render, s.cameras, s.text, 1.25, g)
+    return energy_gradient(energy, s.prior, s.noised, s.noise, 0.9 * s.noise, s.render, s.cameras, s.text, 1.25, g)
 
 
 def test_one_finite_number_per_rig_and_a_finite_gradient(energy, scene):
     grad, coherence = ask(energy, scene)
     assert coherence.shape == (B,) and coherence.isfinite().all()
-    assert grad.shape == scene.noised.latents_noisy.shape and grad.isfinite().all()
+    assert grad.shape == scene.noised.x_t.shape and grad.isfinite().all()
 
 
 def test_the_generator_decides_everything(energy, scene):

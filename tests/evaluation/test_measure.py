@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation import measure
@@ -119,19 +118,20 @@ def test_the_views_are_the_checkpoint_s_object(make_run):
 class Truth:
     """Renders the true toy, whatever it is given."""
 
-    occupancy = torch.zeros(1)
-
     def __init__(self, rgb):
         self.rgb = rgb
 
-    def __call__(self, *args, **kwargs):
+    def parameters(self):
+        yield self.rgb
+
+    def render(self, *args, **kwargs):
         return SimpleNamespace(rgb=self.rgb[None])
 
 
 def test_the_toybox_is_judged_as_the_judge_judges():
     truth = true_views(parse_caption(CAPTION))  # type: ignore
     run: Any = SimpleNamespace(prompt=CAPTION)
-    scene = (Truth(truth), None, None)
+    scene: Any = Truth(truth)
     found = measure._judged(run, measure.judging_views(scene), instruments())
     expected = verdict(load_judge(), truth, parse_caption(CAPTION))
     assert (found["janus"], found["attributes"]) == (expected.janus, expected.attributes) == (False, 1.0)

@@ -11,11 +11,11 @@ from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.runs.memory import Live
 
 
-def encoded(guidance, chunk):
+def encoded(prior, chunk):
     rgb = torch.rand(2, 3, 3, 12, 12, generator=torch.Generator().manual_seed(1)).requires_grad_()
     generator = torch.Generator().manual_seed(2)
     with Live() as live:
-        latents = guidance.encode(rgb, generator, chunk=chunk)
+        latents = prior.encode(rgb, generator, chunk=chunk)
         kept = live.now
         (latents * torch.linspace(-1, 1, latents.numel()).view_as(latents)).sum().backward()
     assert rgb.grad is not None
@@ -24,9 +24,9 @@ def encoded(guidance, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_give_the_same_latents_and_gradients(tiny_sd_folder, chunk):
-    guidance = LatentDiffusion(tiny_sd_folder(), dtype=torch.float32)
-    latents, gradient, state, kept, peak = encoded(guidance, None)
-    again, gradient_again, state_again, kept_cut, peak_cut = encoded(guidance, chunk)
+    prior = LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float32)
+    latents, gradient, state, kept, peak = encoded(prior, None)
+    again, gradient_again, state_again, kept_cut, peak_cut = encoded(prior, chunk)
     torch.testing.assert_close(again, latents)
     torch.testing.assert_close(gradient_again, gradient, atol=1e-6 * gradient.abs().max().item(), rtol=1e-4)
     assert gradient.abs().max() > 0 and torch.equal(state, state_again)
@@ -34,9 +34,9 @@ def test_chunks_give_the_same_latents_and_gradients(tiny_sd_folder, chunk):
 
 
 def test_without_a_graph_chunks_keep_nothing(tiny_sd_folder):
-    guidance = LatentDiffusion(tiny_sd_folder(), dtype=torch.float32)
+    prior = LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float32)
     rgb = torch.rand(1, 4, 3, 16, 16)
-    one, other = (guidance.encode(rgb, torch.Generator().manual_seed(0), grad=False, chunk=c) for c in (None, 3))
+    one, other = (prior.encode(rgb, torch.Generator().manual_seed(0), grad=False, chunk=c) for c in (None, 3))
     torch.testing.assert_close(one, other)
     assert not other.requires_grad
 
@@ -88,4 +88,4 @@ def test_a_prior_with_a_foreign_autoencoder_is_refused(tiny_sd_folder, tmp_path)
     shutil.rmtree(tmp_path / "sd" / "vae")
     vae(latent_channels=8, scaling_factor=0.5).save_pretrained(tmp_path / "sd" / "vae")
     with pytest.raises(UserError, match="latents of 8 channels, its UNet reads 4"):
-        LatentDiffusion(tmp_path / "sd", dtype=torch.float32)
+        LatentDiffusion.build(tmp_path / "sd", dtype=torch.float32)

@@ -13,10 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d, group_norm, pad, silu
 
-from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
+from jointdreamer.cameras import Cameras, Rig, mvdream_camera, sample_cameras
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
-from jointdreamer.priors.multi_view_unet import load_multiview, load_multiview_unet, predict, set_views
+from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.multi_view import MultiViewDiffusion
+from jointdreamer.priors.multi_view_unet import load_multiview, set_views
 from tests.conftest import ldm_unet_shapes, random_state
 from tests.ldm_oracle import ldm_forward
 
@@ -61,13 +63,24 @@ def ldm_encode(state, x):
     return conv("quant_conv", conv("encoder.conv_out", silu(gn("encoder.norm_out", h))))
 
 
+def prior_of(path) -> MultiViewDiffusion:
+    model = load_multiview(path)
+    return MultiViewDiffusion(model.unet, model.vae, model.process, lambda: (None, None))
+
+
+def predict(prior, x, t, text, cameras: Cameras) -> torch.Tensor:
+    """The network's prediction (B, V, C, h, w), which is noise here."""
+    (noise,) = prior.predict(x, t, [Condition(text)], cameras)
+    return noise
+
+
 def inputs(b=2, v=4, width=TEXT, size=8):
     g = torch.Generator().manual_seed(3)
     return (
         torch.randn(b, v, 4, size, size, generator=g),
         torch.tensor([7, 640])[:b],
         torch.randn(b, v, 5, width, generator=g),
-        sample_cameras(Rig(n_rigs=b, n_views=v), 8, g).c2w,
+        sample_cameras(Rig(n_rigs=b, n_views=v), 8, g),
     )
 
 
@@ -76,19 +89,19 @@ def test_every_weight_of_the_checkpoint_lands_and_nothing_is_invented(checkpoint
     n = sum(v.numel() for k, v in state.items() if k.startswith(("model.", "first_stage_model.")))
     assert sum(p.numel() for part in (model.unet, model.vae) for p in part.parameters()) == n
     assert not any(p.is_meta or p.requires_grad for p in model.unet.parameters())
-    assert model.prediction_type == "epsilon"
-    assert torch.equal(model.alphas_cumprod, scaled_linear_alphas_cumprod())
+    assert model.process.prediction_type == "epsilon"
+    assert torch.equal(model.process.alpha, scaled_linear_alphas_cumprod().sqrt())
+    assert torch.equal(model.process.sigma, (1 - scaled_linear_alphas_cumprod()).sqrt())
     assert tuple(model.unet.config.attention_head_dim) == (1, 2, 2)  # 64 channels per head
 
 
 def test_the_converted_unet_computes_what_the_original_does(checkpoint, state):
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs()
-    camera = mvdream_camera(c2w)
+    prior = prior_of(checkpoint)
+    x, t, text, cameras = inputs()
+    camera = mvdream_camera(cameras.c2w)
     rows = (x.flatten(0, 1), t.repeat_interleave(4), text.flatten(0, 1), camera.flatten(0, 1))
     expected = ldm_forward(state, *rows, widths=WIDTHS, blocks=BLOCKS, attends=ATTENDS, views=4)
-    with torch.no_grad():
-        out = predict(unet, x, t, text, c2w)
+    out = predict(prior, x, t, text, cameras)
     assert out.shape == x.shape
     torch.testing.assert_close(out.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
@@ -98,13 +111,12 @@ def test_stable_diffusion_1_s_layout_has_eight_heads(tmp_path):
     sizes = {"widths": (64, 128), "blocks": 1, "attends": (True, False)}
     state = random_state(ldm_unet_shapes(**sizes, text=TEXT, conv=True))
     torch.save({f"model.diffusion_model.{k}": v for k, v in state.items()}, tmp_path / "sd-v1.5-4view.pt")
-    unet = load_multiview_unet(tmp_path / "sd-v1.5-4view.pt")
-    assert tuple(unet.config.attention_head_dim) == (8, 8) and not unet.config.use_linear_projection
-    x, t, text, c2w = inputs()
-    rows = (x.flatten(0, 1), t.repeat_interleave(4), text.flatten(0, 1), mvdream_camera(c2w).flatten(0, 1))
+    prior = prior_of(tmp_path / "sd-v1.5-4view.pt")
+    assert tuple(prior.unet.config.attention_head_dim) == (8, 8) and not prior.unet.config.use_linear_projection
+    x, t, text, cameras = inputs()
+    rows = (x.flatten(0, 1), t.repeat_interleave(4), text.flatten(0, 1), mvdream_camera(cameras.c2w).flatten(0, 1))
     expected = ldm_forward(state, *rows, **sizes, heads=8, views=4)
-    with torch.no_grad():
-        out = predict(unet, x, t, text, c2w)
+    out = predict(prior, x, t, text, cameras)
     torch.testing.assert_close(out.flatten(0, 1).double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -121,7 +133,7 @@ def test_the_diffusers_copies_with_the_original_names_are_read(state, checkpoint
     (tmp_path / "unet" / "config.json").write_text('{"_class_name": "MultiViewUNetModel", "model_channels": 64}')
     schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(schedule))
-    ours, theirs = load_multiview(tmp_path).unet.state_dict(), load_multiview_unet(checkpoint).state_dict()
+    ours, theirs = load_multiview(tmp_path).unet.state_dict(), load_multiview(checkpoint).unet.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     (lacking := dict(own)).pop(f"{prefix}out.2.bias")
     save_file(lacking, file) if suffix == ".safetensors" else torch.save(lacking, file)
@@ -145,22 +157,20 @@ def test_the_converted_vae_encodes_what_the_original_does(checkpoint, state):
 
 
 def test_permuting_views_with_their_cameras_permutes_the_answer(checkpoint):
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs()
+    prior = prior_of(checkpoint)
+    x, t, text, cameras = inputs()
     order = [2, 0, 3, 1]
-    with torch.no_grad():
-        straight = predict(unet, x, t, text, c2w)
-        permuted = predict(unet, x[:, order], t, text[:, order], c2w[:, order])
+    straight = predict(prior, x, t, text, cameras)
+    permuted = predict(prior, x[:, order], t, text[:, order], cameras.select(torch.tensor([order, order])))
     torch.testing.assert_close(permuted, straight[:, order], rtol=1e-3, atol=1e-4 * float(straight.abs().max()))
 
 
 def test_views_see_each_other_and_rigs_do_not(checkpoint):
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs()
+    prior = prior_of(checkpoint)
+    x, t, text, cameras = inputs()
     other = x.clone()
     other[0, 3] += 1
-    with torch.no_grad():
-        before, after = predict(unet, x, t, text, c2w), predict(unet, other, t, text, c2w)
+    before, after = predict(prior, x, t, text, cameras), predict(prior, other, t, text, cameras)
     assert (before - after)[0, 0].abs().max() > 1e-3
     torch.testing.assert_close(before[1], after[1])
 
@@ -168,41 +178,40 @@ def test_views_see_each_other_and_rigs_do_not(checkpoint):
 def test_one_view_is_the_plain_unet(checkpoint):
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs(b=2, v=1)
+    prior = prior_of(checkpoint)
+    x, t, text, cameras = inputs(b=2, v=1)
     with torch.no_grad():
-        single = predict(unet, x, t, text, c2w)
-        unet.set_attn_processor(AttnProcessor2_0())
-        camera = mvdream_camera(c2w)[:, 0]
-        plain = unet(x[:, 0], t, encoder_hidden_states=text[:, 0], class_labels=camera).sample
+        single = predict(prior, x, t, text, cameras)
+        prior.unet.set_attn_processor(AttnProcessor2_0())
+        camera = mvdream_camera(cameras.c2w)[:, 0]
+        plain = prior.unet(x[:, 0], t, encoder_hidden_states=text[:, 0], class_labels=camera).sample
     assert torch.equal(single[:, 0], plain)
 
 
 def test_the_camera_matters(checkpoint):
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs()
-    with torch.no_grad():
-        a, b = predict(unet, x, t, text, c2w), predict(unet, x, t, text, c2w.roll(1, 1))
+    prior = prior_of(checkpoint)
+    x, t, text, cameras = inputs()
+    rolled = cameras.select(torch.tensor([[3, 0, 1, 2]] * 2))
+    a, b = predict(prior, x, t, text, cameras), predict(prior, x, t, text, rolled)
     assert (a - b).abs().max() > 1e-3
 
 
 def test_predict_leaves_the_cameras_alone_and_follows_the_number_of_views(checkpoint):
-    unet = load_multiview_unet(checkpoint)
+    prior = prior_of(checkpoint)
     for v in (4, 2):
-        x, t, text, c2w = inputs(v=v)
-        before = c2w.clone()
-        with torch.no_grad():
-            predict(unet, x, t, text, c2w)
-        assert torch.equal(c2w, before)
-        assert {p.n_views for p in unet.attn_processors.values()} == {v}
+        x, t, text, cameras = inputs(v=v)
+        before = cameras.c2w.clone()
+        predict(prior, x, t, text, cameras)
+        assert torch.equal(cameras.c2w, before)
+        assert {p.n_views for p in prior.unet.attn_processors.values()} == {v}
 
 
 def test_half_rigs_are_a_fault(checkpoint):
-    unet = load_multiview_unet(checkpoint)
-    x, t, text, c2w = inputs(b=1, v=2)
+    unet = load_multiview(checkpoint).unet
+    x, t, text, cameras = inputs(b=1, v=2)
     set_views(unet, 3)
     with pytest.raises(ValueError, match="2 rows are not whole rigs of 3 views"):
-        unet(x[0], t, encoder_hidden_states=text[0], class_labels=mvdream_camera(c2w)[0])
+        unet(x[0], t, encoder_hidden_states=text[0], class_labels=mvdream_camera(cameras.c2w)[0])
 
 
 def test_a_wrapped_checkpoint_without_vae_or_schedule(state, tmp_path):
@@ -210,7 +219,7 @@ def test_a_wrapped_checkpoint_without_vae_or_schedule(state, tmp_path):
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
     model = load_multiview(tmp_path / "model.ckpt", torch.float16)
     assert model.vae is None and model.unet.dtype == torch.float16
-    torch.testing.assert_close(model.alphas_cumprod, scaled_linear_alphas_cumprod())
+    torch.testing.assert_close(model.process.alpha, scaled_linear_alphas_cumprod().sqrt())
 
 
 def test_safetensors_of_the_same_layout(state, tmp_path):
@@ -221,11 +230,10 @@ def test_safetensors_of_the_same_layout(state, tmp_path):
 
 
 def test_diffusers_folder(tiny_mv_folder):
-    model = load_multiview(tiny_mv_folder("sample"))
-    assert model.prediction_type == "sample" and model.vae is not None
-    x, t, text, c2w = inputs(width=16)
-    with torch.no_grad():
-        assert predict(model.unet, x, t, text, c2w).shape == x.shape
+    prior = prior_of(tiny_mv_folder("sample"))
+    assert prior.process.prediction_type == "sample" and prior.vae is not None
+    x, t, text, cameras = inputs(width=16)
+    assert predict(prior, x, t, text, cameras).shape == x.shape
 
 
 # What a user can get wrong

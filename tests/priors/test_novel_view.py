@@ -13,8 +13,10 @@ from torch.nn.functional import conv2d, interpolate, layer_norm, linear
 
 from jointdreamer.cameras import Rig, relative_pose, sample_cameras
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.energies.reconstruction import ReconstructionEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD, load_novel_view
+from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD
+from jointdreamer.priors.registry import load_novel_view
 from jointdreamer.priors.wonder3d import AZIMUTH_DEG, class_labels
 from jointdreamer.priors.zero123 import relative_numbers, stable_numbers
 from tests.ldm_oracle import ldm_forward
@@ -39,10 +41,18 @@ def inputs(rig, b=2, t=(200, 800)):
     return {
         "image": torch.rand(b, 3, 16, 16, generator=g),
         "reference": cameras.select(torch.zeros(b, 1, dtype=torch.long)),
-        "latents_noisy": torch.randn(b, rig.n_views, 4, 8, 8, generator=g),
-        "timesteps": torch.tensor(t[:b]),
+        "x_t": torch.randn(b, rig.n_views, 4, 8, 8, generator=g),
+        "t": torch.tensor(t[:b]),
         "cameras": cameras,
     }
+
+
+def x0_of(model, image, reference, x_t, t, cameras, generator=None):
+    """The views' guided x0 (B, V, C, h, w) as the energy takes it of them."""
+    condition = model.embed_image(image, reference, cameras)
+    started = model.start(condition, x_t, t, cameras, generator)
+    found = ReconstructionEnergy(model)._x0(started, t, condition, condition.zeros(), cameras)
+    return found[:, -x_t.shape[1] :]
 
 
 def close(a, b, tolerance=1e-4):
@@ -95,9 +105,9 @@ def zero123_x0(state, model, given, scale):
     abar, unet, rows = scaled_linear_alphas_cumprod().double(), averaged(state), []
     ref, cameras = given["reference"], given["cameras"]
     for b in range(len(mode)):
-        t = given["timesteps"][b : b + 1]
+        t = given["t"][b : b + 1]
         for v in range(cameras.n_views):
-            x = given["latents_noisy"][b, v].double()
+            x = given["x_t"][b, v].double()
             pose = torch.tensor(
                 [
                     (math.pi / 2 - cameras.elevation[b, v]) - (math.pi / 2 - ref.elevation[b, 0]),
@@ -113,7 +123,7 @@ def zero123_x0(state, model, given, scale):
             uncond = ldm_forward(unet, none, t, torch.zeros_like(token)[None, None], **SIZES)[0]
             noise = uncond + scale * (cond - uncond)
             rows.append((x - (1 - abar[t]).sqrt() * noise) / abar[t].sqrt())
-    return torch.stack(rows).view(given["latents_noisy"].shape)
+    return torch.stack(rows).view(given["x_t"].shape)
 
 
 # Zero-1-to-3
@@ -128,17 +138,17 @@ def test_every_tensor_of_the_checkpoint_is_used_once(zero123, zero123_state):
     assert not any(x.is_meta for x in [*zero123.parameters(), *zero123.buffers()])
     assert not any(p.requires_grad for p in zero123.parameters())
     assert type(zero123.unet).__name__ == "UNet2DConditionModel" and zero123.unet.config.in_channels == 8
-    assert zero123.prediction_type == "epsilon"
+    assert zero123.process.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_zero123_computes_what_the_original_does(zero123, zero123_state, scale):
+def test_zero123_computes_what_the_original_does(zero123_file, zero123_state, scale):
+    zero123 = load_novel_view("zero123", zero123_file, image_size=16, guidance_scale=scale)
     rig = Rig(n_rigs=2, n_views=3)
     given = inputs(rig)
     elsewhere = sample_cameras(rig, 16, torch.Generator().manual_seed(9))  # another height and distance
     given["reference"] = elsewhere.select(torch.tensor([[1], [2]]))
-    out = zero123(**given, guidance_scale=scale)
-    close(out, zero123_x0(zero123_state, zero123, given, scale))
+    close(x0_of(zero123, **given), zero123_x0(zero123_state, zero123, given, scale))
 
 
 def test_a_checkpoint_without_an_average_is_its_own(zero123, zero123_state, tmp_path):
@@ -147,10 +157,10 @@ def test_a_checkpoint_without_an_average_is_its_own(zero123, zero123_state, tmp_
     torch.save({**state, **mean}, tmp_path / "same.ckpt")  # the average's values under the weights' names; no wrapper
     given = inputs(Rig(n_rigs=2))
     again = load_novel_view("zero123", tmp_path / "same.ckpt", image_size=16)
-    torch.testing.assert_close(again(**given), zero123(**given))
+    torch.testing.assert_close(x0_of(again, **given), x0_of(zero123, **given))
     torch.save(state, tmp_path / "raw.ckpt")
     raw = load_novel_view("zero123", tmp_path / "raw.ckpt", image_size=16)
-    assert (raw(**given) - zero123(**given)).abs().max() > 1e-2
+    assert (x0_of(raw, **given) - x0_of(zero123, **given)).abs().max() > 1e-2
 
 
 def test_the_four_numbers_of_a_pose():
@@ -167,43 +177,31 @@ def test_both_diffusers_layouts_are_read(tiny_nv_folder, tmp_path):
 
     given = inputs(Rig(n_rigs=2))
     first = load_novel_view("zero123", tiny_nv_folder)
-    assert first.image_size == 16 and first.prediction_type == "sample"
+    assert first.image_size == 16 and first.process.prediction_type == "sample"
     other = tmp_path / "other"
     shutil.copytree(tiny_nv_folder, other)
     (other / "clip_camera_projection").rename(other / "cc_projection")
     file = other / "cc_projection" / "diffusion_pytorch_model.safetensors"
     state = {k.replace("proj.", "projection."): v for k, v in load_file(file).items()}
     save_file(state, file)
-    torch.testing.assert_close(load_novel_view("zero123", other)(**given), first(**given))
+    torch.testing.assert_close(x0_of(load_novel_view("zero123", other), **given), x0_of(first, **given))
 
 
 def test_views_are_drawn_apart_and_need_the_image(zero123):
     given = inputs(Rig(n_rigs=2))
-    whole = zero123(**given)
+    whole = x0_of(zero123, **given)
     alone = {**given, "cameras": given["cameras"].select(torch.tensor([[2], [2]]))}
-    alone["latents_noisy"] = given["latents_noisy"][:, 2:3]
-    close(zero123(**alone), whole[:, 2:3])
-    assert (zero123(**{**given, "image": 1 - given["image"]}) - whole).abs().max() > 1e-2
+    alone["x_t"] = given["x_t"][:, 2:3]
+    close(x0_of(zero123, **alone), whole[:, 2:3])
+    assert (x0_of(zero123, **{**given, "image": 1 - given["image"]}) - whole).abs().max() > 1e-2
     turned = {**given, "reference": given["cameras"].select(torch.ones(2, 1, dtype=torch.long))}
-    assert (zero123(**turned) - whole).abs().max() > 1e-2
-
-
-def test_several_steps_are_ddim(tiny_nv_folder):
-    model = load_novel_view("zero123", tiny_nv_folder)
-    given = inputs(Rig(n_rigs=1), b=1, t=(800,))
-    abar = scaled_linear_alphas_cumprod()
-    x, now = given["latents_noisy"], 800
-    for later in (533, 266, None):
-        x0 = model(**{**given, "latents_noisy": x, "timesteps": torch.tensor([now])})
-        if later is not None:
-            noise = (x - abar[now].sqrt() * x0) / (1 - abar[now]).sqrt()
-            x, now = abar[later].sqrt() * x0 + (1 - abar[later]).sqrt() * noise, later
-    close(model(**given, steps=3), x0)
+    assert (x0_of(zero123, **turned) - whole).abs().max() > 1e-2
 
 
 def test_x0_limit(tiny_nv_folder):
     given = inputs(Rig(n_rigs=2))
-    free, bound = (load_novel_view("zero123", tiny_nv_folder, x0_limit=limit)(**given) for limit in (None, 0.1))
+    models = (load_novel_view("zero123", tiny_nv_folder, x0_limit=limit) for limit in (None, 0.1))
+    free, bound = (x0_of(model, **given) for model in models)
     assert free.abs().max() > 0.1
     torch.testing.assert_close(bound, free.clamp(-0.1, 0.1))
 
@@ -252,21 +250,23 @@ def plain_wonder3d(state, x_t, t, embedding, latents, scale):
 
 def test_wonder3d_rig_by_rig(wonder3d, wonder3d_state):
     given, g = inputs(ORTHO), torch.Generator().manual_seed(7)
-    out = wonder3d(**given, guidance_scale=3.0, generator=g)
+    out = x0_of(wonder3d, **given, generator=g)
     assert out.shape == (2, 6, 4, 8, 8)
 
     g = torch.Generator().manual_seed(7)
-    condition = wonder3d.condition(given["image"])
+    condition = wonder3d.embed_image(given["image"], given["reference"], given["cameras"])
+    embedding, latents = condition.embedding, condition.extra["image"]
     mode = wonder3d.vae.encode(2 * given["image"] - 1).latent_dist.mean
-    close(condition.latents, 0.18215 * mode)  # scaled
+    close(latents, 0.18215 * mode[:, None].expand(-1, 6, -1, -1, -1))  # scaled
+    assert torch.equal(embedding, embedding[:, :1].expand(-1, 6, -1, -1))  # the same for every view
     pure = torch.randn(2, 12, 4, 8, 8, generator=g)
     fresh = torch.randn(2, 6, 4, 8, 8, generator=g)
     for b in range(2):
-        known = (condition.embedding[b], condition.latents[b])
-        t = given["timesteps"][b]
+        known = (embedding[b, 0, 0], latents[b, 0])
+        t = given["t"][b]
         normals = plain_wonder3d(wonder3d_state, pure[b], torch.tensor(999), *known, scale=1)[:6]
         abar = scaled_linear_alphas_cumprod().double()[t]
-        x_t = torch.cat([abar.sqrt() * normals + (1 - abar).sqrt() * fresh[b], given["latents_noisy"][b]])
+        x_t = torch.cat([abar.sqrt() * normals + (1 - abar).sqrt() * fresh[b], given["x_t"][b]])
         close(out[b], plain_wonder3d(wonder3d_state, x_t, t, *known, scale=3)[6:], 1e-3)
 
 
@@ -308,9 +308,9 @@ def test_wonder3d_refuses_other_cameras(wonder3d):
     given = inputs(ORTHO)
     for wrong in (given["cameras"].select(torch.tensor([[1, 2, 3, 4, 5, 0]] * 2)),):
         with pytest.raises(UserError, match="not the six"):
-            wonder3d(**{**given, "cameras": wrong})
+            x0_of(wonder3d, **{**given, "cameras": wrong})
     with pytest.raises(UserError, match="6 views, got 4"):
-        wonder3d(**{**given, "latents_noisy": given["latents_noisy"][:, :4]})
+        x0_of(wonder3d, **{**given, "x_t": given["x_t"][:, :4]})
 
 
 def test_zero123_refuses_parallel_rays_and_lone_views(zero123):
@@ -487,4 +487,4 @@ def test_stable_zero123_hears_where_the_image_was_taken_from(zero123_file):
     elevation = given["reference"].elevation.rad2deg()
     torch.testing.assert_close(numbers[..., 3], torch.deg2rad(90 - elevation).expand(2, 3))
     stable, plain = (load_novel_view(kind, zero123_file, image_size=16) for kind in ("stable_zero123", "zero123"))
-    assert (stable(**given) - plain(**given)).abs().max() > 1e-3
+    assert (x0_of(stable, **given) - x0_of(plain, **given)).abs().max() > 1e-3

@@ -10,11 +10,11 @@ from jointdreamer.priors.latent import LatentDiffusion
 def test_the_unet_alone_is_compiled_and_only_if_asked(monkeypatch, tiny_sd_folder):
     calls = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **options: calls.append((self, options)))
-    LatentDiffusion(tiny_sd_folder())
+    LatentDiffusion.build(tiny_sd_folder())
     assert calls == []
-    guidance = LatentDiffusion(tiny_sd_folder(), compile=True)
+    prior = LatentDiffusion.build(tiny_sd_folder(), compile=True)
     ((network, options),) = calls
-    assert network is guidance.unet and options == {"dynamic": False, "mode": None}
+    assert network is prior.unet and options == {"dynamic": False, "mode": None}
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_a_captured_unet_gives_the_same_numbers(monkeypatch, tiny_sd_folder):
     inputs = torch.rand(2, 4, 8, 8), torch.zeros(2), torch.rand(2, 12, 16)
     with torch.no_grad():
         one, other = (
-            LatentDiffusion(tiny_sd_folder(), dtype=torch.float32, compile=c).unet(*inputs).sample
+            LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float32, compile=c).unet(*inputs).sample
             for c in (False, True)
         )
     torch.testing.assert_close(one, other)
@@ -34,10 +34,10 @@ def test_a_captured_unet_gives_the_same_numbers(monkeypatch, tiny_sd_folder):
 @pytest.mark.gpu
 def test_on_cuda_channels_are_last_and_half_precision_agrees(tiny_sd_folder):
     inputs = torch.rand(2, 4, 8, 8), torch.zeros(2), torch.rand(2, 12, 16)
-    half = LatentDiffusion(tiny_sd_folder(), device="cuda").unet
+    half = LatentDiffusion.build(tiny_sd_folder(), device="cuda").unet
     assert half.dtype == torch.float16
     assert half.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         ours = half(inputs[0].cuda().half(), inputs[1].cuda(), inputs[2].cuda().half()).sample.float().cpu()
-        whole = LatentDiffusion(tiny_sd_folder(), dtype=torch.float32).unet(*inputs).sample
+        whole = LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float32).unet(*inputs).sample
     assert (ours - whole).norm() < 0.01 * whole.norm()

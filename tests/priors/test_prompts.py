@@ -47,7 +47,7 @@ def embeddings(**changes):
 
 
 def heard(text, cams):
-    return [DIRECTIONS[int(i)] for i in text.at(cams).cond[0, :, 0, 0]]
+    return [DIRECTIONS[int(i)] for i in text.at(cams).embedding[0, :, 0, 0]]
 
 
 @pytest.mark.parametrize("what", ["pipe", "folder", "loop", "bytes", "nothing", "empty"])
@@ -87,12 +87,11 @@ def test_captions_say_where_a_camera_stands():
     assert caption_views(list("abcd"), c2w) == ["a, front view", "b, side view", "c, back view", "d, overhead view"]
 
 
-def test_at_gives_one_row_per_view_and_picks_the_negative_prompt():
-    text = embeddings()
-    conditioning = text.at(cameras([0, 90]))
-    assert conditioning.cond.shape == conditioning.uncond.shape == (1, 2, 2, 3)
-    assert (conditioning.uncond == 10).all()
-    assert (text.at(cameras([0, 90]), use_negative=True).uncond == 20).all()
+def test_every_view_has_its_row_and_nothing_is_the_empty_or_the_negative_prompt():
+    text, cams = embeddings(), cameras([0, 90])
+    assert text.at(cams).embedding.shape == text.nothing(cams).embedding.shape == (1, 2, 2, 3)
+    assert (text.nothing(cams).embedding == 10).all()
+    assert (text.nothing(cams, negative=True).embedding == 20).all()
 
 
 def test_encode_appends_the_view_and_leaves_the_negative_prompt_alone(tokenizer):

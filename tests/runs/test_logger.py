@@ -39,7 +39,9 @@ def rows(folder):
 
 def test_a_row_holds_every_number_exactly(tmp_path):
     with Logger(tmp_path, steps=100, every=10, stream=io.StringIO()) as logger:
-        logger.log(0, torch.tensor(0.1), {"jsd": torch.tensor(0.25), "orient": 1 / 3}, NOW, coherence=np.float32(2))
+        logger.log(
+            0, torch.tensor(0.1), {"jsd": torch.tensor(0.25), "orient": 1 / 3}, NOW, more={"coherence": np.float32(2)}
+        )
     assert rows(tmp_path) == [
         {
             "step": 0,
@@ -59,7 +61,8 @@ def test_rows_come_at_fixed_steps_and_at_the_last(tmp_path):
     def run(folder, parts):
         folder.mkdir()
         for start, stop in parts:
-            with Logger(folder, steps=25, start=start, every=10, stream=io.StringIO()) as logger:
+            with Logger(folder, steps=25, every=10, stream=io.StringIO()) as logger:
+                logger.begin(start)
                 for step in range(start, stop):
                     logger.log(step, 1.0 / (step + 1))
         return (folder / "metrics.jsonl").read_bytes()
@@ -71,7 +74,7 @@ def test_rows_come_at_fixed_steps_and_at_the_last(tmp_path):
 
 def test_a_number_that_json_lacks_is_null(tmp_path):
     with Logger(tmp_path, steps=1, stream=io.StringIO()) as logger:
-        logger.log(0, 1.0, coherence=float("nan"))
+        logger.log(0, 1.0, more={"coherence": float("nan")})
     assert rows(tmp_path)[0]["coherence"] is None
 
 
@@ -138,7 +141,8 @@ def test_a_terminal_gets_a_bar(tmp_path):
             return True
 
     stream = Terminal()
-    with Logger(tmp_path, steps=20, start=5, stream=stream) as logger:
+    with Logger(tmp_path, steps=20, stream=stream) as logger:
+        logger.begin(5)
         for step in range(5, 20):
             logger.log(step, 0.5, now=NOW)
         logger.message("a word in between")
@@ -211,7 +215,8 @@ def use(monkeypatch, fake):
 
 
 def run_with_wandb(folder, stream):
-    with Logger(folder, steps=3, every=1, wandb={"project": "mine"}, config={"seed": 0}, stream=stream) as logger:
+    with Logger(folder, steps=3, every=1, stream=stream) as logger:
+        logger.begin(wandb={"project": "mine"}, config={"seed": 0})
         for step in range(3):
             logger.log(step, 1.0, now=NOW)
         logger.image("views", 2, folder / "v.png")
@@ -301,7 +306,8 @@ def test_a_wandb_that_can_only_ask_is_not_asked(monkeypatch, no_login):
 REAL = """
 import sys
 from jointdreamer.runs.logger import Logger
-with Logger(sys.argv[1], steps=2, every=1, wandb={"project": "test"}, config={"seed": 0}) as logger:
+with Logger(sys.argv[1], steps=2, every=1) as logger:
+    logger.begin(wandb={"project": "test"}, config={"seed": 0})
     for step in range(2):
         logger.log(step, 0.5)
 """

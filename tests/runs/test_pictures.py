@@ -1,5 +1,4 @@
 import weakref
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,31 +8,19 @@ from PIL import Image
 
 from jointdreamer.cameras import orbit_cameras
 from jointdreamer.errors import UserError
-from jointdreamer.priors.base import Guidance, NoisePrediction
 from jointdreamer.runs import pictures as outputs
-from jointdreamer.runs.pictures import field_options, save_energy, save_outputs, save_previews, try_outputs
+from jointdreamer.runs.pictures import (
+    render_views,
+    save_outputs,
+    save_previews,
+    save_rows,
+    scene_of,
+    try_outputs,
+)
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.field import HashGridField
+from jointdreamer.scenes.nerf.scene import NeRF
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
-
-ALPHA, SIGMA = 0.6, 0.8
-
-
-class Flat(Guidance):
-    """A prior whose latents are pictures already."""
-
-    def __init__(self):
-        super().__init__()
-        self.alphas_cumprod = torch.full((1000,), ALPHA**2)
-
-    def encode(self, rgb, generator, grad=True, chunk=None):
-        return rgb
-
-    def decode(self, latents):
-        return latents
-
-    def predict_noise(self, noised, text, guidance_scale):
-        raise AssertionError("a picture asks no network")
 
 
 def rows(path, n_rows, size, padding=2, title=14):
@@ -45,35 +32,26 @@ def rows(path, n_rows, size, padding=2, title=14):
     return np.array([[sheet[top : top + size, left : left + size] for left in lefts] for top in tops])
 
 
-@pytest.mark.parametrize("seen", ["uncond", "guided"])
-def test_the_energy_s_picture_shows_its_target_and_where_the_joint_prediction_went(tmp_path, seen):
-    generator = torch.Generator().manual_seed(0)
-    x_t = torch.rand(1, 4, 3, 8, 8, generator=generator)
-    colour = {"guided": 0.2, "uncond": 0.4, "target": 0.9}  # of the clean pictures
-    noise = {name: (x_t - ALPHA * value) / SIGMA for name, value in colour.items()}
-    # C = -1/2 |x0 - target|^2 of the x0 = (x_t - sigma e) / alpha that it sees
-    energy_grad = torch.full_like(x_t, (colour["target"] - colour[seen]) / ALPHA)
-    weight = 0.5 * ALPHA**2 / SIGMA**2  # moves the guided x0 by half of target - x0
-    joint = noise["guided"] - weight * SIGMA * energy_grad
-
-    before = torch.get_rng_state()
-    noised: Any = SimpleNamespace(latents_noisy=x_t, timesteps=torch.tensor([500]))
-    pred = NoisePrediction(noise["guided"], noise["guided"], noise["uncond"])
-    path = save_energy(tmp_path / "energy" / "step_000001.png", Flat(), noised, pred, energy_grad, joint, seen)
-    assert torch.equal(torch.get_rng_state(), before)
-
-    noisy, x0, wanted, after = rows(path, n_rows=4, size=8)
-    np.testing.assert_allclose(noisy, x_t[0, :, 0] * 255, atol=0.51)
-    for shown, value in ((x0, 0.2), (wanted, 0.9), (after, 0.2 + 0.5 * (0.9 - colour[seen]))):
-        assert shown.shape == (4, 8, 8)
-        assert shown == pytest.approx(255 * value, abs=0.51)
+def test_rows_of_pictures_are_shown_a_column_for_each_view(tmp_path):
+    shades = {"noisy": [0.1, 0.2], "x0": [0.5, 1.5]}  # beyond 1 is 1
+    given = {name: torch.tensor(values)[:, None, None, None].expand(2, 3, 8, 8) for name, values in shades.items()}
+    shown = rows(save_rows(tmp_path / "energy" / "step_000001.png", given), n_rows=2, size=8)
+    for row, values in zip(shown, shades.values(), strict=True):
+        for picture, value in zip(row, values, strict=True):
+            assert picture == pytest.approx(255 * min(value, 1), abs=0.51)
 
 
-def test_the_field_of_a_run_from_before_its_encoding_was_a_group():
-    inside = {"n_levels": 2, "log2_table_size": 6, "backend": "torch"}
-    assert field_options({**inside, "hidden": 8}) == {"encoding": inside, "hidden": 8}
-    new = {"encoding": inside, "hidden": 8, "magic": 1}
-    assert field_options(new) == new
+# Runs of earlier versions
+
+
+def test_a_run_from_before_scenes_looks_as_it_did(scene):
+    """Its checkpoint keeps field, background and renderer apart, and its config has no scene."""
+    parts = {name: getattr(scene, name).state_dict() for name in ("field", "background", "renderer")}
+    config = {"field": {"n_levels": 2, "backend": "torch"}, "background": {}}
+    config |= {"renderer": {"n_samples": 8, "backend": "torch"}}
+    loaded = scene_of(config, {"parts": parts})
+    cameras = orbit_cameras(2, 8)
+    assert torch.equal(render_views(loaded, cameras).rgb, render_views(scene, cameras).rgb)
 
 
 # All of them, whatever becomes of one
@@ -85,7 +63,8 @@ SMALL: dict[str, Any] = {"views": 3, "resolution": 8, "fps": 10, "mesh_resolutio
 def scene():
     torch.manual_seed(0)
     field = HashGridField(encoding={"n_levels": 2, "backend": "torch"})
-    return VolumeRenderer(field_radius=field.radius, n_samples=8, backend="torch"), field, SphericalBackground()
+    renderer = VolumeRenderer(field_radius=field.radius, n_samples=8, backend="torch")
+    return NeRF(field, SphericalBackground(), renderer).eval()
 
 
 def made_by(folder, scene, **changes) -> tuple[Any, list[str]]:
@@ -118,7 +97,7 @@ def test_no_turntable_is_made_of_no_views(tmp_path, scene):
     ],
 )
 def test_an_output_that_fails_costs_only_itself(tmp_path, scene, monkeypatch, error, says):
-    monkeypatch.setattr(outputs, "extract_mesh", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(NeRF, "mesh", lambda *_: (_ for _ in ()).throw(error))
     made, _ = made_by(tmp_path, scene)
     assert (tmp_path / "contact_sheet.png").exists() and (tmp_path / "turntable/normal.mp4").exists()
     assert list(made.missing) == ["mesh"]
@@ -128,7 +107,7 @@ def test_an_output_that_fails_costs_only_itself(tmp_path, scene, monkeypatch, er
 
 
 def test_a_fault_of_ours_in_an_output_keeps_its_traceback(tmp_path, scene, monkeypatch):
-    monkeypatch.setattr(outputs, "extract_mesh", lambda *_: {}["no such key"])
+    monkeypatch.setattr(NeRF, "mesh", lambda *_: {}["no such key"])
     made, _ = made_by(tmp_path, scene)
     assert made.missing == {"mesh": "KeyError: 'no such key'"} and (tmp_path / "turntable/rgb.mp4").exists()
     with pytest.raises(KeyError):
@@ -153,7 +132,7 @@ def test_frames_are_not_held(tmp_path, scene, monkeypatch):
 
 def test_a_preview_that_fails_is_a_warning(tmp_path, scene, monkeypatch, caplog):
     monkeypatch.setattr(outputs, "contact_sheet", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    assert save_previews(tmp_path, 3, scene, orbit_cameras(2, 8), None) == {}
+    assert save_previews(tmp_path, 3, scene, orbit_cameras(2, 8), {}) == {}
     assert "no views: out of memory" in caplog.text
 
 

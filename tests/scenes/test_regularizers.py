@@ -103,7 +103,7 @@ class Sphere(Field):
         return FieldOutput(x[:, 0], x, normal)
 
     def parameter_groups(self):
-        return {"density": list(self.parameters())}
+        return {"geometry": list(self.parameters())}
 
 
 def seen_sphere(radius=0.5, resolution=16):

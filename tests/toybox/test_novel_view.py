@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from jointdreamer.cameras import Cameras, look_at, sample_cameras
-from jointdreamer.priors.novel_view import load_novel_view
+from jointdreamer.diffusion import noise_from_x0
+from jointdreamer.priors.registry import load_novel_view
 from jointdreamer.priors.zero123 import relative_numbers
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.novel_view import NovelView, rig_poses, widened
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS
+from tests.priors.test_novel_view import x0_of
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +33,15 @@ def cameras():
 
 
 def test_the_shipped_form_is_asked_what_was_trained(recipe, cameras, tmp_path):
-    model = load_novel_view("zero123", recipe.save(tmp_path), vae=FAMILY)
-    assert (model.image_size, model.prediction_type) == (64, "sample")
+    model = load_novel_view("zero123", recipe.save(tmp_path), vae=FAMILY, guidance_scale=1.0)
+    assert (model.image_size, model.process.prediction_type) == (64, "sample")
     g = torch.Generator().manual_seed(1)
     image, x_t = torch.rand(1, 3, 64, 64, generator=g), torch.randn(1, 3, 4, 16, 16, generator=g)
     pictures = data.Pictures(np.empty(0), [], cameras.azimuth.numpy(), cameras.elevation.numpy(), np.empty(0))
     others, reference = np.array([[2, 3, 0]]), np.array([[1]])
     reference_cameras = cameras.select(torch.from_numpy(reference))
     asked = cameras.select(torch.from_numpy(others))
-    out = model(image, reference_cameras, x_t, torch.tensor([500]), asked, guidance_scale=1.0)
+    out = x0_of(model, image, reference_cameras, x_t, torch.tensor([500]), asked)
 
     with torch.no_grad():
         pose = rig_poses(pictures, np.array([[0]]), reference, others)
@@ -91,8 +93,13 @@ def test_the_shipped_model_turns_the_object(near_front, share):
     noise = torch.randn(24, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     seen = azimuth.cos().argmax(1, keepdim=True) if near_front else torch.zeros(24, 1, dtype=torch.long)
     others, rows = (seen + torch.arange(1, 4)) % 4, torch.arange(24)[:, None]
-    images, t = rgb[rows, seen], torch.full((24,), 999)
-    x0 = model(images[:, 0], rig.select(seen), noise, t, rig.select(others), guidance_scale=3.0, steps=12)
+    images, x0 = rgb[rows, seen], torch.zeros(())
+    for k in range(12):  # DDIM from pure noise, guidance_scale 3
+        t = torch.full((24,), 999 * (12 - k) // 12)
+        alpha_t, sigma_t = model.process.at(t)
+        x_t = alpha_t * x0 + sigma_t * noise if k else noise
+        x0 = x0_of(model, images[:, 0], rig.select(seen), x_t, t, rig.select(others))
+        noise = noise_from_x0(x_t, x0, alpha_t, sigma_t)
     with torch.no_grad():
         views = model.vae.decode(x0.flatten(0, 1) / model.vae.config.scaling_factor).sample / 2 + 0.5
     wanted = rgb[rows, others].flatten(0, 1)

@@ -83,7 +83,7 @@ def test_the_multi_view_model_is_the_stock_unet_with_a_camera():
     assert type(model.unet).__name__ == "UNet2DConditionModel"
     assert model.unet.config.class_embed_type == "projection"
     assert model.unet.config.projection_class_embeddings_input_dim == 16
-    assert model.prediction_type == "sample"
+    assert model.process.prediction_type == "sample"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])

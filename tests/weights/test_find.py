@@ -8,10 +8,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from jointdreamer.diffusion import alpha_sigma, scaled_linear_alphas_cumprod, to_noise, to_x0, x0_from_noise
+from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.weights import find as weights
-from jointdreamer.weights.find import find_weights, load_noise_schedule, load_part
+from jointdreamer.weights.find import find_weights, load_noise_process, load_part
 
 
 def touch(path):
@@ -102,16 +102,18 @@ def test_a_failing_probe_is_one_line_without_a_download(monkeypatch):
 
 
 def test_noise_schedule_is_read_from_the_folder(tiny_sd_folder, tmp_path):
-    abar, kind = load_noise_schedule(tiny_sd_folder("v_prediction"))
-    assert kind == "v_prediction"
-    torch.testing.assert_close(abar, scaled_linear_alphas_cumprod())
+    process = load_noise_process(tiny_sd_folder("v_prediction"))
+    assert process.prediction_type == "v_prediction"
+    abar = scaled_linear_alphas_cumprod()
+    torch.testing.assert_close((process.alpha, process.sigma), (abar.sqrt(), (1 - abar).sqrt()))
     # Stable Diffusion 2.1-base: a PNDM config without a prediction type, with settings of its own
     config = '{"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 10, '
     touch(tmp_path / "scheduler" / "scheduler_config.json").write_text(config + '"skip_prk_steps": true}')
-    abar, kind = load_noise_schedule(tmp_path)
-    assert kind == "epsilon"
+    process = load_noise_process(tmp_path)
+    assert process.prediction_type == "epsilon"
     expected = (1 - torch.linspace(0.001, 0.02, 10, dtype=torch.float64)).cumprod(0)
-    torch.testing.assert_close(abar.double(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(process.alpha.double().square(), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(process.sigma.double().square(), 1 - expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_cache_s_main_branch_stands_in_for_a_pinned_revision(tmp_path, monkeypatch):
@@ -151,17 +153,18 @@ def schedule(folder, **config):
 
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_zero_terminal_snr_gives_finite_estimates_at_every_timestep(tmp_path, kind):
-    abar, found = load_noise_schedule(schedule(tmp_path, rescale_betas_zero_snr=True, prediction_type=kind))
-    assert found == kind and 0 < abar[-1] < 1e-7 and (abar[1:] <= abar[:-1]).all()
+    process = load_noise_process(schedule(tmp_path, rescale_betas_zero_snr=True, prediction_type=kind))
+    abar = process.alpha.square()
+    assert process.prediction_type == kind and 0 < abar[-1] < 1e-7 and (abar[1:] <= abar[:-1]).all()
     g = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(100, 1, 4, 2, 2, generator=g) for _ in range(2))
-    alpha_t, sigma_t = alpha_sigma(abar, torch.arange(100))
+    t = torch.arange(100)
+    alpha_t, sigma_t = process.at(t)
     x_t = alpha_t * x0 + sigma_t * noise
     prediction = x0 if kind == "sample" else alpha_t * noise - sigma_t * x0
-    torch.testing.assert_close(to_x0(prediction, x_t, alpha_t, sigma_t, kind), x0)
-    as_noise = to_noise(prediction, x_t, alpha_t, sigma_t, kind)
+    as_noise = process.noise(prediction, x_t, t)
     torch.testing.assert_close(as_noise, noise, rtol=0, atol=1e-3)
-    assert x0_from_noise(x_t, as_noise, alpha_t, sigma_t).isfinite().all()
+    torch.testing.assert_close(process.x0(as_noise, x_t, t), x0, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,7 @@ def test_zero_terminal_snr_gives_finite_estimates_at_every_timestep(tmp_path, ki
 )
 def test_a_schedule_that_makes_no_sense_is_one_line(tmp_path, config, says):
     with pytest.raises(UserError, match=says) as error:
-        load_noise_schedule(schedule(tmp_path, **config))
+        load_noise_process(schedule(tmp_path, **config))
     assert "scheduler_config.json" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
@@ -207,16 +210,16 @@ def test_a_schedule_that_makes_no_sense_is_one_line(tmp_path, config, says):
 def test_a_file_that_is_no_schedule_is_one_line(tmp_path, text):
     touch(tmp_path / "scheduler" / "scheduler_config.json").write_text(text)
     with pytest.raises(UserError, match="scheduler_config.json") as error:
-        load_noise_schedule(tmp_path)
+        load_noise_process(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_the_768_pixel_model_has_to_say_what_it_predicts(tmp_path):
     touch(tmp_path / "unet" / "config.json").write_text('{"sample_size": 96, "cross_attention_dim": 1024}')
     with pytest.raises(UserError, match="v_prediction"):
-        load_noise_schedule(schedule(tmp_path))
-    assert load_noise_schedule(schedule(tmp_path, prediction_type="epsilon"))[1] == "epsilon"
-    assert load_noise_schedule(schedule(tmp_path, prediction_type="v_prediction"))[1] == "v_prediction"
+        load_noise_process(schedule(tmp_path))
+    assert load_noise_process(schedule(tmp_path, prediction_type="epsilon")).prediction_type == "epsilon"
+    assert load_noise_process(schedule(tmp_path, prediction_type="v_prediction")).prediction_type == "v_prediction"
 
 
 # Parts that others saved

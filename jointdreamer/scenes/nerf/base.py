@@ -1,6 +1,7 @@
 """What a radiance field answers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class Field(nn.Module, ABC):
     """Density and albedo in the box [-radius, radius]^3 of the world."""
 
     radius: float
+    lr_scale: Mapping[str, float] = {}  # as of `Scene`
 
     @abstractmethod
     def density(self, x: Tensor) -> Tensor:
@@ -37,4 +39,4 @@ class Field(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters under the names by which a schedule rates them: "encoding", "density", "albedo"."""
+        """The parameters by role, as in `Scene.parameter_groups`."""

@@ -26,9 +26,8 @@ import functools
 import importlib
 import importlib.util
 import logging
-import os
 from pathlib import Path
-from typing import Annotated, Any, Protocol, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -38,6 +37,8 @@ from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.arguments import Range
 from jointdreamer.errors import UserError
+from jointdreamer.kernels import enabled
+from jointdreamer.kernels.hash_grid import Kernels, interpreted
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class HashEncoding(nn.Module):
         if self.requested_backend != "auto":
             return self.requested_backend
         device, dtype, candidates = self.params.device.type, self.params.dtype, ()
+        if not enabled():
+            return "torch"
         if device == "cpu" and dtype == torch.float32:
             candidates = ("numba",)
         elif device == "cuda" and dtype in (torch.float32, torch.float16) and self.n_features in GPU_WIDTHS:
@@ -243,11 +246,6 @@ def agrees(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
     return trouble is None
 
 
-def interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def check_fits(n_params: int, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse tables that cannot be trained on a device, before anything is allocated. Raises UserError."""
     size = n_params * torch.empty(0, dtype=dtype, device="cpu").element_size()
@@ -334,24 +332,6 @@ def level_position_gradient(x: Tensor, grad: Tensor, table: Tensor, scale: float
 
 # ------------------------------------------------------------------------------------------------------------- compiled
 # Features are linear in the parameters: three kinds of kernel, each with an `along` twin, serve both orders.
-
-
-class Kernels(Protocol):
-    """What `hash_numba` and `hash_triton` provide. All tensors are contiguous; all but the tables are float32."""
-
-    def gather(self, grid: HashEncoding, x: Tensor, params: Tensor, along: Tensor | None = None) -> Tensor:
-        """Features (N, L * F) of the points (N, 3), or their derivative along a direction (N, 3)."""
-        ...
-
-    def scatter(self, grid: HashEncoding, x: Tensor, grad: Tensor, along: Tensor | None = None) -> Tensor:
-        """The transpose of `gather`: (N, L * F) -> float32 gradient of the parameters."""
-        ...
-
-    def position_gradient(
-        self, grid: HashEncoding, x: Tensor, params: Tensor, grad: Tensor, along: Tensor | None = None
-    ) -> Tensor:
-        """Gradient of (grad . features) with respect to the points (N, 3), or its derivative along a direction."""
-        ...
 
 
 def kernels(backend: str) -> Kernels:

@@ -1,13 +1,14 @@
 """The Instant-NGP field of the paper: a hash encoding, a density and an albedo network, and a blob to start from."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jointdreamer.arguments import Range
+from jointdreamer.arguments import Positive, Range, Takes
 from jointdreamer.errors import UserError
 from jointdreamer.scenes.nerf.base import Field, FieldOutput
 from jointdreamer.scenes.nerf.encoding import HashEncoding
@@ -24,21 +25,26 @@ class HashGridField(Field):
     sigma, without the factor softplus'(z) > 0 that underflows far outside. "analytic" differentiates the encoding;
     "finite_difference" takes central differences over 2 * difference, which see no detail finer than that.
 
-    encoding: the arguments of `HashEncoding`; hidden: width of both networks.
-    Raises UserError for an unknown kind of normals or encoding backend.
+    encoding: the arguments of `HashEncoding`; hidden: width of both networks; encoding_lr: learning rate of the
+    encoding, as a multiple of the geometry's.
+    Raises UserError for an encoding_lr that is not above 0, and an unknown kind of normals or encoding backend.
     """
 
     def __init__(
         self,
-        encoding: Mapping[str, Any] | None = None,
+        encoding: Annotated[Mapping[str, Any], Takes(HashEncoding)] = MappingProxyType({}),
         hidden: Annotated[int, Range(1, 4096)] = 64,
         radius: Annotated[float, Range(1e-3, 1e3)] = 1.0,
         blob_scale: Annotated[float, Range(-1e6, 1e6)] = 10.0,
         blob_std: Annotated[float, Range(1e-3, 1e3)] = 0.5,
         normal: str = "analytic",
         difference: Annotated[float, Range(1e-6, 1)] = 0.01,
+        encoding_lr: Positive = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < encoding_lr < float("inf"):
+            raise UserError(f"field.encoding_lr={encoding_lr}: wanted a number above 0")
+        self.lr_scale = {"geometry:encoding": encoding_lr}
         if normal not in NORMALS:
             raise UserError(f"unknown kind of normals {normal!r}: choose one of {', '.join(NORMALS)}")
         self.radius = radius
@@ -46,7 +52,7 @@ class HashGridField(Field):
         self.blob_std = blob_std
         self.normal = normal
         self.difference = difference
-        self.encoding = HashEncoding(**(encoding or {}))
+        self.encoding = HashEncoding(**encoding)
         backend = self.encoding.requested_backend
         self.density_mlp = MLP(self.encoding.out_features, hidden, 1, backend)
         self.albedo_mlp = MLP(self.encoding.out_features, hidden, 3, backend)
@@ -73,9 +79,9 @@ class HashGridField(Field):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
-            "encoding": list(self.encoding.parameters()),
-            "density": list(self.density_mlp.parameters()),
-            "albedo": list(self.albedo_mlp.parameters()),
+            "geometry:encoding": list(self.encoding.parameters()),
+            "geometry": list(self.density_mlp.parameters()),
+            "appearance": list(self.albedo_mlp.parameters()),
         }
 
     def _unit(self, x: Tensor) -> Tensor:

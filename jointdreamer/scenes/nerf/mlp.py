@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from jointdreamer.kernels import enabled
+
 CPU_BLOCK = 2048  # the hidden layer of a block fits into a core's cache
 GPU_BLOCK = 2**20
 
@@ -41,7 +43,8 @@ class MLP(nn.Module):
     def compiled(self) -> bool:
         """Whether the compiled kernels take the weights as they are now."""
         weight = self.first
-        return self.requested_backend in ("auto", "numba") and weight.is_cpu and weight.dtype == torch.float32
+        wanted = self.requested_backend == "numba" or (self.requested_backend == "auto" and enabled())
+        return wanted and weight.is_cpu and weight.dtype == torch.float32
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs (N, n_out), and the gradient of their sum with respect to x (N, n_in); both differentiable.

@@ -19,7 +19,6 @@ visible samples there are: memory for them cannot be taken before. Nothing else 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -30,8 +29,9 @@ from torch.autograd.function import once_differentiable
 from jointdreamer.arguments import Range, Share
 from jointdreamer.cameras import Cameras, rays
 from jointdreamer.errors import UserError
-from jointdreamer.kernels import volume_nerfacc as nerfacc_backend
+from jointdreamer.kernels import enabled
 from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf.base import Field
 from jointdreamer.scenes.nerf.encoding import recomputed
 from jointdreamer.scenes.shading import Shading, shade
@@ -41,22 +41,6 @@ MAX_CANDIDATES = 2**23
 MAX_CELLS = 2**18
 
 BACKENDS = ("auto", "torch", "numba", "nerfacc")
-
-
-@dataclass(frozen=True)
-class Render:
-    """B rigs of V views with R x R pixels. Lengths in world units.
-
-    Sums over the samples of each pixel only: what is kept for every sample would grow with the resolution.
-    """
-
-    rgb: Tensor  # (B, V, 3, R, R) in [0, 1]
-    opacity: Tensor  # (B, V, 1, R, R) in [0, 1]
-    depth: Tensor  # (B, V, 1, R, R) sum w t along the ray: not divided by the opacity
-    z_variance: Tensor  # (B, V, 1, R, R) sum w (t - depth)^2
-    normal: Tensor | None  # (B, V, 3, R, R) sum w n in the world frame, not normalised
-    facing_away: Tensor | None  # (B, V, 1, R, R) sum stopgrad(w) max(0, n . d)^2, d the ray's unit direction
-    n_samples: int  # of all pixels together
 
 
 class VolumeRenderer(nn.Module):
@@ -102,7 +86,9 @@ class VolumeRenderer(nn.Module):
                 f"{field_radius}, {grid_resolution} and {n_samples}"
             )
         if backend == "nerfacc":
-            nerfacc_backend.require()
+            from jointdreamer.kernels import volume_nerfacc
+
+            volume_nerfacc.require()
         self.field_radius = field_radius
         self.grid_resolution = grid_resolution
         self.step_size = 2 * math.sqrt(3) * field_radius / n_samples
@@ -230,11 +216,22 @@ class VolumeRenderer(nn.Module):
         """The backend that runs where the renderer is now. Raises UserError for one that cannot run there."""
         kind = self.occupancy.device.type
         if self.requested_backend == "auto":
-            return "numba" if kind == "cpu" else "nerfacc" if kind == "cuda" and nerfacc_backend.can_run() else "torch"
+            return self._fastest(kind)
         wanted = {"numba": "cpu", "nerfacc": "cuda"}.get(self.requested_backend, kind)
         if kind != wanted:
             raise UserError(f"renderer.backend={self.requested_backend} runs on {wanted}, not on {kind}: leave it out")
         return self.requested_backend
+
+    @staticmethod
+    def _fastest(kind: str) -> str:
+        """The backend that "auto" means on this kind of device."""
+        if not enabled() or kind not in ("cpu", "cuda"):
+            return "torch"
+        if kind == "cpu":
+            return "numba"
+        from jointdreamer.kernels import volume_nerfacc
+
+        return "nerfacc" if volume_nerfacc.can_run() else "torch"
 
     @torch.no_grad()
     def march(self, rays_o: Tensor, rays_d: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,7 +240,9 @@ class VolumeRenderer(nn.Module):
         The samples of a ray lie at t = (k + offset + 1/2) step_size for whole k >= 0.
         """
         if self.backend == "nerfacc":
-            return nerfacc_backend.march(self.occupied, self.field_radius, self.step_size, rays_o, rays_d, offset)
+            from jointdreamer.kernels import volume_nerfacc
+
+            return volume_nerfacc.march(self.occupied, self.field_radius, self.step_size, rays_o, rays_d, offset)
         size = max(1, MAX_CANDIDATES // (self.n_samples + 1))  # no ray has more than n_samples + 1 in the box
         parts = zip(*(x.split(size) for x in (rays_o, rays_d, offset)), strict=True)
         found = [self._march(*part) for part in parts]
@@ -328,7 +327,11 @@ class VolumeRenderer(nn.Module):
         return x
 
     def _scan(self, tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        find = nerfacc_backend.alpha_and_transmittance if self.backend == "nerfacc" else alpha_and_transmittance
+        find = alpha_and_transmittance
+        if self.backend == "nerfacc":
+            from jointdreamer.kernels import volume_nerfacc
+
+            find = volume_nerfacc.alpha_and_transmittance
         return find(tau, ray_indices, counts)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from jointdreamer.errors import UserError
+from jointdreamer.kernels.hash_grid import interpreted
 from jointdreamer.scenes.nerf import encoding
 from jointdreamer.scenes.nerf.encoding import HashEncoding
 
@@ -75,7 +76,7 @@ def grid(backend, dtype=torch.float32, **options):
 
 def on_its_device(backend, *tensors):
     """Modules and tensors where the backend wants them."""
-    device = "cuda" if backend == "triton" and not encoding.interpreted() else "cpu"
+    device = "cuda" if backend == "triton" and not interpreted() else "cpu"
     return [tensor.to(device) for tensor in tensors]
 
 

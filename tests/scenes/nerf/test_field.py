@@ -123,7 +123,7 @@ def test_normals_need_no_grad_mode_and_are_finite_at_the_centre():
 def test_parameter_groups_name_every_parameter_once():
     field = small_field()
     groups = field.parameter_groups()
-    assert set(groups) == {"encoding", "density", "albedo"}
+    assert set(groups) == {"geometry:encoding", "geometry", "appearance"}
     named = [id(p) for group in groups.values() for p in group]
     assert sorted(named) == sorted(id(p) for p in field.parameters())
     assert all("bias" not in name for name, _ in field.named_parameters())

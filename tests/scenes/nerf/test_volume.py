@@ -11,10 +11,11 @@ from jointdreamer.cameras import Cameras, Rig, look_at, orbit_cameras, rays, sam
 from jointdreamer.errors import UserError
 from jointdreamer.runs.memory import Live
 from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf import volume
 from jointdreamer.scenes.nerf.base import Field, FieldOutput
 from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import Render, VolumeRenderer, alpha_and_transmittance, intersect_box
+from jointdreamer.scenes.nerf.volume import VolumeRenderer, alpha_and_transmittance, intersect_box
 from jointdreamer.scenes.regularizers import regularizers
 from jointdreamer.scenes.shading import Shading
 
@@ -40,7 +41,7 @@ class World(Field):
         return FieldOutput(self.density(x), albedo, torch.nn.functional.normalize(x, dim=-1) if normals else None)
 
     def parameter_groups(self):
-        return {"density": [self.sigma]}
+        return {"geometry": [self.sigma]}
 
 
 def ball(radius):
@@ -85,15 +86,19 @@ def moments(sigma, enter, leave):
     return zeroth, first, second - 2 * first * first + first**2 * zeroth
 
 
+def seen_moments(image):
+    """The same three of a render."""
+    assert image.depth is not None and image.z_variance is not None
+    return image.opacity, image.depth, image.z_variance
+
+
 def test_slab():
     """|x| < 0.3 at density 2, seen along -x: every ray crosses it on a length 0.6 / |d_x|."""
     cameras, sigma = front(), 2.0
     image = render(World(slab(0.3), sigma), cameras)
     rays_o, rays_d = camera_rays(cameras)
     enter, leave = ((side - rays_o[:, 0]) / rays_d[:, 0] for side in (0.3, -0.3))
-    for ours, expected in zip(
-        (image.opacity, image.depth, image.z_variance), moments(sigma, enter, leave), strict=True
-    ):
+    for ours, expected in zip(seen_moments(image), moments(sigma, enter, leave), strict=True):
         np.testing.assert_allclose(ours.detach().flatten().numpy(), expected, atol=4e-3)
 
     middle = -rays_o[:, 0] / rays_d[:, 0]  # red before x = 0, blue behind
@@ -112,7 +117,7 @@ def test_ball():
     half = np.sqrt(np.maximum(radius**2 - (rays_o**2).sum(-1) + closest**2, 0))
     expected = moments(sigma, closest - half, closest + half)
     # At the rim the chord changes by many steps within a step.
-    for ours, theirs in zip((image.opacity, image.depth, image.z_variance), expected, strict=True):
+    for ours, theirs in zip(seen_moments(image), expected, strict=True):
         np.testing.assert_allclose(ours.detach().flatten().numpy(), theirs, atol=1e-2)
     assert (image.opacity.detach().flatten().numpy()[half == 0] == 0).all()
 
@@ -120,7 +125,7 @@ def test_ball():
 def test_depth_and_normal_of_a_hard_ball():
     cameras = front(resolution=3, fovy_deg=5.0)
     image = render(World(ball(0.5), 1e4), cameras, normals=True)
-    assert image.normal is not None
+    assert image.normal is not None and image.depth is not None and image.z_variance is not None
     centre = image.normal[0, 0, :, 1, 1]
     torch.testing.assert_close(centre, torch.tensor([1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
     assert image.depth[0, 0, 0, 1, 1].item() == pytest.approx(2.5, abs=2e-3)
@@ -309,7 +314,8 @@ def test_a_world_without_anything_shows_the_background():
     image = render(world, cameras, renderer=renderer, background=background, normals=True, generator=generator)
     _, rays_d = rays(cameras.c2w, cameras.fovy, 5)
     torch.testing.assert_close(image.rgb, background(rays_d).movedim(-1, 2))
-    assert image.n_samples == 0 and not image.opacity.any() and not image.depth.any()
+    assert image.n_samples == 0 and image.depth is not None
+    assert not image.opacity.any() and not image.depth.any()
     image.rgb.sum().backward()
     assert world.sigma.grad is None or world.sigma.grad == 0
     assert all(p.grad is not None for p in background.parameters())
@@ -364,6 +370,7 @@ def test_gradients_in_chunks_are_those_of_one_pass(setting, backend):
         losses = regularizers(
             image, weights if image.normal is not None else SimpleNamespace(**{**vars(weights), "orient": 0})
         )
+        assert image.depth is not None
         target = torch.linspace(0, 1, image.rgb.numel()).view_as(image.rgb)
         loss = ((image.rgb - target).square().sum() + image.depth.square().mean()) / 50
         (loss + sum(getattr(weights, name) * value for name, value in losses.items())).backward()

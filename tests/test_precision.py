@@ -3,16 +3,15 @@
 import pytest
 import torch
 
+from jointdreamer import precision
 from jointdreamer.cameras import orbit_cameras
-from jointdreamer.diffusion import x0_from_noise
-from jointdreamer.distillation.joint import add_noise
+from jointdreamer.diffusion import add_noise, draw_timesteps
 from jointdreamer.energies.base import Views
-from jointdreamer.energies.multiview import MultiViewEnergy
+from jointdreamer.energies.reconstruction import mvs
 from jointdreamer.errors import UserError
-from jointdreamer.kernels import precision
-from jointdreamer.kernels.precision import network_dtype
+from jointdreamer.precision import network_dtype
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.prompts import encode_prompt
+from jointdreamer.priors.prompts import Prompts, TextPair
 from jointdreamer.toybox.judge import true_views
 from jointdreamer.toybox.recipes import WEIGHTS
 from jointdreamer.toybox.world import parse_caption
@@ -58,25 +57,26 @@ def test_bfloat16_moves_the_bundled_networks_by_a_percent():
     cameras = orbit_cameras(4, 64, 15.0, 2.61, 40.0)
     answers = []
     for dtype in ("float32", "bfloat16"):
-        guidance = LatentDiffusion(WEIGHTS / "text_to_image", dtype=dtype, x0_limit=4.0, x0_rescale=0.7)
-        energy = MultiViewEnergy(
-            WEIGHTS / "multi_view", vae="shared", dtype=dtype, guidance_scale=3.0, rescale=0.5, x0_limit=4.0
-        )
+        prior = LatentDiffusion.build(WEIGHTS / "text_to_image", dtype=dtype, x0_limit=4.0, x0_rescale=0.7)
+        energy = mvs(WEIGHTS / "multi_view", vae="shared", dtype=dtype, guidance_scale=3.0, rescale=0.5, x0_limit=4.0)
         if not answers:  # one text for both
-            text = encode_prompt("a red robot with a blue hat", "", *guidance.text_parts()).at(cameras)
+            text = prior.embed(Prompts("a red robot with a blue hat"))
+            words = [text.at(cameras), text.nothing(cameras)]
         rgb = pictures.clone().requires_grad_()
-        latents = guidance.encode(rgb, torch.Generator().manual_seed(1))
+        latents = prior.encode(rgb, torch.Generator().manual_seed(1))
         direction = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
         (latents * direction).sum().backward()
         answer = {"latents": latents.detach(), "encoder's gradient": rgb.grad}
         z = answers[0]["latents"] if answers else latents.detach()  # the networks below get the same
         for t in (0.05, 0.3, 0.9):
             g = torch.Generator().manual_seed(3)
-            noised = add_noise(guidance, z, t, t, g)
-            pred = guidance.predict_noise(noised, text, 3.0)
-            answer[f"x0 at {t}"] = x0_from_noise(noised.latents_noisy, pred.noise, noised.alpha_t, noised.sigma_t)
-            seen = Views(z, rgb.detach(), rgb[:, :, :1], cameras, noised.timesteps, text, guidance.decode, z, g)
-            answer[f"multi-view x0 at {t}"] = energy.estimate(seen)
+            noised = add_noise(prior.process, z, draw_timesteps(prior.process, 1, t, t, g), g)
+            cond, uncond = prior.predict(noised.x_t, noised.t, words, cameras)
+            noise = prior.guidance.noise(prior.process, noised.x_t, noised.t, cond, uncond, 4.0)
+            answer[f"x0 at {t}"] = noised.x0(noise)
+            pair = TextPair(*(word.embedding for word in words))
+            seen = Views(z, rgb.detach(), rgb[:, :, :1], cameras, noised.t, pair, prior.decode, z, g)
+            answer[f"multi-view x0 at {t}"], _ = energy.estimate(seen)
         answers.append(answer)
     full, half = answers
     found = {name: deviation(half[name], full[name]) for name in full}

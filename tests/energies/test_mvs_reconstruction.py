@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.energies.base import Views
-from jointdreamer.energies.multiview import MultiViewEnergy
 from jointdreamer.energies.random import RandomEnergy
+from jointdreamer.energies.reconstruction import mvs
 from jointdreamer.errors import UserError
-from jointdreamer.priors.multi_view_unet import predict
-from jointdreamer.priors.prompts import Conditioning
+from jointdreamer.priors.guidance import Guidance
+from jointdreamer.priors.multi_view_unet import set_views
+from jointdreamer.priors.prompts import TextPair
 
 B, V = 2, 4
 
@@ -27,7 +28,7 @@ def views(latent_size=8, channels=4, seed=0):
         opacity=torch.ones(B, V, 1, 20, 20),
         cameras=sample_cameras(Rig(n_rigs=B, n_views=V), 20, g),
         timesteps=torch.tensor([100, 600]),
-        text=Conditioning(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2))),
+        text=TextPair(*(torch.randn(B, V, 12, 16, generator=g) for _ in range(2))),
         decode=lambda latents: latents,
         generator=torch.Generator().manual_seed(11),
         latents=torch.randn(B, V, 4, 8, 8, generator=g),
@@ -37,11 +38,11 @@ def views(latent_size=8, channels=4, seed=0):
 def estimate(energy, seen, kind, scale, rescale):
     """x0_mv by the equations, in float64 around the raw network."""
     g = torch.Generator().manual_seed(11)
-    if energy.vae is None:
+    if energy.prior.vae is None:
         z = seen.latents
     else:
         small = interpolate(seen.rgb.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False)
-        posterior = energy.vae.encode(2 * small - 1).latent_dist
+        posterior = energy.prior.vae.encode(2 * small - 1).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=g)
         z = (0.18215 * z).unflatten(0, (B, V))
     abar = scaled_linear_alphas_cumprod()[seen.timesteps].view(B, 1, 1, 1, 1)
@@ -49,7 +50,11 @@ def estimate(energy, seen, kind, scale, rescale):
     x_t = a * z + s * torch.randn(z.shape, generator=g)
     x0 = []
     for text in (seen.text.cond, seen.text.uncond):
-        out = predict(energy.unet, x_t, seen.timesteps, text, seen.cameras.c2w).double()
+        set_views(energy.prior.unet, V)
+        rows = (x.flatten(0, 1) for x in (x_t, text, mvdream_camera(seen.cameras.c2w)))
+        sample, words, cameras = rows
+        t = seen.timesteps.repeat_interleave(V)
+        out = energy.prior.unet(sample, t, words, class_labels=cameras).sample.unflatten(0, (B, V)).double()
         x0.append({"epsilon": (x_t - s * out) / a, "sample": out, "v_prediction": a * x_t - s * out}[kind])
     guided = x0[1] + scale * (x0[0] - x0[1])
     result = []
@@ -62,7 +67,7 @@ def estimate(energy, seen, kind, scale, rescale):
 @pytest.mark.parametrize(("scale", "rescale"), [(50.0, 0.5), (3.0, 0.0)])
 @pytest.mark.parametrize("vae", [None, "shared"])
 def test_energy_is_eq_8(tiny_mv_folder, kind, scale, rescale, vae):
-    energy = MultiViewEnergy(tiny_mv_folder(kind), vae=vae, guidance_scale=scale, rescale=rescale)
+    energy = mvs(tiny_mv_folder(kind), vae=vae, guidance_scale=scale, rescale=rescale)
     seen = views()
     with torch.no_grad():
         target = estimate(energy, seen, kind, scale, rescale)
@@ -75,14 +80,15 @@ def test_energy_is_eq_8(tiny_mv_folder, kind, scale, rescale, vae):
 
 
 def test_guidance_and_rescale_are_mvdream_s_by_default(tiny_mv_folder):
-    energy = MultiViewEnergy(tiny_mv_folder())
-    assert (energy.guidance_scale, energy.rescale, energy.x0_limit, energy.image_size) == (50.0, 0.5, None, 16)
+    energy = mvs(tiny_mv_folder())
+    assert energy.prior.guidance == Guidance(scale=50.0, x0_rescale=0.5, over="rig")
+    assert energy.prior.image_size == 16
 
 
 def test_the_target_is_a_constant_and_the_network_is_asked_once(tiny_mv_folder):
-    energy = MultiViewEnergy(tiny_mv_folder())
+    energy = mvs(tiny_mv_folder())
     calls = []
-    energy.unet.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[0]))
+    energy.prior.unet.register_forward_hook(lambda module, args, out: calls.append(args[0].shape[0]))
     seen = views()
     seen.rgb.requires_grad_()
     energy(seen).sum().backward()
@@ -91,18 +97,18 @@ def test_the_target_is_a_constant_and_the_network_is_asked_once(tiny_mv_folder):
 
 
 def test_a_smaller_estimate_is_resized_to_the_latents(tiny_mv_folder):
-    energy = MultiViewEnergy(tiny_mv_folder())
+    energy = mvs(tiny_mv_folder())
     seen = views(latent_size=16)
     coherence = energy(seen)
-    target = energy.estimate(views(latent_size=16))
+    target, _ = energy.estimate(views(latent_size=16))
     assert target.shape == (B, V, 4, 8, 8)
     large = interpolate(target.flatten(0, 1), (16, 16), mode="bilinear", align_corners=False).view_as(seen.x0)
     torch.testing.assert_close(coherence, -0.5 * (seen.x0 - large).square().sum((1, 2, 3, 4)))
 
 
 def test_x0_limit_bounds_the_target(tiny_mv_folder):
-    free, limited = (MultiViewEnergy(tiny_mv_folder(), x0_limit=limit) for limit in (None, 1.05))
-    one, two = free.estimate(views()), limited.estimate(views())
+    free, limited = (mvs(tiny_mv_folder(), x0_limit=limit) for limit in (None, 1.05))
+    (one, _), (two, _) = free.estimate(views()), limited.estimate(views())
     assert one.abs().max() > 1.05
     torch.testing.assert_close(two, one.clamp(-1.05, 1.05))
 
@@ -112,17 +118,17 @@ def test_the_autoencoder_may_come_from_elsewhere(tiny_mv_folder, tiny_sd_folder,
     shutil.copytree(tiny_mv_folder(), folder)
     shutil.rmtree(folder / "vae")
     with pytest.raises(UserError, match=r"energy\.vae"):
-        MultiViewEnergy(folder)
-    assert MultiViewEnergy(folder, vae=tiny_sd_folder())(views()).shape == (B,)
+        mvs(folder)
+    assert mvs(folder, vae=tiny_sd_folder())(views()).shape == (B,)
 
 
 def test_shared_latents_take_no_autoencoder_and_one_draw(tiny_mv_folder, tmp_path):
     folder = tmp_path / "without"
     shutil.copytree(tiny_mv_folder(), folder)
     shutil.rmtree(folder / "vae")
-    energy, seen = MultiViewEnergy(folder, vae="shared"), views()
+    energy, seen = mvs(folder, vae="shared"), views()
     blank = Views(**{**vars(views()), "rgb": torch.full_like(seen.rgb, torch.nan)})
-    assert torch.equal(energy.estimate(seen), energy.estimate(blank))  # the renders are not looked at
+    assert torch.equal(energy.estimate(seen)[0], energy.estimate(blank)[0])  # the renders are not looked at
     expected = torch.Generator().manual_seed(11)
     assert seen.latents is not None and seen.generator is not None
     torch.randn(seen.latents.shape, generator=expected)
@@ -131,21 +137,21 @@ def test_shared_latents_take_no_autoencoder_and_one_draw(tiny_mv_folder, tmp_pat
 
 @pytest.mark.parametrize("latents", [None, torch.zeros(B, V, 4, 16, 16), torch.zeros(B, V, 8, 8, 8)])
 def test_shared_latents_of_another_shape_are_refused(tiny_mv_folder, latents):
-    energy = MultiViewEnergy(tiny_mv_folder(), vae="shared")
+    energy = mvs(tiny_mv_folder(), vae="shared")
     with pytest.raises(UserError, match=r"energy\.vae=shared.*4x8x8.*energy\.vae=FOLDER"):
         energy(Views(**{**vars(views()), "latents": latents}))
 
 
 def test_latents_of_another_kind_are_refused(tiny_mv_folder):
     with pytest.raises(UserError, match=r"4 channels.*12"):
-        MultiViewEnergy(tiny_mv_folder())(views(channels=12))
+        mvs(tiny_mv_folder())(views(channels=12))
 
 
 def test_text_of_another_width_is_refused(tiny_mv_folder):
     seen = views()
-    wide = Conditioning(*(torch.randn(B, V, 12, 24) for _ in range(2)))
+    wide = TextPair(*(torch.randn(B, V, 12, 24) for _ in range(2)))
     with pytest.raises(UserError, match=r"16.*24"):
-        MultiViewEnergy(tiny_mv_folder())(Views(**{**vars(seen), "text": wide}))
+        mvs(tiny_mv_folder())(Views(**{**vars(seen), "text": wide}))
 
 
 def test_random_energy_has_a_fresh_white_gradient():

@@ -1,0 +1,74 @@
+"""The config of train.py: what each value may be, and which function takes each group."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from jointdreamer.arguments import Range, Takes
+from jointdreamer.cameras import Rig
+from jointdreamer.cli.settings import Count, Device, Precision, Seed, Steps, check, orbit
+from jointdreamer.distillation.registry import check_terms
+from jointdreamer.energies.registry import build_energy, check_energy
+from jointdreamer.optim import build_optimizer
+from jointdreamer.priors.prompts import Prompts
+from jointdreamer.priors.registry import check_prior
+from jointdreamer.runs.memory import plan_memory
+from jointdreamer.scenes.registry import check_scene
+
+
+@dataclass(frozen=True)
+class Every:
+    """Steps between two rows, pictures and checkpoints; 0 is never."""
+
+    log: Count
+    view: Steps
+    checkpoint: Steps
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is made at the end, and the camera that sees it."""
+
+    views: Annotated[int, Range(0, 10_000)]  # of the turntable; 0 for none
+    resolution: Annotated[int, Range(8, 4096)]
+    fps: Annotated[int, Range(1, 240)]
+    mesh_resolution: Annotated[int, Range(8, 1024)]
+    elevation_deg: Annotated[float, Range(-90, 90)]
+    distance: Annotated[float, Range(0.1, 1000)]
+    fovy_deg: Annotated[float, Range(1, 179)]
+
+    @property
+    def orbit(self) -> dict[str, float]:
+        """The camera, as `orbit_cameras` takes it."""
+        return orbit(vars(self))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The config of train.py, less what scene, terms and priors take."""
+
+    prompt: str
+    negative_prompt: str
+    seed: Seed
+    name: str
+    out_dir: str
+    device: Device
+    precision: Precision
+    every: Annotated[dict, Takes(Every)]
+    output: Annotated[dict, Takes(Output)]
+    cameras: Annotated[dict, Takes(Rig)]
+    optimizer: Annotated[dict, Takes(build_optimizer)]
+    prompts: Annotated[dict, Takes(Prompts)]
+    memory: Annotated[dict, Takes(plan_memory)]
+    energy: Annotated[dict, Takes(build_energy)]
+    schedule: dict
+    models: dict
+    logger: dict
+
+
+def check_training(cfg: dict[str, Any]) -> None:
+    """`check` of train.py's config, with what its scene, terms, energy and priors take. Raises UserError, one line."""
+    check(cfg, TrainConfig)
+    check_scene(cfg, **cfg["scene"])
+    check_energy(cfg["models"], **cfg["energy"])
+    check_terms(**cfg["distillation"])
+    check_prior("text_to_image", cfg["models"])

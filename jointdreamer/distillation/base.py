@@ -1,0 +1,69 @@
+"""What a term is: one thing that teaches the scene. A step adds up the terms' losses."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.scenes.base import Render, Scene
+
+
+class Term(nn.Module, ABC):
+    """One thing that teaches the scene: a score distillation, a reference picture, ..."""
+
+    def __init__(self) -> None:  # nn.Module's own takes anything: an option of another term would pass unseen
+        super().__init__()
+        self.chunk: int | None = None  # images in an autoencoder at a time, all by default
+        self.metrics: dict[str, Tensor] = {}  # of the last step, for the log: scalars by name
+
+    @abstractmethod
+    def forward(
+        self,
+        scene: Scene,
+        render: Render,
+        cameras: Cameras,
+        now: SimpleNamespace,  # the plan at this step
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Losses by their name in `schedule.loss`, not multiplied by its weights; all draws are the generator's."""
+
+    def check(self, rig: Rig) -> None:
+        """Raise UserError, one line, for a rig that this term cannot use. Asked before training."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of its own that are trained, by role, as `Scene.parameter_groups`."""
+        return {}
+
+    def describe(self) -> dict[str, str]:
+        """What it runs on, for the log: {"networks": "bfloat16"}."""
+        return {}
+
+    def sources(self) -> list[Path]:
+        """Files and folders of the weights it read, for the record of the run."""
+        return []
+
+    def pictures(self) -> dict[str, Tensor]:
+        """What it saw and wanted at the last step: rows of pictures (V, 3, H, W) by name. Draws no random number."""
+        return {}
+
+
+def metrics_of(terms: Sequence[Term]) -> dict[str, Tensor]:
+    """What the terms report of the last step; the first one's word counts where two have a name."""
+    return {name: value for term in reversed(terms) for name, value in term.metrics.items()}
+
+
+def pictures_of(terms: Sequence[Term]) -> dict[str, Tensor]:
+    """The terms' rows of pictures of the last step, as `metrics_of`."""
+    return {name: rows for term in reversed(terms) for name, rows in term.pictures().items()}
+
+
+def weighted_sum(losses: dict[str, Tensor], weights: SimpleNamespace) -> Tensor:
+    """The loss of a step: each loss times its weight in `schedule.loss`."""
+    total = torch.zeros(())
+    for name, loss in losses.items():
+        total = total.to(loss.device) + getattr(weights, name) * loss
+    return total

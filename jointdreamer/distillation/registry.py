@@ -1,0 +1,89 @@
+"""Terms by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
+from jointdreamer.cameras import Rig
+from jointdreamer.distillation.base import Term
+from jointdreamer.energies.base import Energy
+from jointdreamer.errors import UserError
+from jointdreamer.priors.base import Prior
+from jointdreamer.priors.prompts import Prompts
+
+TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
+BUILT = ("prior", "text", "energy", "timesteps", "name")  # options that are objects, or that the config cannot say
+
+
+def options_of(name: str, given: Any, shared: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A term's kind, and its options as the config says them. Raises UserError for a name or class without a term."""
+    family = f"distillation.terms.{name}"
+    if not isinstance(given, Mapping):
+        raise UserError(f"{family}={given!r}: wanted a group of settings")
+    kind = given.get("kind", "jsd")
+    wanted = parameters_of(kind, TERMS, Term, family)
+    common = {key: value for key, value in shared.items() if key in wanted}
+    return kind, {**common, **{key: value for key, value in given.items() if key != "kind"}}
+
+
+def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
+    """Refuse, before anything is loaded, what `build_terms` would refuse. Raises UserError, one line."""
+    earlier: list[str] = []
+    for name, given in terms.items():
+        family = f"distillation.terms.{name}"
+        kind, options = options_of(name, given, shared)
+        if options.get("timesteps") not in (None, *earlier):
+            came = options["timesteps"]
+            raise UserError(f"{family}.timesteps={came!r}: wanted the name of a term before it, or null")
+        earlier.append(name)
+        function = function_of(kind, TERMS, Term, family)
+        if "prior" in inspect.signature(function).parameters and "prior" not in options:
+            raise UserError(f"{family}.prior is missing: say {family}.prior=text_to_image, or another of `models`")
+        for key, value in options.items():
+            if key not in BUILT:  # under the name by which the user said it
+                check_arguments(function, {key: value}, family if key in given else "distillation", whole=False)
+
+
+def build_terms(
+    terms: Mapping[str, Mapping[str, Any]],
+    prior: Callable[[str], Prior],
+    energy: Callable[[], Energy],
+    prompts: Prompts,
+    rig: Rig,
+    **shared: Any,
+) -> list[Term]:
+    """The terms of a run: first their priors are read, then the energy, and last the prompt is embedded.
+
+    terms: the options of each, by the name of its loss in `schedule.loss`; `kind` is a short name (jsd), or your own
+        "module:Class"
+    prior: gives the prior of a role among the models, which a term names as `prior`
+    energy: gives the energy, for the first term that takes one
+    prompts: what each prior embeds
+    rig: must suit them all
+    shared: options for every term whose class has them, and that does not say otherwise
+
+    Raises UserError for a name, class or option that does not exist, and a rig that does not suit.
+    """
+    chosen = {name: options_of(name, given, shared) for name, given in terms.items()}
+    wanted = {
+        name: parameters_of(kind, TERMS, Term, f"distillation.terms.{name}") for name, (kind, _) in chosen.items()
+    }
+    roles = dict.fromkeys(options["prior"] for name, (_, options) in chosen.items() if "prior" in wanted[name])
+    priors = {role: prior(role) for role in roles}
+    if first := next((name for name in terms if "energy" in wanted[name]), None):
+        chosen[first][1]["energy"] = between = energy()
+        between.check_rig(rig)  # before the prompt is embedded, which may have things to say
+    built: dict[str, Term] = {}
+    for name, (kind, options) in chosen.items():
+        if "prior" in wanted[name]:
+            options["prior"] = priors[options["prior"]]
+        if "text" in wanted[name]:
+            options["text"] = options["prior"].embed(prompts)
+        if "name" in wanted[name]:
+            options["name"] = name
+        if options.get("timesteps"):
+            options["timesteps"] = built[options["timesteps"]]
+        built[name] = build_by_name(kind, TERMS, Term, f"distillation.terms.{name}", options)
+        built[name].check(rig)
+    return list(built.values())

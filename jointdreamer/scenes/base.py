@@ -1,0 +1,84 @@
+"""What a scene is: something with parameters that cameras can see."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jointdreamer.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class Render:
+    """B rigs of V views with R x R pixels. Lengths in world units.
+
+    What a scene does not know is None. Sums over the samples of each pixel only: what is kept for every sample would
+    grow with the resolution.
+    """
+
+    rgb: Tensor  # (B, V, 3, R, R) in [0, 1]
+    opacity: Tensor  # (B, V, 1, R, R) in [0, 1]
+    depth: Tensor | None = None  # (B, V, 1, R, R) sum w t along the ray: not divided by the opacity
+    normal: Tensor | None = None  # (B, V, 3, R, R) sum w n in the world frame, not normalised
+    z_variance: Tensor | None = None  # (B, V, 1, R, R) sum w (t - depth)^2
+    facing_away: Tensor | None = None  # (B, V, 1, R, R) sum stopgrad(w) max(0, n . d)^2, d the ray's unit direction
+    n_samples: int = 0  # of all pixels together
+
+
+class Scene(nn.Module, ABC):
+    """What is optimised, and how cameras see it."""
+
+    lr_scale: Mapping[str, float] = {}
+
+    @abstractmethod
+    def render(
+        self,
+        cameras: Cameras,  # (B, V)
+        now: SimpleNamespace | None = None,
+        generator: torch.Generator | None = None,
+        chunk: int | None = None,
+        normals: bool = True,
+    ) -> Render:
+        """What the cameras see.
+
+        now: the plan at this step (`now.shading`, `now.loss`)
+        generator: every random draw of training comes from it; without one this is evaluation: no random draw, the
+            evaluation's background
+        chunk: pixels that are in memory at a time, all by default; changes nothing but the last bits
+        normals: whether an evaluation wants them
+        """
+
+    @abstractmethod
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters by role, as `schedule.lr` names them: "geometry", "appearance", "background", ...
+
+        A part of a role has a name behind a colon, "geometry:encoding"; `lr_scale` may hold a factor for it.
+        """
+
+    def regularizers(
+        self, render: Render, weights: SimpleNamespace, cameras: Cameras, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """Losses by name, not multiplied by `weights`; only those whose weight is there and not 0."""
+        return {}
+
+    regularizer_names: tuple[str, ...] = ()  # the losses that `regularizers` knows
+
+    def before_step(self, step: int, generator: torch.Generator) -> None:
+        """Called before the render of each step, e.g. to update an occupancy grid."""
+
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Called after the optimiser, e.g. to densify Gaussians."""
+
+    def describe(self) -> dict[str, str]:
+        """What runs it where it is now, for the log: {"encoding": "numba"}."""
+        return {}
+
+    def mesh(self, resolution: int) -> Any:
+        """The surface as a trimesh.Trimesh with vertex colours. Raises UserError for a scene without one."""
+        from jointdreamer.errors import UserError
+
+        raise UserError(f"{type(self).__name__} has no surface to export")

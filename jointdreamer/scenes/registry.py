@@ -1,0 +1,40 @@
+"""Scenes by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from jointdreamer.arguments import build_by_name, check_arguments, function_of
+from jointdreamer.scenes.base import Scene
+
+SCENES = {"nerf": "jointdreamer.scenes.nerf.scene:NeRF"}  # short name -> where it lives; imported only when chosen
+
+
+def check_scene(groups: Mapping[str, Any], name: str, **options: Any) -> None:
+    """Refuse what `build_scene` would refuse, without building anything. Raises UserError, one line."""
+    function = function_of(name, SCENES, Scene, "scene")
+    check_arguments(function, _groups_of(function, groups), "", whole=False)
+    check_arguments(function, options, "scene", whole=False)
+
+
+def _groups_of(function: Callable, groups: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = inspect.signature(function).parameters
+    return {key: groups[key] for key in ("field", "background", "renderer") if key in wanted and key in groups}
+
+
+def build_scene(name: str, groups: Mapping[str, Any], device: torch.device | str = "cpu", **options: Any) -> Scene:
+    """Build a scene from its short name, or from your own "module:Class".
+
+    groups: the config's groups; those that the scene's builder names (field, background, renderer) are given to it
+    device: where it will be; one that takes it may compile for it, and nothing is moved
+    options: what `scene` holds beside its name
+
+    Raises UserError for a name, module, class or option that does not exist.
+    """
+    function = function_of(name, SCENES, Scene, "scene")
+    shared = _groups_of(function, groups)
+    if "device" in inspect.signature(function).parameters:
+        shared["device"] = device
+    return build_by_name(name, SCENES, Scene, "scene", {**shared, **options})
