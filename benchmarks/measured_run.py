@@ -270,9 +270,9 @@ def stages(plan: Any) -> list[dict[str, int]]:
 
 def constants(now: SimpleNamespace) -> dict[str, Any]:
     """The plan's values at one step, as a schedule that never changes."""
-    found = {k: constants(v) if isinstance(v, SimpleNamespace) else v for k, v in vars(now).items()}
+    found: dict[str, Any] = {k: constants(v) if isinstance(v, SimpleNamespace) else v for k, v in vars(now).items()}
     if "guidance_scale" in found:  # schedules are written with the paper's s = s' - 1
-        found["guidance_scale"] -= 1
+        found["guidance_scale"] = found["guidance_scale"] - 1
     return found
 
 
