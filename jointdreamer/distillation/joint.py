@@ -127,10 +127,10 @@ class JointScoreDistillation(Term):
         self.latents = {}
         if energy_grad.any():
             self.latents = {
-                "noisy": x_t,
-                "x0": noised.x0(target),
-                "wanted": noised.x0(seen) + noised.alpha_t * energy_grad,  # dC/dx0 = alpha_t dC/dx_t
-                "after": noised.x0(joint),
+                "noised": x_t,
+                "x0 of the prior": noised.x0(target),
+                "x0 that the energy wants": noised.x0(seen) + noised.alpha_t * energy_grad,  # dC/dx0 = alpha_t dC/dx_t
+                "x0 after the energy": noised.x0(joint),
             }
         return joint
 
