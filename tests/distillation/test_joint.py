@@ -183,9 +183,9 @@ def test_a_step_reports_what_it_saw():
     distillation, render = term(PullEnergy(target), mask="none"), renders()
     step(distillation, render)
     x, shown = drawn(render), distillation.pictures()
-    assert list(shown) == ["noisy", "x0", "wanted", "after"]
+    assert list(shown) == ["noised", "x0 of the prior", "x0 that the energy wants", "x0 after the energy"]
     torch.testing.assert_close(shown["x0"], x.x0(GUIDED * x.x_t)[0])
-    torch.testing.assert_close(shown["wanted"], target[0])  # the optimum of this energy
+    torch.testing.assert_close(shown["x0 that the energy wants"], target[0])  # the optimum of this energy
     assert distillation.metrics["coherence"] < 0
     step(term(None), render)
     assert term(None).pictures() == {}
