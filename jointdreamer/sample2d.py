@@ -32,7 +32,7 @@ def sample_views(
 ) -> Tensor:
     """Clean latents (B, V, C, h, w) by DDIM without noise on the way (Song et al. 2021, eta 0), joined by the energy.
 
-    At each of `steps` noise levels the prediction is Eq. 5's: A - lambda sigma_t dC/dx_t. With `now.energy_weight` 0
+    At each of `steps` noise levels the prediction is eps_hat - lambda sigma_t dC/dx_t. With `now.energy_weight` 0
     or NoEnergy the views are independent, and `generator` is not drawn from.
     """
     process = term.prior.process
@@ -41,7 +41,7 @@ def sample_views(
     for t, after in zip(timesteps, timesteps[1:], strict=False):
         t = t.expand(len(x_t))
         noised = Noised(x_t, x_t, t, *process.at(t), x_t)
-        noise = term.joint_noise(noised, None, cameras, now, generator)
+        noise = term.joint_noise_pred(noised, None, cameras, now, generator)
         x0 = noised.x0(noise)
         alpha_t, sigma_t = process.at(after.expand(len(x_t)))
         x_t = alpha_t * x0 + sigma_t * noise

@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.errors import UserError
 from jointdreamer.scenes.base import Render, Scene
 
 
@@ -19,6 +21,17 @@ class Term(nn.Module, ABC):
         super().__init__()
         self.chunk: int | None = None  # images in an autoencoder at a time, all by default
         self.metrics: dict[str, Tensor] = {}  # of the last step, for the log: scalars by name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What `forward` returns. Raises UserError, one line, if that is not scalars by name."""
+        losses, name = super().__call__(*args, **kwargs), type(self).__name__
+        if not isinstance(losses, dict):
+            raise UserError(f"term {name} must return its losses by name, a dict, got {type(losses).__name__}")
+        for key, value in losses.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise UserError(f"term {name}: loss {key!r} must be a scalar tensor, got {came}")
+        return losses
 
     @abstractmethod
     def forward(
@@ -62,7 +75,9 @@ def pictures_of(terms: Sequence[Term]) -> dict[str, Tensor]:
 
 
 def weighted_sum(losses: dict[str, Tensor], weights: SimpleNamespace) -> Tensor:
-    """The loss of a step: each loss times its weight in `schedule.loss`."""
+    """The loss of a step: each loss times its weight in `schedule.loss`. Raises UserError for one without a weight."""
+    if missing := [name for name in losses if not hasattr(weights, name)]:
+        raise UserError(f"schedule.loss.{missing[0]} is missing: the weight of a loss that a term returns")
     total = torch.zeros(())
     for name, loss in losses.items():
         total = total.to(loss.device) + getattr(weights, name) * loss

@@ -1,4 +1,4 @@
-"""B in grad = w(t) [A - lambda sigma_t dC/dx_t - B]: what a score distillation subtracts."""
+"""What a score distillation subtracts from the noise prediction: eps in Eq. 2 and 5, other things in other methods."""
 
 from abc import ABC, abstractmethod
 from types import SimpleNamespace
@@ -14,14 +14,14 @@ class Baseline(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
-        """B (B, V, C, h, w), without a graph."""
+        """(B, V, C, h, w), without a graph."""
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that are trained beside the scene, by role."""
         return {}
 
 
-class DrawnNoise(Baseline):
+class AddedNoise(Baseline):
     """The noise that was added: SDS (Poole et al. 2022, Eq. 3), and JSD (Eq. 5)."""
 
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:

@@ -6,7 +6,7 @@ from jointdreamer.energies.base import Energy, Views
 
 
 class NoEnergy(Energy):
-    """C = 0 for every rig; `energy_gradient` does not even ask."""
+    """C = 0 for every rig; `JointScoreDistillation` does not even ask."""
 
     def forward(self, views: Views) -> Tensor:
         return views.x0.new_zeros(views.x0.shape[0])

@@ -1,4 +1,4 @@
-"""A in grad = w(t) [A - lambda sigma_t dC/dx_t - B]: what a prior wants, guided by the text."""
+"""The noise prediction eps_hat of Eq. 2 and 5: classifier-free guidance and its relatives."""
 
 from dataclasses import dataclass
 from typing import Literal

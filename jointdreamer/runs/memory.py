@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from jointdreamer.cameras import Rig, sample_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.reading import is_out_of_memory
-from jointdreamer.scenes.base import Render, Scene
+from jointdreamer.scenes.base import Render, Scene, check_render
 from jointdreamer.schedules import Plan
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class Trial:
         parameters = [p for group in self.scene.parameter_groups().values() for p in group]
         with self.untraced(), live(self.device) as counted:
             render = self.scene.render(cameras, self.now, self.generator, chunk)
+            check_render(render, cameras, type(self.scene).__name__)
             kept = counted.now
             seen = [value for value in pictures(render).values() if value.requires_grad]
             loss: Any = sum(value.square().sum() for value in seen)

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras
+from jointdreamer.errors import UserError
+
+CHANNELS = {"rgb": 3, "opacity": 1, "depth": 1, "normal": 3, "z_variance": 1, "facing_away": 1}  # of a Render
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,20 @@ class Render:
     z_variance: Tensor | None = None  # (B, V, 1, R, R) sum w (t - depth)^2
     facing_away: Tensor | None = None  # (B, V, 1, R, R) sum stopgrad(w) max(0, n . d)^2, d the ray's unit direction
     n_samples: int = 0  # of all pixels together
+
+
+def check_render(render: Render, cameras: Cameras, name: str) -> None:
+    """Raise UserError, one line, if what a scene of this name renders is no `Render` of the right shapes."""
+    if not isinstance(render, Render):
+        raise UserError(f"scene {name}: render must return a Render, got {type(render).__name__}")
+    size = (*cameras.azimuth.shape, cameras.resolution, cameras.resolution)
+    for key, channels in CHANNELS.items():
+        value, wanted = getattr(render, key), (*size[:2], channels, *size[2:])
+        if value is None and key not in ("rgb", "opacity"):
+            continue
+        if not isinstance(value, Tensor) or value.shape != wanted:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"scene {name}: render's {key} must be {wanted}, (B, V, channels, R, R), got {came}")
 
 
 class Scene(nn.Module, ABC):
@@ -79,6 +96,4 @@ class Scene(nn.Module, ABC):
 
     def mesh(self, resolution: int) -> Any:
         """The surface as a trimesh.Trimesh with vertex colours. Raises UserError for a scene without one."""
-        from jointdreamer.errors import UserError
-
         raise UserError(f"{type(self).__name__} has no surface to export")

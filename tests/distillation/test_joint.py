@@ -11,10 +11,11 @@ from jointdreamer.diffusion import Noised, NoiseProcess, add_noise, noise_like, 
 from jointdreamer.distillation.joint import (
     WEIGHTINGS,
     JointScoreDistillation,
-    bounded_weight,
+    clamp_x0,
+    damped_weight,
     energy_gradient,
-    limit_x0,
     surrogate_loss,
+    views_of,
 )
 from jointdreamer.energies.base import Energy
 from jointdreamer.energies.none import NoEnergy
@@ -112,11 +113,11 @@ def drawn(render, seed=3):
     return add_noise(KnownPrior().process, render.rgb, t, g)
 
 
-def gradient(energy, render, x, prior=None, seen=None, weight=1.25, **options):
+def gradient(energy, render, x, prior=None, seen=None, **options):
     prior, seen = prior or KnownPrior(), UNCOND * x.x_t if seen is None else seen
-    return energy_gradient(
-        energy, prior, x, GUIDED * x.x_t, seen, render, NOTHING, NOTHING, weight, generator(), **options
-    )
+    text = [Condition(torch.ones(())), Condition(torch.zeros(()))]
+    views = views_of(prior, x, GUIDED * x.x_t, render, NOTHING, text, generator())
+    return energy_gradient(energy, views, x, seen, **options)
 
 
 # The whole of Eq. 5
@@ -184,7 +185,7 @@ def test_a_step_reports_what_it_saw():
     step(distillation, render)
     x, shown = drawn(render), distillation.pictures()
     assert list(shown) == ["noised", "x0 of the prior", "x0 that the energy wants", "x0 after the energy"]
-    torch.testing.assert_close(shown["x0"], x.x0(GUIDED * x.x_t)[0])
+    torch.testing.assert_close(shown["x0 of the prior"], x.x0(GUIDED * x.x_t)[0])
     torch.testing.assert_close(shown["x0 that the energy wants"], target[0])  # the optimum of this energy
     assert distillation.metrics["coherence"] < 0
     step(term(None), render)
@@ -265,11 +266,11 @@ class Forbidden(Energy):
 
 @pytest.mark.parametrize(("energy", "weight"), [(Forbidden(), 0), (Forbidden(), 0.0), (NoEnergy(), 1.25)])
 def test_an_energy_without_weight_is_not_asked(energy, weight):
-    x, g = noised(), generator(5)
+    x, g, distillation = noised(), generator(5), term(energy)
     before = g.get_state()
-    grad, coherence = energy_gradient(energy, KnownPrior(), x, x.noise, x.noise, renders(), NOTHING, NOTHING, weight, g)
-    assert torch.equal(grad, torch.zeros_like(x.noise)) and torch.equal(coherence, torch.zeros(B).double())
-    assert torch.equal(g.get_state(), before)
+    found = distillation.joint_noise_pred(x, renders(), NOTHING, now(energy_weight=weight), g)
+    assert torch.equal(found, guided(COND * x.x_t, UNCOND * x.x_t, 2.0)) and distillation.metrics["coherence"] == 0
+    assert torch.equal(g.get_state(), before) and distillation.pictures() == {}
 
 
 class MeanEnergy(Energy):
@@ -300,12 +301,12 @@ def test_unknown_choices_are_refused(options):
 def test_limit_clamps_the_implied_x0_and_nothing_else():
     x = noised()
     noise = GUIDED * x.x_t
-    limited = limit_x0(noise, x, 0.7)
+    limited = clamp_x0(noise, x, 0.7)
     torch.testing.assert_close(x.x0(limited), x.x0(noise).clamp(-0.7, 0.7))
     inside = x.x0(noise).abs() <= 0.7
     assert 0 < inside.double().mean() < 1
     torch.testing.assert_close(limited[inside], noise[inside])
-    assert limit_x0(noise, x, None) is noise
+    assert clamp_x0(noise, x, None) is noise
 
 
 def test_a_bounded_energy_never_passes_its_optimum():
@@ -314,9 +315,9 @@ def test_a_bounded_energy_never_passes_its_optimum():
     a, s, noise = x.alpha_t, x.sigma_t, GUIDED * x.x_t
     energy_grad = (target - x.x0(noise)) / a  # dC/dx_t by hand, at the guided estimate
     size = 1.25 * (s / a) ** 2
-    moved = x.x0(noise - bounded_weight(1.25, x, 1.0) * s * energy_grad)
+    moved = x.x0(noise - damped_weight(1.25, x, 1.0) * s * energy_grad)
     torch.testing.assert_close(moved, x.x0(noise) + size / (1 + size) * (target - x.x0(noise)))
-    unbounded = x.x0(noise - bounded_weight(1.25, x, None) * s * energy_grad)
+    unbounded = x.x0(noise - damped_weight(1.25, x, None) * s * energy_grad)
     torch.testing.assert_close(unbounded, x.x0(noise) + size * (target - x.x0(noise)))
 
 

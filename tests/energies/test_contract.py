@@ -7,8 +7,10 @@ import torch
 
 from jointdreamer.cameras import Cameras, Rig, sample_cameras
 from jointdreamer.diffusion import Noised, add_noise, noise_from_x0
-from jointdreamer.distillation.joint import energy_gradient
+from jointdreamer.distillation.joint import energy_gradient, views_of
+from jointdreamer.energies.none import NoEnergy
 from jointdreamer.energies.registry import ENERGIES, build_energy
+from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.prompts import TextPair
 
@@ -61,7 +63,11 @@ def rig(scene, i):
 
 def ask(energy, s, seed=0):
     g = torch.Generator().manual_seed(seed)
-    return energy_gradient(energy, s.prior, s.noised, s.noise, 0.9 * s.noise, s.render, s.cameras, s.text, 1.25, g)
+    text = [Condition(s.text.cond), Condition(s.text.uncond)]
+    views = views_of(s.prior, s.noised, s.noise, s.render, s.cameras, text, g)
+    if isinstance(energy, NoEnergy):  # the loop does not ask it
+        return torch.zeros_like(s.noised.x_t), energy(views)
+    return energy_gradient(energy, views, s.noised, 0.9 * s.noise)
 
 
 def test_one_finite_number_per_rig_and_a_finite_gradient(energy, scene):

@@ -60,7 +60,7 @@ class Images(Term):
         torch.empty(2_500_000 * (self.chunk or n_images))
         self.kept = torch.empty(250)
         torch.rand(1)  # its own luck
-        return {"images": render.rgb.square().sum() + torch.rand(1, generator=generator)}
+        return {"images": render.rgb.square().sum() + torch.rand((), generator=generator)}
 
 
 def plan(**changes: Any) -> Plan:
