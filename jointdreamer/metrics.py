@@ -26,8 +26,8 @@ def is_janus(face_seen: Tensor) -> bool:
     return face_arcs(face_seen) >= 2 or float(face_seen.float().mean()) > ALL_ROUND
 
 
-def turning(judged_azimuth: Tensor, true_azimuth: Tensor) -> float:
-    """R = |mean exp(i (judged - true))| over views (K,), radians.
+def resultant_length(judged_azimuth: Tensor, true_azimuth: Tensor) -> float:
+    """Mean resultant length R = |mean exp(i (judged - true))| over views (K,), radians.
 
     1: the object turns with the camera. 0: it looks the same from everywhere. A wrong but constant front keeps 1.
     """
@@ -35,9 +35,9 @@ def turning(judged_azimuth: Tensor, true_azimuth: Tensor) -> float:
     return float(torch.complex(error.cos(), error.sin()).mean().abs())
 
 
-def has_front(turning: float) -> bool:
-    """Whether an object whose R is `turning` has a front. Without one it cannot be Janus, nor be free of it."""
-    return turning >= FRONT
+def has_front(resultant_length: float) -> bool:
+    """Whether an object with this R has a front. Without one it cannot be Janus, nor be free of it."""
+    return resultant_length >= FRONT
 
 
 def roc_auc(score: Tensor, label: Tensor) -> float:

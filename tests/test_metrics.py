@@ -14,10 +14,10 @@ from jointdreamer.metrics import (
     is_janus,
     moments,
     recall_at,
+    resultant_length,
     retrieval_ranks,
     roc_auc,
     turn_consistency,
-    turning,
     zero_shot,
 )
 
@@ -46,18 +46,18 @@ def test_a_second_face_is_a_second_arc(seen, arcs, janus):
 
 
 def test_an_object_that_turns_with_the_camera_has_r_1_whatever_its_front():
-    assert turning(AZIMUTH, AZIMUTH) == pytest.approx(1)
-    assert turning(AZIMUTH + 2.0, AZIMUTH) == pytest.approx(1)
+    assert resultant_length(AZIMUTH, AZIMUTH) == pytest.approx(1)
+    assert resultant_length(AZIMUTH + 2.0, AZIMUTH) == pytest.approx(1)
 
 
 def test_the_same_picture_from_everywhere_has_r_0():
-    assert turning(torch.zeros(16), AZIMUTH) == pytest.approx(0, abs=1e-6)
+    assert resultant_length(torch.zeros(16), AZIMUTH) == pytest.approx(0, abs=1e-6)
 
 
 def test_two_opposite_fronts_cancel():
     judged = torch.where(AZIMUTH.cos() > 0, AZIMUTH, AZIMUTH - math.pi)
     by_hand = abs(sum(complex(math.cos(e), math.sin(e)) for e in (judged - AZIMUTH).tolist())) / 16
-    assert turning(judged, AZIMUTH) == pytest.approx(by_hand, abs=1e-6)
+    assert resultant_length(judged, AZIMUTH) == pytest.approx(by_hand, abs=1e-6)
     assert by_hand < 0.1
 
 

@@ -15,7 +15,7 @@ from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.weights.find import find_weights, load_part
 
-LOUDER = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
+GRADIENT_SCALE = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -104,24 +104,23 @@ class ClassifierEnergy(Energy):
             raise UserError("energy=cls compares views: it needs cameras.n_views of at least 2, got 1")
 
         def see(x0: Tensor) -> Features:  # (B, C, h, w) latents of one view of every rig
-            images = self.images(ScaleGradient.apply(x0, 1 / LOUDER), views)
-            return self.classifier.encode(ScaleGradient.apply(images, LOUDER))
+            images = self.images(ScaleGradient.apply(x0, 1 / GRADIENT_SCALE), views)
+            return self.classifier.encode(ScaleGradient.apply(images, GRADIENT_SCALE))
 
-        given = one_hot(views.cameras.front.to(views.x0.device), n_views).bool()[:, :, None, None, None] & self.anchored
-        ahead = views.x0 if views.x0_guided is None else views.x0_guided
-        looked_at = torch.where(given, ahead.detach(), views.x0)
+        is_anchor = one_hot(views.cameras.front.to(views.x0.device), n_views).bool() & self.anchored
+        is_anchor = is_anchor[:, :, None, None, None]  # (B, V, 1, 1, 1)
+        anchor = views.x0 if views.x0_guided is None else views.x0_guided
+        x0 = torch.where(is_anchor, anchor.detach(), views.x0)
         if self.ascent:
-            arrived = self._climb(looked_at, given, views)
-            return -0.5 * self.scale * ((views.x0 - arrived) * ~given).square().sum((1, 2, 3, 4))
-        seen = []
-        for x0 in looked_at.unbind(1):
-            seen.append(checkpoint(see, x0, use_reentrant=False) if self.low_memory else see(x0))
-        whole = Features(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*seen, strict=True)))
+            target = self._ascended(x0, is_anchor, views)
+            return -0.5 * self.scale * ((views.x0 - target) * ~is_anchor).square().sum((1, 2, 3, 4))
+        features = [checkpoint(see, x, use_reentrant=False) if self.low_memory else see(x) for x in x0.unbind(1)]
+        whole = Features(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*features, strict=True)))
         return self.scale * self._logits(whole, views).sum(1)
 
     @torch.no_grad()
-    def _climb(self, x0: Tensor, given: Tensor, views: Views) -> Tensor:
-        """Latents of where `ascent` steps lead the images of x0, both (B, V, C, h, w); given: (B, V, 1, 1, 1)."""
+    def _ascended(self, x0: Tensor, is_anchor: Tensor, views: Views) -> Tensor:
+        """Latents (B, V, C, h, w) after `ascent` steps of gradient ascent on the images of x0; the anchors stay."""
         if views.encode is None:
             raise UserError("ascent: these views come without an encoder (Views.encode)")
         images = torch.stack([self.images(one, views) for one in x0.unbind(1)], 1)
@@ -129,7 +128,7 @@ class ClassifierEnergy(Energy):
         def logits(images: Tensor) -> Tensor:
             return self._logits(self.classifier.encode(images.flatten(0, 1)), views)
 
-        return views.encode(climb(images, logits, self.ascent, self.ascent_step, ~given))
+        return views.encode(climb(images, logits, self.ascent, self.ascent_step, ~is_anchor))
 
     def _logits(self, seen: Features, views: Views) -> Tensor:
         """(B, P) of the pairs of each rig; seen: of B * V images, rig by rig."""

@@ -50,7 +50,7 @@ class Measured:
     janus: bool
     janus_confidence: float  # mean probability of the answers, view by view, that decided it
     front: bool  # whether any of it is a front, without which there is no Janus to see
-    turning: float | None  # R of metrics.turning
+    resultant_length: float | None  # R of metrics.resultant_length
     attributes: float | None  # share of the prompt's words seen
     sheet: Path
 
@@ -187,17 +187,17 @@ def _measured(
     if not (are_features(features, views, width) and are_features(fid_features, views, fid_width)):
         return None
     number: dict[str, float | None] = {}
-    for name in ("janus", "janus_confidence", "front", "turning", "attributes"):
+    for name in ("janus", "janus_confidence", "front", "resultant_length", "attributes"):
         value = stored.get(name, np.asarray(math.nan))
         if value.shape != () or not (np.isnan(value) or 0 <= value <= 1):
             return None
         number[name] = None if np.isnan(value) else float(value)
-    janus, sure, front, turning, attributes = number.values()
-    if front is None and turning is not None:  # kept by a version that did not ask
-        front = has_front(turning)
+    janus, sure, front, resultant_length, attributes = number.values()
+    if front is None and resultant_length is not None:  # kept by a version that did not ask
+        front = has_front(resultant_length)
     if features is None or fid_features is None or janus is None or sure is None or front is None:
         return None
-    return Measured(features, fid_features, bool(janus), sure, bool(front), turning, attributes, sheet)
+    return Measured(features, fid_features, bool(janus), sure, bool(front), resultant_length, attributes, sheet)
 
 
 def measure_all(
@@ -310,8 +310,8 @@ def _judged(run: Run, rgb: Tensor, instruments: Instruments) -> dict[str, float]
     return {
         "janus": said.janus,
         "janus_confidence": float(sure),
-        "front": has_front(said.turning),
-        "turning": said.turning,
+        "front": has_front(said.resultant_length),
+        "resultant_length": said.resultant_length,
         "attributes": said.attributes,
     }
 
@@ -324,7 +324,7 @@ def _directions(run: Run, features: np.ndarray, instruments: Instruments) -> dic
         "janus": is_janus(front),
         "janus_confidence": float(told.max(1).mean()),
         "front": bool(front.any()),
-        "turning": math.nan,
+        "resultant_length": math.nan,
         "attributes": math.nan,
     }
 

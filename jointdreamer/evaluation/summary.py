@@ -24,7 +24,7 @@ MEANS: dict[str, tuple[float, float]] = {
     "clip_score": (-100.0, 100.0),
     "r_precision": PERCENT,
     "r_at_5": PERCENT,
-    "turning": (0.0, 1.0),
+    "resultant_length": (0.0, 1.0),
     "attributes": (0.0, 1.0),
     "consistency": (-1.0, 1.0),
     "minutes": (0.0, math.inf),
@@ -149,7 +149,7 @@ def scores(
         "janus": measured.janus,
         "janus_confidence": measured.janus_confidence,
         "front": measured.front or measured.janus,  # two fronts turn with no camera either
-        "turning": measured.turning,
+        "resultant_length": measured.resultant_length,
         "attributes": measured.attributes,
         "consistency": turn_consistency(measured.features) if len(measured.features) > 1 else None,
         "sheet": _relative(measured.sheet, base),

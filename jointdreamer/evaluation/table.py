@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "fid": ("FID", 3),
     "janus": ("Janus %", 1),
     "no_front": ("no front %", 1),
-    "turning": ("R", 2),
+    "resultant_length": ("R", 2),
     "attributes": ("words seen", 2),
     "consistency": ("consistency", 3),
     "minutes": ("minutes", 2),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jointdreamer.cameras import Cameras, orbit_cameras
 from jointdreamer.errors import UserError
-from jointdreamer.metrics import is_janus, turning
+from jointdreamer.metrics import is_janus, resultant_length
 from jointdreamer.toybox import data, raycast
 from jointdreamer.toybox.networks import AZIMUTH_BINS, JudgeNet
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, Toy, sample_toy, solids
@@ -30,7 +30,7 @@ class Verdict:
     """What the judge says of one object seen from 16 azimuths."""
 
     janus: bool
-    turning: float  # R
+    resultant_length: float  # R
     attributes: float  # share of the prompt's words that the front views show
 
 
@@ -57,7 +57,9 @@ def verdict(judge: JudgeNet, rgb: Tensor, toy: Toy | None) -> Verdict:
     true = torch.arange(VIEWS) * (2 * math.pi / VIEWS)
     judged = answers["azimuth"].argmax(1) * (2 * math.pi / AZIMUTH_BINS)
     seen = answers["face"].argmax(1).bool()
-    return Verdict(is_janus(seen), turning(judged, true), math.nan if toy is None else _attributes(answers, toy))
+    return Verdict(
+        is_janus(seen), resultant_length(judged, true), math.nan if toy is None else _attributes(answers, toy)
+    )
 
 
 def _attributes(answers: dict[str, Tensor], toy: Toy) -> float:
@@ -101,8 +103,8 @@ def table(rows: dict[str, list[Verdict]]) -> str:
     """A Markdown table of verdicts, one row a group."""
     lines = ["| | Janus | R mean | R median | Janus or R < 0.4 | attributes right |", "|---|---|---|---|---|---|"]
     for name, verdicts in rows.items():
-        r = [v.turning for v in verdicts]
-        bad = sum(v.janus or v.turning < 0.4 for v in verdicts)
+        r = [v.resultant_length for v in verdicts]
+        bad = sum(v.janus or v.resultant_length < 0.4 for v in verdicts)
         lines.append(
             f"| {name} | {sum(v.janus for v in verdicts)}/{len(r)} | {sum(r) / len(r):.3f} | {median(r):.3f} | "
             f"{bad}/{len(r)} | {sum(v.attributes for v in verdicts) / len(r):.2f} |"

@@ -96,8 +96,8 @@ def main() -> int:
         toy: Toy | None = parse_caption(prompts[number])
         rows[energy].append(verdict(judge, rgb, toy))
         last = rows[energy][-1]
-        print(f"{energy:>6}  seed {seed}  janus {last.janus!s:5}  R {last.turning:.2f}  words {last.attributes:.2f}  "
-              f"{prompts[number]}")  # fmt: skip
+        r, words = last.resultant_length, last.attributes
+        print(f"{energy:>6}  seed {seed}  janus {last.janus!s:5}  R {r:.2f}  words {words:.2f}  {prompts[number]}")
         write_png(args.out / "judged" / f"{energy}_{number:02d}_{seed}.png", grid(rgb[::2], 8))
     print(table({energy: verdicts for energy, verdicts in rows.items() if verdicts}))
     return 1 if failed else 0

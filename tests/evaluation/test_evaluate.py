@@ -179,7 +179,7 @@ def test_runs_of_real_models_are_scored_by_clip_and_by_whatever_fid_is_given(com
     assert extractors["clip"].startswith("a CLIP of width 16 and patches of 4, ")
     assert extractors["fid"].startswith("image embeddings of") and "automatic estimate" in extractors["janus"]
     assert extractors["comparable"] is False and "not of Inception's" in extractors["note"]
-    assert all(row["turning"] is None and isinstance(row["janus"], bool) for row in by_clip["runs"])
+    assert all(row["resultant_length"] is None and isinstance(row["janus"], bool) for row in by_clip["runs"])
 
     scripted: Any = torch.jit.script(Means())
     scripted.save(str(tmp_path / "net.pt"))
@@ -250,7 +250,7 @@ def test_a_study_is_added_up_by_the_report_s_module(command, refused, make_run, 
         (["runs=notes"], ["none of the 1 paths", "no config.yaml"]),
         (["runs=runs", "views=0"], ["views=0", "from 1"]),
         (["runs=runs", "views=many"], ["views='many'"]),
-        (["runs=runs", "resolution=7.5"], ["resolution=7.5", "16 to 2048"]),
+        (["runs=runs", "resolution=7.5"], ["resolution='7.5'", "16 to 2048"]),
         (["runs=runs", "confidence=2"], ["confidence=2"]),
         (["runs=runs", "group_by=[schedule.stepz]"], ["'schedule.stepz'", "dotted keys"]),
         (["runs=runs", "group_by=null"], ["group_by=None"]),

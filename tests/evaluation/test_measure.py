@@ -135,10 +135,10 @@ def test_the_toybox_is_judged_as_the_judge_judges():
     found = measure._judged(run, measure.judging_views(scene), instruments())
     expected = verdict(load_judge(), truth, parse_caption(CAPTION))
     assert (found["janus"], found["attributes"]) == (expected.janus, expected.attributes) == (False, 1.0)
-    assert found["turning"] == pytest.approx(expected.turning) and found["turning"] > 0.95
+    assert found["resultant_length"] == pytest.approx(expected.resultant_length) and found["resultant_length"] > 0.95
     assert 0.5 < found["janus_confidence"] <= 1
     all_round = measure._judged(run, truth[:1].expand_as(truth), instruments())
-    assert all_round["janus"] and all_round["turning"] < 0.01 and found["front"] and not all_round["front"]
+    assert all_round["janus"] and all_round["resultant_length"] < 0.01 and found["front"] and not all_round["front"]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_kept_numbers_of_another_form_are_made_again(make_run):
         ),
         "janus": (np.ones(2, bool), np.array(7), np.array(np.nan), np.zeros((1, 1))),
         "janus_confidence": (np.array(2.0), np.array([0.5])),
-        "turning": (np.array(np.inf), np.array(-3.0)),
+        "resultant_length": (np.array(np.inf), np.array(-3.0)),
     }.items():
         for value in values:
             np.savez(file, **{**arrays, name: value})

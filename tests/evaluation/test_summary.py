@@ -97,7 +97,7 @@ def test_a_group_s_numbers_by_hand(tmp_path):
     assert none["seeds"] == 2
     assert mvs["r_precision"]["mean"] == 75 and mvs["r_precision"]["n"] == 2
     assert (mvs["janus"]["mean"], none["janus"]["mean"]) == (0, 50)
-    assert mvs["turning"] is None and mvs["r_at_5"] is None
+    assert mvs["resultant_length"] is None and mvs["r_at_5"] is None
     # views (1,0) x 3, (0,1): mean (3/4, 1/4), covariance 1/4 [[1, -1], [-1, 1]], which has the eigenvalues 1/2 and 0;
     # reference: mean (1, 1), covariance 4/3 I. The roots: sqrt(1/2 4/3)
     by_hand = (1 / 16 + 9 / 16) + 1 / 2 + 8 / 3 - 2 * (2 / 3) ** 0.5

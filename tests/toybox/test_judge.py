@@ -22,14 +22,14 @@ def test_true_objects_turn_and_have_one_face_also_blurred(judge, toy):
     views = true_views(toy)
     for rgb in (views, blurred(views)):
         seen = verdict(judge, rgb, toy)
-        assert not seen.janus and seen.turning > 0.95 and seen.attributes > 0.7
+        assert not seen.janus and seen.resultant_length > 0.95 and seen.attributes > 0.7
 
 
 @pytest.mark.parametrize("toy", TOYS, ids=caption)
 def test_a_front_copied_to_every_azimuth_is_janus(judge, toy):
     views = true_views(toy)
     seen = verdict(judge, views[:1].expand_as(views), toy)
-    assert seen.janus and seen.turning < 1e-3
+    assert seen.janus and seen.resultant_length < 1e-3
 
 
 def test_two_faces_back_to_back_are_janus(judge):

@@ -41,7 +41,7 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "fid": ("FID", "", False),
     "janus": ("Janus rate", "%", False),
     "no_front": ("No front", "%", False),
-    "turning": ("Turns with the camera (R)", "", True),
+    "resultant_length": ("Turns with the camera (R)", "", True),
     "attributes": ("Words seen", "", True),
     "consistency": ("Consistency", "", None),
     "minutes": ("Minutes", "min", False),

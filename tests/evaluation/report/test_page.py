@@ -196,8 +196,8 @@ def test_orders_are_drawn_anew(evaluation, tmp_path, page):
 
 def test_an_object_without_a_front_is_not_called_free_of_janus(evaluation, tmp_path, page):
     given = evaluation(prompts=("a pig",), methods=("none", "mvs", "cls"), seeds=(0,))
-    for run, janus, front, turning in zip(given["runs"], (0, 0, 1), (0, 1, 1), (0.02, 0.99, 0.1), strict=True):
-        run |= {"janus": bool(janus), "front": bool(front), "turning": turning}
+    for run, janus, front, resultant_length in zip(given["runs"], (0, 0, 1), (0, 1, 1), (0.02, 0.99, 0.1), strict=True):
+        run |= {"janus": bool(janus), "front": bool(front), "resultant_length": resultant_length}
     page.open(write_report(given, tmp_path / "report"))
     tags = page.js("[...document.querySelectorAll('.card .tags')].map(tags => tags.textContent)")
     assert [text.rpartition("%")[2] for text in tags] == ["no frontR 0.02", "no JanusR 0.99", "JanusR 0.10"]

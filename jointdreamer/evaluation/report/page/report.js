@@ -149,7 +149,7 @@ function tags(run) {
   if (typeof run.clip_score === "number") shown.push(element("span", {}, "CLIP ", element("b", {}, number(run.clip_score, 1))));
   if (typeof run.r_precision === "number") shown.push(element("span", {}, "R-P ", element("b", {}, `${number(run.r_precision, 0)}%`)));
   if (typeof run.janus === "boolean") shown.push(element("span", { class: VERDICT_CLASS[verdict(run)] }, verdict(run)));
-  if (typeof run.turning === "number") shown.push(element("span", { title: "1: it turns with the camera; 0: it looks the same from everywhere" }, "R ", element("b", {}, number(run.turning, 2))));
+  if (typeof run.resultant_length === "number") shown.push(element("span", { title: "1: it turns with the camera; 0: it looks the same from everywhere" }, "R ", element("b", {}, number(run.resultant_length, 2))));
   return element("div", { class: "tags" }, ...shown);
 }
 
