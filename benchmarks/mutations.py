@@ -3,7 +3,7 @@
     python -m benchmarks.mutations              every fault; about twelve minutes on one core
     python -m benchmarks.mutations sign mask    those whose name has one of these words
 
-For each fault the table names the settings of tests/test_reference_step.py that turn red. The repository is not touched.
+The table names the settings of tests/test_reference_step.py that each turns red. The repository is not touched.
 
 Exit status: 0 every fault is noticed, 1 one is not, 2 a mistake in the command.
 """

@@ -62,7 +62,7 @@ class Rig:
 
     `relative_distance` is divided by tan(fovy / 2), so the object keeps its size in the image whatever the fov.
     `elevation_sampler`: a fair coin per rig picks uniform in angle or uniform on the sphere. "sphere" draws the latter
-    uniformly in sin(elevation); "released" uses the released formula asin(2p - 1), p uniform in angle, which is not
+    uniformly in sin(elevation); "released" uses the official formula asin(2p - 1), p uniform in angle, which is not
     area-uniform and never exceeds 19.47 degrees for the range 0..30.
 
     `azimuth_deg`: for models of fixed views, where the views stand instead, counted from the first of them and positive
@@ -173,8 +173,8 @@ def orbit_cameras(
 ) -> Cameras:
     """One rig of n views around the object, azimuth k 360 / n degrees: view 0 is the front.
 
-    The end is not repeated, so a video made of the views loops without a doubled frame (the release renders 0 and
-    360). The light is at the camera. On the CPU.
+    The end is not repeated, so a video made of the views loops without a doubled frame (the official implementation
+    renders 0 and 360). The light is at the camera. On the CPU.
     """
     azimuth = torch.arange(n_views, dtype=torch.float32)[None] * (tau / n_views)
     elevation, fovy, far = (torch.full_like(azimuth, x) for x in (radians(elevation_deg), radians(fovy_deg), distance))

@@ -5,7 +5,7 @@
     t_min:          [[0, 0.98], [3000, 0.02, linear]]    a `linear` knot is reached in a straight line
     t_max:          [[0, 0.98], [50%, 0.5, linear]]      a knot at a share of the run moves with `steps`
 
-Pure in the step, so a resumed run continues exactly (the released Geometry Fading is undone by its own resume).
+Pure in the step, so a resumed run continues exactly (the official Geometry Fading is undone by its own resume).
 """
 
 import re

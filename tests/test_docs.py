@@ -85,3 +85,27 @@ def test_the_workflow_runs_what_is_run_before_a_push():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
     assert "push" in workflow[True]  # YAML reads `on` as true
     assert [step["run"] for step in workflow["jobs"]["ci"]["steps"] if "run" in step] == [".ci/run"]
+
+
+def test_the_python_page_runs_as_it_stands(launcher, tiny_run, tmp_path, monkeypatch):
+    """Its blocks one after the other, on a tiny run instead of the one that it names, and smaller pictures."""
+    words = tiny_run("prompt=a red robot", "models.text_to_image.image_size=16", "energy=none")
+    assert launcher.run(tmp_path, words) == 0, (tmp_path / "stderr").read_text()
+    (result,) = tmp_path.glob("runs/**/result.json")
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    for there, here in {
+        "runs/mvs/a_red_robot_with_a_blue_hat-HASH/seed0": str(result.parent),
+        "runs/.../metrics.jsonl": str(result.parent / "metrics.jsonl"),
+        "jointdreamer/toybox/weights": str(ROOT / "jointdreamer" / "toybox" / "weights"),
+        "resolution=256": "resolution=16",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/python.md", "exec"), names)
+    assert (tmp_path / "first_view.png").stat().st_size > 0 and (tmp_path / "fine.glb").stat().st_size > 0
+    assert names["losses"] and names["steps"] == [0, 1]
+    scene = names["scene"]
+    assert any(p.grad is not None and bool(p.grad.any()) for p in scene.parameters())  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ class ClassifierEnergy(Energy):
     The pairs are neighbours (v, v + 1), the last one's neighbour being the first, or all, or the given view with each.
 
     The views are decoded one-step estimates, so the gradient reaches x_t through the decoder and the classifier. (Eq. 6
-    sums over all i != j and the text speaks of neighbours; the released code has no such energy.)
+    sums over all i != j and the text speaks of neighbours; the official implementation has no such energy.)
 
     source: folder of a classifier that train_classifier.py made
     image_size: pixels that it must have been trained on; None takes any
