@@ -7,7 +7,7 @@ import pytest
 from jointdreamer.cli import main as cli
 from jointdreamer.comparison import BEFORE, TAKERS, compare, compare_classifiers
 from jointdreamer.errors import UserError
-from jointdreamer.runs.folder import flat
+from jointdreamer.runs.same_config import flat
 
 KINDS = {
     "none": ["energy=none"],
