@@ -28,8 +28,11 @@ from jointdreamer.errors import printable
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import build_prior
-from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+from jointdreamer.runs.checkpoint import seed_everything
+from jointdreamer.runs.environment import checksums
+from jointdreamer.runs.folder import RunFolder, due, run_path
 from jointdreamer.runs.logger import Logger, check_finite
+from jointdreamer.runs.machine import peak_memory_gb
 from jointdreamer.runs.memory import forecast_outputs, plan_as_before, plan_memory
 from jointdreamer.runs.pictures import save_outputs, save_previews, try_outputs
 from jointdreamer.runs.signals import Stop, stop_on_signals

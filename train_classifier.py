@@ -33,8 +33,11 @@ from jointdreamer.cli.settings import Count, Device, Precision, Seed, Steps, che
 from jointdreamer.comparison import compare_classifiers
 from jointdreamer.errors import UserError, printable
 from jointdreamer.files import try_folder
-from jointdreamer.runs.folder import RunFolder, checksums, due, peak_memory_gb, run_path, seed_everything
+from jointdreamer.runs.checkpoint import seed_everything
+from jointdreamer.runs.environment import checksums
+from jointdreamer.runs.folder import RunFolder, due, run_path
 from jointdreamer.runs.logger import Logger, check_finite
+from jointdreamer.runs.machine import peak_memory_gb
 from jointdreamer.runs.signals import stop_on_signals
 from jointdreamer.schedules import warm_up_and_cosine
 

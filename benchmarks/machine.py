@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.command import slug
 from benchmarks.timing import seconds_of
-from jointdreamer.runs.folder import environment
+from jointdreamer.runs.environment import environment
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -197,7 +197,7 @@ class Run:
     def peak(self, reset: bool = False) -> float:
         import torch
 
-        from jointdreamer.runs.folder import peak_memory_gb
+        from jointdreamer.runs.machine import peak_memory_gb
 
         most = peak_memory_gb()
         if reset and self.device == "cuda":

@@ -16,8 +16,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from jointdreamer.cli import main as cli
-from jointdreamer.errors import UserError
+from jointdreamer.cli.command_line import own_words, settle_name
+from jointdreamer.cli.job import begin_sweep, folder_of, is_complete, with_prompt
+from jointdreamer.cli.messages import complain
+from jointdreamer.errors import UserError, one_line
+from jointdreamer.project import CONF
 
 FOLDER_KEYS = ("out_dir", "name", "prompt", "prompt_file", "prompt_id", "seed")  # what the run folder is made of
 
@@ -27,7 +30,7 @@ class RunSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         assert self.config is not None
-        cli.begin_sweep(Path(self.config.hydra.sweep.dir))
+        begin_sweep(Path(self.config.hydra.sweep.dir))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -36,18 +39,18 @@ class RunSweeper(BasicSweeper):
         for number, words in enumerate(batch):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
             HydraConfig.instance().set_config(config)  # `name` asks it
-            cli.settle_name(config, config.hydra.overrides.task)
+            settle_name(config, config.hydra.overrides.task)
             where = tuple(str(OmegaConf.select(config, key)) for key in FOLDER_KEYS)
             if (first := taken.setdefault(where, number)) != number:
                 raise UserError(_same_folder(first, number, batch[first], words))
-        cli.begin_sweep(Path(self.config.hydra.sweep.dir)).jobs += [list(words) for words in batch]
+        begin_sweep(Path(self.config.hydra.sweep.dir)).jobs += [list(words) for words in batch]
 
 
 def _same_folder(first: int, second: int, one: Sequence[str], other: Sequence[str]) -> str:
     differing = [word.partition("=")[0].lstrip("+~") for word in other if word not in one]
     if not differing:
         return f"jobs {first} and {second} of the sweep are the same: name each value once"
-    parts = [f"${{hydra:runtime.choices.{key}}}" if (cli.CONF / key).is_dir() else f"${{{key}}}" for key in differing]
+    parts = [f"${{hydra:runtime.choices.{key}}}" if (CONF / key).is_dir() else f"${{{key}}}" for key in differing]
     return (
         f"jobs {first} and {second} of the sweep differ in {', '.join(differing)} and would share one run folder: "
         f"give each a name, e.g. 'name={'_'.join(['${energy.name}', *parts])}'"
@@ -74,31 +77,31 @@ class LocalLauncher(Launcher):
         import torch  # here, so that Hydra looks for its plugins without it
 
         from jointdreamer.cli import sweeps
-        from jointdreamer.runs.memory import free_bytes
+        from jointdreamer.runs.machine import free_bytes
 
         assert self.config is not None and self.hydra_context is not None
         setup_globals()
-        sweep = cli.begin_sweep(Path(self.config.hydra.sweep.dir))
+        sweep = begin_sweep(Path(self.config.hydra.sweep.dir))
         if len(sweep.jobs) < initial_job_idx + len(job_overrides):  # a sweeper that is not ours
             sweep.jobs += [list(words) for words in job_overrides]
         commands, folders, on_cpu = {}, {}, True
         for number, words in enumerate(job_overrides, initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
             HydraConfig.instance().set_config(config)
-            cli.settle_name(config, config.hydra.overrides.task)
+            settle_name(config, config.hydra.overrides.task)
             plain: Any = OmegaConf.to_container(_without_hydra(config), resolve=True)
             try:
-                plain = cli.with_prompt(plain)
+                plain = with_prompt(plain)
             except UserError as error:  # no process for that
-                sweep.write(number, sweeps.Outcome(cli.complain(error), error=cli.one_line(error)))
+                sweep.write(number, sweeps.Outcome(complain(error), error=one_line(error)))
                 continue
-            folder = cli.folder_of(plain)
+            folder = folder_of(plain)
             folders[number] = folder
-            if cli.is_complete(plain, folder):
+            if is_complete(plain, folder):
                 sweep.write(number, sweeps.Outcome(0, folder))
                 continue
             on_cpu = on_cpu and plain.get("device") == "cpu"
-            own = cli.own_words([*self.config.hydra.overrides.hydra, *words])
+            own = own_words([*self.config.hydra.overrides.hydra, *words])
             commands[number] = [sys.executable, sys.argv[0], *own]
         gpus = [] if on_cpu else sweeps.visible_gpus()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

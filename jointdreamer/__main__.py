@@ -15,7 +15,7 @@
 import runpy
 import sys
 
-from jointdreamer.cli import main as cli
+from jointdreamer.cli.messages import complain
 from jointdreamer.project import ROOT
 from jointdreamer.terminal import safe_output
 
@@ -39,7 +39,7 @@ def main() -> int:
         sys.argv[1:] = words
         runpy.run_module(f"jointdreamer.{MODULES[command]}", run_name="__main__", alter_sys=True)
     else:
-        return cli.complain(f"unknown command {command!r}: choose one of {', '.join([*SCRIPTS, *MODULES])}")
+        return complain(f"unknown command {command!r}: choose one of {', '.join([*SCRIPTS, *MODULES])}")
     return 0
 
 

@@ -18,7 +18,7 @@ from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.prompts import encode_prompt
-from jointdreamer.runs.folder import MAY_DIFFER, Comparison, differing_keys, flat, same
+from jointdreamer.runs.same_config import MAY_DIFFER, Comparison, differing_keys, flat, same
 from jointdreamer.runs.versions import current_config
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.encoding import HashEncoding

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cli import main as cli
+from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError, printable
 from jointdreamer.project import PACKAGE, ROOT
 from jointdreamer.terminal import safe_output
@@ -39,7 +40,7 @@ def main(words: Sequence[str]) -> int:
     try:
         report = examine([word for word in words if word != "--json"])
     except UserError as error:
-        return cli.complain(error)
+        return complain(error)
     if "--json" in words:
         print(json.dumps(report, indent=2))
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 INSTALLED = PACKAGE / "project"
 ROOT = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent
+CONF = ROOT / "conf"
 
 
 def shipped(file: str | Path) -> Path:

@@ -57,7 +57,8 @@ def sample(cfg: dict[str, Any]) -> int:
     from jointdreamer.images import contact_sheet, write_png
     from jointdreamer.priors.prompts import Prompts
     from jointdreamer.priors.registry import build_prior
-    from jointdreamer.runs.folder import run_path, seed_everything
+    from jointdreamer.runs.checkpoint import seed_everything
+    from jointdreamer.runs.folder import run_path
     from jointdreamer.schedules import Plan
 
     check_training(cfg)

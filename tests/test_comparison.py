@@ -7,7 +7,8 @@ import pytest
 from jointdreamer.cli import main as cli
 from jointdreamer.comparison import BEFORE, TAKERS, compare, compare_classifiers
 from jointdreamer.errors import UserError
-from jointdreamer.runs.folder import flat
+from jointdreamer.project import CONF
+from jointdreamer.runs.same_config import flat
 
 KINDS = {
     "none": ["energy=none"],
@@ -163,10 +164,8 @@ def test_weights_are_named_by_where_they_lie(tmp_path):
     found = compare(there, here, 1)
     assert not found.differing and not found.complete and "source is" in found.elsewhere[0]
     absolute = config()
-    absolute["models"]["text_to_image"]["source"] = str(
-        cli.CONF.parents[0] / config()["models"]["text_to_image"]["source"]
-    )
-    assert compare(config(), absolute, 1).complete == (cli.CONF.parent / "jointdreamer").is_dir()
+    absolute["models"]["text_to_image"]["source"] = str(CONF.parents[0] / config()["models"]["text_to_image"]["source"])
+    assert compare(config(), absolute, 1).complete == (CONF.parent / "jointdreamer").is_dir()
 
 
 def test_shares_of_the_run_move_and_that_is_said():

@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from jointdreamer.cameras import Rig
-from jointdreamer.cli.main import CONF
 from jointdreamer.energies.registry import ENERGIES
+from jointdreamer.project import CONF
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from jointdreamer.scenes.regularizers import REGULARIZERS

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from jointdreamer.cameras import Rig
-from jointdreamer.cli.main import CONF
 from jointdreamer.priors.wonder3d import AZIMUTH_DEG
+from jointdreamer.project import CONF
 
 
 @pytest.fixture(scope="module")

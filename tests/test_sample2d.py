@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from jointdreamer.cli.main import CONF
 from jointdreamer.diffusion import NoiseProcess, noise_from_x0, scaled_linear_alphas_cumprod
 from jointdreamer.distillation.joint import JointScoreDistillation
 from jointdreamer.energies.base import Energy
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.condition import Condition
+from jointdreamer.project import CONF
 from jointdreamer.sample2d import sample_views
 
 B, V, C, H = 2, 4, 3, 5

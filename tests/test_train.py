@@ -417,7 +417,7 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
     from jointdreamer.cameras import Rig, sample_cameras
     from jointdreamer.priors.prompts import encode_prompt
     from jointdreamer.priors.registry import build_prior
-    from jointdreamer.runs.folder import seed_everything
+    from jointdreamer.runs.checkpoint import seed_everything
     from jointdreamer.scenes.background import SphericalBackground
     from jointdreamer.scenes.nerf.field import HashGridField
     from jointdreamer.scenes.nerf.volume import VolumeRenderer

@@ -251,7 +251,7 @@ def measure(run: Run, instruments: Instruments) -> Measured:
 
 def load(run: Run, device: str) -> tuple[Scene, dict[str, float]]:
     """The run's scene and its evaluation camera. Raises UserError as `measure` does."""
-    from jointdreamer.runs.folder import read_checkpoint_file
+    from jointdreamer.runs.checkpoint import read_checkpoint_file
     from jointdreamer.runs.pictures import scene_of
 
     try:

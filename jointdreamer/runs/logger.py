@@ -6,10 +6,6 @@ and an uninterrupted run end with the same bytes; times go to the progress line,
 
 import logging
 import math
-import netrc
-import os
-import re
-import secrets
 import sys
 import time
 from collections import deque
@@ -19,14 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from tqdm import tqdm
 
 from jointdreamer.errors import UserError, one_line, printable
-from jointdreamer.files import disk_full, is_disk_full, to_json, write_text
-from jointdreamer.reading import NOT_NOW, Unreadable, read_text
+from jointdreamer.files import disk_full, is_disk_full, to_json
+from jointdreamer.runs.wandb_log import Wandb
 
 RATE_SECONDS = 60.0  # over which the seconds of a step are measured
 QUIET_SECONDS = 10.0  # between two progress lines where no terminal shows a bar
@@ -88,7 +83,7 @@ class Logger:
         # through us instead of the root's handlers: a warning then keeps the bar whole and reaches train.log
         self._package.propagate = False
         self._package.setLevel(logging.INFO)
-        self._wandb: _Wandb | None = None
+        self._wandb: Wandb | None = None
         self._started = self._last_line = time.monotonic()
         self._laps: deque[tuple[float, int]] = deque()  # (when, steps done) of the last minute
 
@@ -103,7 +98,7 @@ class Logger:
         self._start = start
         if self._tty:
             self._bar = tqdm(total=self.steps, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
-        self._wandb = None if wandb is None else _Wandb(self.folder, wandb, config or {}, self.message)
+        self._wandb = None if wandb is None else Wandb(self.folder, wandb, config or {}, self.message)
         self._started = self._last_line = time.monotonic()  # last: wandb takes its time to start
 
     # Numbers
@@ -278,129 +273,3 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
         items = [_flat(f"{prefix}/{key}", inner) for key, inner in value.items()]
         return {key: inner for item in items for key, inner in item.items()}
     return {prefix: _number(value)}
-
-
-# wandb
-
-
-def logged_in(wandb: Any) -> bool:
-    """Whether wandb finds credentials by itself, so has no reason to ask for them. Neither asks nor connects."""
-    try:
-        return bool(wandb.login(prompt=False, verify=False))
-    except TypeError:  # a release whose login cannot be told not to ask
-        pass
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    home = Path.home()
-    default = home / ".netrc" if (home / ".netrc").exists() else home / "_netrc"
-    try:
-        found = netrc.netrc(os.environ.get("NETRC") or str(default)).hosts.get(host)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool(found and found[2])
-
-
-def run_id(file: Path) -> str:
-    """What wandb calls the run, kept in `file`; where it says nothing a new name, unless it cannot be read just now."""
-    new = secrets.token_hex(4)  # not from `random`: that would move the run's own random numbers
-    try:
-        if known := re.fullmatch(r"[\w-]{1,64}", read_text(file).strip(), re.ASCII):
-            return known[0]
-    except Unreadable as error:
-        if error.answer == NOT_NOW:
-            return new
-    write_text(file, new + "\n")
-    return new
-
-
-class _Wandb:
-    """wandb, as something that may fail: the first failure is one warning, after it nothing more is sent."""
-
-    def __init__(
-        self, folder: Path, options: Mapping[str, Any], config: Mapping[str, Any], warn: Callable[[str], None]
-    ):
-        self._warn, self._run, self._module = warn, None, None
-        try:
-            self._options = {
-                "project": "jointdreamer",
-                **options,
-                "id": run_id(folder / "wandb" / "run_id.txt"),
-                "dir": str(folder),
-                "config": dict(config),
-            }
-            import wandb
-
-            self._module = wandb
-            mode = os.environ.get("WANDB_MODE") or options.get("mode")
-            if mode not in ("disabled", "offline"):
-                mode = None if logged_in(wandb) else "offline"
-                if mode == "offline":
-                    warn(f"wandb: not logged in, so it writes to {folder / 'wandb'} only (later: wandb sync)")
-            try:
-                self._start(mode)
-            except Exception as error:
-                if mode is not None:
-                    raise
-                warn(f"warning: wandb could not start online ({_one_line(error)}): going on offline")
-                wandb.teardown()  # else it takes the run for still being in use
-                self._start("offline")
-        except Exception as error:
-            self._give_up("start", error)
-
-    def _start(self, mode: str | None) -> None:
-        """Mode None leaves the choice to wandb's own settings, which say online unless somebody changed them."""
-        wandb: Any = self._module
-        known = getattr(wandb.Settings, "model_fields", {})
-        wanted = {"init_timeout": 30.0, "finish_timeout": 120.0, "silent": True, "console": "off"}
-        self._run = wandb.init(
-            **{
-                **self._options,
-                "mode": mode,
-                "resume": "allow" if mode is None else None,  # it knows the past of an online run only
-                "settings": wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
-            }
-        )
-        # our own axis: after a resume, steps that wandb has seen come again, and it drops those of its own axis
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        if mode is None and self._run.url:
-            self._warn(f"wandb: {self._run.url}")
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        self._try("log", lambda run, wandb: run.log({key: value for key, value in row.items() if value is not None}))
-
-    def media(self, kind: str, name: str, step: int, path: Path) -> None:
-        def send(run: Any, wandb: Any) -> None:
-            if kind == "image":
-                shown = wandb.Image(str(path))
-            elif kind == "video":
-                shown = wandb.Video(str(path), format="mp4")
-            else:
-                shown = wandb.Object3D(str(path))
-            run.log({name: shown, "step": step})
-
-        self._try(f"log the {kind}", send)
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        self._try("write the summary", lambda run, wandb: run.summary.update(dict(values)))
-
-    def finish(self, failed: bool) -> None:
-        self._try("finish", lambda run, wandb: run.finish(exit_code=1 if failed else 0))
-        self._run = None
-
-    def _try(self, what: str, send: Callable[[Any, Any], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            send(self._run, self._module)
-        except Exception as error:
-            self._give_up(what, error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        self._run = None
-        self._warn(f"warning: wandb could not {what} ({_one_line(error)}): the run goes on without it")
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -10,26 +10,20 @@ objects fill a ray with no more than twice the samples of the first one, and wha
 """
 
 import logging
-import os
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy, deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from jointdreamer.cameras import Rig, sample_cameras
+from jointdreamer.cameras import Rig
 from jointdreamer.errors import UserError
 from jointdreamer.reading import is_out_of_memory
-from jointdreamer.scenes.base import Render, Scene, check_render
+from jointdreamer.runs.machine import free_bytes, held_bytes
+from jointdreamer.runs.trial import TRIED, Cost, Line, Trial
+from jointdreamer.scenes.base import Scene
 from jointdreamer.schedules import Plan
 
 log = logging.getLogger(__name__)
@@ -38,7 +32,6 @@ GB = 1e9
 MARGIN = 2.0  # on what grows with the rays. Seen: 0.072 of a ray's samples survive at first, 0.024 to 0.062 at the end
 CHUNK_MARGIN = 2.0  # once more for a chunk of rays, which may be rows of the middle only
 CHUNKS_OF_RAYS = (2**16, 2**15, 2**14, 2**13, 2**12, 2**11, 2**10)
-TRIED = (16, 32)  # pixels of a side
 
 # The outputs at the end, per pixel: 16 views of three pictures as bytes, in the sheet and in its parts; or a render and
 # the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it.
@@ -49,179 +42,6 @@ POINT_BYTES, FACE_BYTES = 26, 1500
 CPU_GB = 0.2  # libraries loaded after the forecast, the compiler of the kernels, scratch of the convolutions
 CUDA_GB = 0.9  # context, cuBLAS and cuDNN workspaces; from the literature, not measured here
 CUDA_FRAGMENTS = 1.1
-
-
-# ----------------------------------------------------------------------------------------------------------- measuring
-
-
-class Live(TorchDispatchMode):
-    """`now` and `peak`: bytes of the tensors that were made inside and are still alive, on any device.
-
-    Backward counts where it runs in the calling thread: on the CPU and on `meta`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                # a tensor in oneDNN's own layout, packed weights for one, has no storage that can be seen
-                if tensor.is_mkldnn:
-                    self._see(tensor, id(tensor), tensor.nbytes)
-                else:
-                    storage = tensor.untyped_storage()
-                    self._see(storage, storage._cdata, storage.nbytes())
-        return out
-
-    def _see(self, owner: Any, key: int, size: int) -> None:
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(owner, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-class LiveOnCuda:
-    """As `Live`, from the allocator of a GPU, whose backward runs in another thread."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> "LiveOnCuda":
-        self.start = torch.cuda.memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.peak = torch.cuda.max_memory_allocated(self.device) - self.start
-
-    @property
-    def now(self) -> int:
-        return torch.cuda.memory_allocated(self.device) - self.start
-
-
-def live(device: torch.device) -> Any:
-    return LiveOnCuda(device) if device.type == "cuda" else Live()
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes that stay for backward, and the most that there are at a time, forward and backward."""
-
-    kept: float
-    peak: float
-
-
-@dataclass(frozen=True)
-class Line:
-    """A cost that grows with the number of rays."""
-
-    start: Cost
-    slope: Cost  # per ray
-
-    @classmethod
-    def through(cls, rays: tuple[int, int], costs: tuple[Cost, Cost]) -> "Line":
-        (n, m), (a, b) = rays, costs
-        slope = Cost(*(max(0.0, (y - x) / (m - n)) for x, y in ((a.kept, b.kept), (a.peak, b.peak))))
-        return cls(Cost(a.kept - n * slope.kept, a.peak - n * slope.peak), slope)
-
-    def at(self, rays: float, margin: float = 1.0) -> Cost:
-        return Cost(
-            self.start.kept + margin * rays * self.slope.kept, self.start.peak + margin * rays * self.slope.peak
-        )
-
-
-def busiest(plan: Plan) -> SimpleNamespace:
-    """The plan with everything at work that ever is: each number the largest it takes."""
-    now = plan.at(0)
-    now.shading, now.energy_weight = plan.max("shading"), plan.max("energy_weight")
-    now.loss = SimpleNamespace(**{name: plan.max(f"loss.{name}") for name in vars(now.loss)})
-    return now
-
-
-class Trial:
-    """Small pieces of a step of this run, on a copy of its scene; no generator of the run's is moved."""
-
-    def __init__(self, plan: Plan, rig: Rig, scene: Scene, terms: Sequence[Any], device: torch.device):
-        self.rig, self.device, self.now = rig, device, busiest(plan)
-        self.terms = stand_ins(terms)
-        self.scene = deepcopy(scene)
-        self.generator = torch.Generator().manual_seed(0)
-        with self.untraced():
-            self.scene.before_step(0, self.generator)
-
-    def untraced(self) -> Any:
-        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
-
-    def render(self, size: int, chunk: int | None = None) -> Cost:
-        """Of a render of size x size pixels and its backward pass."""
-        cameras = sample_cameras(self.rig, size, self.generator).to(self.device)
-        parameters = [p for group in self.scene.parameter_groups().values() for p in group]
-        with self.untraced(), live(self.device) as counted:
-            render = self.scene.render(cameras, self.now, self.generator, chunk)
-            check_render(render, cameras, type(self.scene).__name__)
-            kept = counted.now
-            seen = [value for value in pictures(render).values() if value.requires_grad]
-            loss: Any = sum(value.square().sum() for value in seen)
-            if seen:
-                torch.autograd.grad(loss, parameters, allow_unused=True)
-        return Cost(kept, counted.peak)
-
-    def teach(self, chunk: int | None = None) -> float:
-        """The most bytes that a term takes, on top of the render that it sees."""
-        size = TRIED[0]
-        cameras = sample_cameras(self.rig, size, self.generator).to(self.device)
-        with self.untraced(), torch.no_grad():
-            render = self.scene.render(cameras, self.now, self.generator)
-        peaks, kept = [0.0], 0.0  # what a term keeps is there while the next ones are asked
-        for term in self.terms:
-            leaves = {name: value.detach().requires_grad_(True) for name, value in pictures(render).items()}
-            term.chunk = chunk
-            with self.untraced(), live(self.device) as counted:
-                losses = term(self.scene, replace(render, **leaves), cameras, self.now, self.generator)
-                now = counted.now
-                loss: Any = sum(losses.values())
-                if isinstance(loss, Tensor) and loss.requires_grad:
-                    torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            peaks.append(kept + counted.peak)
-            kept += now
-        return max(peaks)
-
-
-def stand_ins(terms: Sequence[Any]) -> list[Any]:
-    """Copies that share tensors and networks, so that what terms and their energies keep of a step is their own."""
-
-    def shallow(one: Any) -> Any:
-        other = copy(one)
-        for name in ("_modules", "_buffers", "_parameters"):
-            other.__dict__[name] = dict(other.__dict__[name])
-        return other
-
-    found = {id(term): shallow(term) for term in terms}
-    for term in found.values():
-        for name, child in term.__dict__["_modules"].items():
-            term.__dict__["_modules"][name] = shallow(child) if child is not None else None
-        for name, value in vars(term).items():
-            if isinstance(value, list):  # other terms that it looks at
-                term.__dict__[name] = [found.get(id(one), one) for one in value]
-    return list(found.values())
-
-
-def pictures(render: Render) -> dict[str, Tensor]:
-    found = {field.name: getattr(render, field.name) for field in fields(render)}
-    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
-
-
-# ---------------------------------------------------------------------------------------------------------- predicting
 
 
 @dataclass(frozen=True)
@@ -416,58 +236,3 @@ def plan_as_before(pinned: Mapping[str, Any], options: Mapping[str, Any], plan: 
         except UserError as error:
             log.warning("cut otherwise than the run began, so that its last bits may differ: %s", error)
     return plan(**options)
-
-
-# -------------------------------------------------------------------------------------------------------- the machine
-
-
-def held_bytes(device: torch.device) -> float:
-    """What this process has now: its tensors on a GPU, all of its resident memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    pages = _read("/proc/self/statm").split()
-    if len(pages) > 1:
-        return int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
-    from jointdreamer.runs.folder import peak_memory_gb
-
-    return peak_memory_gb() * GB  # no /proc: the most so far, which is no less
-
-
-def free_bytes(device: torch.device) -> float:
-    """What this process may still take; infinity where nobody says.
-
-    On a CPU that is the kernel's MemAvailable, or what a container's limit leaves if that is less.
-    """
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = inf
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    most, used = (_read(group / f"memory.{name}").strip() for name in ("max", "current"))
-    if most.isdigit() and used.isdigit():
-        cache = [line.split()[1] for line in _read(group / "memory.stat").splitlines() if line.startswith("inactive_f")]
-        free = min(free, int(most) - int(used) + sum(map(int, cache)))  # what files left there is given up at need
-    return min(free, address_space_left())
-
-
-def address_space_left() -> float:
-    """What `ulimit -v` leaves to this process; infinity without such a limit."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return inf
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    pages = _read("/proc/self/statm").split()
-    if limit == resource.RLIM_INFINITY or not pages:
-        return inf
-    return max(0, limit - int(pages[0]) * os.sysconf("SC_PAGE_SIZE"))
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cli import main as cli
+from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError
 from jointdreamer.project import ROOT
 from jointdreamer.runs.signals import ENDING
@@ -143,7 +144,7 @@ def make_table(settings: Settings, run: Any = None) -> int:
             if not is_finished(job, configs[job.row.label]):
                 missing.append(job)
         except UserError as error:
-            cli.complain(error)
+            complain(error)
             failed.append(job)
     print(f"{len(jobs)} runs, {len(jobs) - len(missing) - len(failed)} of them finished", flush=True)
     failed += make(missing, run or Children(1 if models == "toybox" else None), settings.jobs)
@@ -181,7 +182,7 @@ def main(words: Sequence[str]) -> int:
     try:
         return make_table(read_words(words))
     except UserError as error:
-        return cli.complain(error)
+        return complain(error)
     except KeyboardInterrupt as error:
         print("interrupted: what was under way is saved, the same command goes on", file=sys.stderr)
         return 128 + (error.args[0] if error.args else signal.SIGINT)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.cli import main as cli
+from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError, printable
 from jointdreamer.terminal import safe_output
 
@@ -39,7 +40,7 @@ def main(words: Sequence[str]) -> int:
             roles = [role for role in pick(["all"], cfg["models"]) if cfg["energy"]["name"] in ROLES[role].needed_by]
         return {"list": show, "prefetch": prefetch, "check": check}[command](cfg["models"], roles)
     except UserError as error:
-        return cli.complain(error)
+        return complain(error)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -13,10 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointdreamer.cli import main as cli
 from jointdreamer.cli.sweeps import Outcome, Slot, Sweep, run_commands, slots
 from jointdreamer.errors import UserError
-from jointdreamer.runs.signals import stop_on_signals
 
 # Places
 
@@ -167,34 +164,6 @@ def test_a_job_that_died_without_a_word_is_a_failure(tmp_path):
     sweep.stop_file.touch()
     assert [outcome.status for outcome in sweep.outcomes()] == [0, 1, 130]  # the last was never started
     assert "left no word" in sweep.summary()[2]
-
-
-def task(cfg):
-    return 0
-
-
-def test_a_job_comes_out_of_a_pickle_with_its_script_s_function(monkeypatch):
-    import train
-
-    job = pickle.loads(pickle.dumps(cli.Job(train.train, multirun=True)))
-    assert job.away and job.task.__qualname__ == "train"
-    assert job.task.__code__.co_filename == train.__file__
-
-
-def test_the_stop_file_reaches_a_job_once_it_listens(tmp_path):
-    (tmp_path / "stop").touch()
-    ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher's own handler
-    try:
-        with cli._stopped_by(tmp_path / "stop"):
-            time.sleep(1.2)
-            with stop_on_signals() as stop:
-                end = time.monotonic() + 10
-                while stop.requested is None and time.monotonic() < end:
-                    time.sleep(0.02)
-                time.sleep(1.2)  # a second signal would raise KeyboardInterrupt
-    finally:
-        signal.signal(signal.SIGTERM, ignored)
-    assert stop.requested == signal.SIGTERM
 
 
 # Four real runs

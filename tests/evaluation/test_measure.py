@@ -178,7 +178,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_called_damaged(make_run, mo
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("jointdreamer.runs.folder.read_checkpoint_file", fail)
+    monkeypatch.setattr("jointdreamer.runs.checkpoint.read_checkpoint_file", fail)
     with pytest.raises(UserError, match="cannot be read now"):
         measure.load(one_run(make_run()), "cpu")
 

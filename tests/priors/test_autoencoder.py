@@ -8,7 +8,7 @@ import torch
 from jointdreamer.errors import UserError
 from jointdreamer.priors.autoencoder import check_autoencoder, decode_latents, encode_images
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.runs.memory import Live
+from jointdreamer.runs.trial import Live
 
 
 def encoded(prior, chunk):

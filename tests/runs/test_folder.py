@@ -1,14 +1,9 @@
-"""The run folder: whose it is, what survives a kill, a full disk and damage, and that resuming changes nothing."""
+"""The run folder: whose it is, what comes back, and that resuming changes nothing."""
 
-import errno
 import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,34 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jointdreamer.errors import UserError
-from jointdreamer.runs import folder as run_module
-from jointdreamer.runs.folder import (
-    CONTRACT,
-    RunFolder,
-    environment,
-    peak_memory_gb,
-    run_path,
-    seed_everything,
-    slug,
-    truncate_metrics,
-)
-
-CONFIG = {"prompt": "a corgi", "seed": 0, "guidance": {"scale": 30.0}, "out_dir": "runs", "every": {"log": 10}}
-ROOT = Path(__file__).parents[2]
-
-
-class Counter:
-    """The smallest thing with a state."""
-
-    def __init__(self, value: float = 0.0):
-        self.value = torch.tensor([value])
-
-    def state_dict(self):
-        return {"value": self.value}
-
-    def load_state_dict(self, state):
-        self.value = state["value"].clone()
-
+from jointdreamer.runs import folder as folder_module
+from jointdreamer.runs.checkpoint import seed_everything
+from jointdreamer.runs.folder import CONTRACT, RunFolder, is_complete, read_run, run_path, slug
+from jointdreamer.runs.same_config import Comparison
+from tests.runs.small_run import CONFIG, Counter, begin
 
 # Names
 
@@ -95,30 +67,6 @@ def test_config_comes_back_whole_whatever_the_prompt(tmp_path):
     RunFolder.open(tmp_path / "run", config).close()  # and is recognised
 
 
-def begin(folder, config):
-    """A run folder with a step done in it: from then on it belongs to its config."""
-    RunFolder.open(folder, config).close()
-    (folder / "metrics.jsonl").write_text('{"step": 0}\n')
-
-
-def test_foreign_config_is_refused_by_the_names_of_its_keys(tmp_path):
-    begin(tmp_path, CONFIG)
-    other = {**CONFIG, "guidance": {"scale": 50.0}, "extra": 1}
-    with pytest.raises(UserError) as caught:
-        RunFolder.open(tmp_path, other)
-    message = str(caught.value)
-    assert "guidance.scale is 30.0 there, 50.0 here" in message
-    assert "extra is absent there, 1 here" in message
-    assert "\n" not in message and "name=" in message
-
-
-def test_foreign_config_message_stays_short(tmp_path):
-    begin(tmp_path, {**CONFIG, "prompt": "x" * 10_000, **{f"k{i}": 0 for i in range(50)}})
-    with pytest.raises(UserError) as caught:
-        RunFolder.open(tmp_path, {**CONFIG, "prompt": "y" * 10_000, **{f"k{i}": 1 for i in range(50)}})
-    assert len(str(caught.value)) < 1000 and "46 more" in str(caught.value)
-
-
 def test_before_the_first_step_a_corrected_command_takes_the_folder(tmp_path):
     run = RunFolder.open(tmp_path, CONFIG)
     run.write_command(["python", "train.py", "seed=0"])
@@ -131,11 +79,6 @@ def test_before_the_first_step_a_corrected_command_takes_the_folder(tmp_path):
     (tmp_path / "checkpoints" / "step_000001.pt.damaged").touch()
     with pytest.raises(UserError, match="another config"):
         RunFolder.open(tmp_path, CONFIG)
-
-
-def test_what_does_not_change_the_numbers_may_differ(tmp_path):
-    begin(tmp_path, CONFIG)
-    RunFolder.open(tmp_path, {**CONFIG, "out_dir": "elsewhere", "every": {"log": 1}, "logger": {"wandb": {}}}).close()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -179,278 +122,19 @@ def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o700)
 
 
-def test_one_process_at_a_time(tmp_path):
-    first = RunFolder.open(tmp_path, CONFIG)
-    with pytest.raises(UserError, match=f"pid {os.getpid()}"):
-        RunFolder.open(tmp_path, CONFIG)
-    first.close()
-    RunFolder.open(tmp_path, CONFIG).close()
-
-
-def test_a_refused_folder_is_not_left_locked(tmp_path):
-    begin(tmp_path, CONFIG)
-    with pytest.raises(UserError, match="another config"):
-        RunFolder.open(tmp_path, {**CONFIG, "seed": 1})
-    RunFolder.open(tmp_path, CONFIG).close()
-
-
 # Checkpoints
-
-
-def test_save_and_resume_give_every_state_back(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG)
-    net = torch.nn.Linear(3, 2)
-    adam = torch.optim.AdamW(net.parameters())
-    generator = seed_everything(7)
-    net(torch.randn(4, 3)).sum().backward()
-    adam.step()
-    run.save(1, net=net, adam=adam, generator=generator)
-
-    def draw():
-        return [torch.rand(3, generator=generator), torch.rand(3), np.random.normal(size=3), random.gauss(0, 1)]
-
-    expected = draw() + [net.weight.detach().clone(), adam.state_dict()["state"][0]["exp_avg"].clone()]
-    with torch.no_grad():
-        net.weight.zero_()
-    seed_everything(8)
-    adam.state.clear()
-    assert run.resume(net=net, adam=adam, generator=generator) == 1
-    got = draw() + [net.weight.detach(), adam.state_dict()["state"][0]["exp_avg"]]
-    for one, other in zip(expected, got, strict=True):
-        assert np.array_equal(np.asarray(one), np.asarray(other))
-
-
-def test_a_checkpoint_is_read_without_executing_code(tmp_path):
-    file = RunFolder.open(tmp_path, CONFIG).save(
-        3, counter=Counter(2.0), note={"a": (1, None, "x"), 2: np.float64(0.5)}
-    )
-    content = torch.load(file, weights_only=True)
-    assert file.name == "step_000003.pt"
-    assert content["parts"]["note"] == {"a": (1, None, "x"), 2: 0.5}
-
-
-def test_what_could_not_be_read_back_is_not_written(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG)
-    with pytest.raises(TypeError, match=r"thing\.a\.0 is a Path|thing\.a\.0 is a PosixPath"):
-        run.save(1, thing={"a": [Path("x")]})
-    assert run.checkpoints == []
-
-
-def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
-    file = RunFolder.open(tmp_path, CONFIG).save(1, view=torch.zeros(1_000_000)[:10])
-    assert file.stat().st_size < 100_000
-
-
-def test_only_the_newest_are_kept_and_never_none(tmp_path, monkeypatch):
-    run = RunFolder.open(tmp_path, CONFIG, keep=2)
-    for step in (1, 2, 9, 10):
-        run.save(step, counter=Counter(step))
-    assert [step for step, _ in run.checkpoints] == [9, 10]
-
-    run.keep = 1
-
-    def refuse(*_):
-        raise RuntimeError("killed here")
-
-    monkeypatch.setattr(run_module.torch, "save", refuse)
-    with pytest.raises(RuntimeError, match="killed here"):
-        run.save(11, counter=Counter(11))
-    assert [step for step, _ in run.checkpoints] == [9, 10]
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text", "renamed", "foreign"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, caplog):
-    run = RunFolder.open(tmp_path, CONFIG)
-    run.save(5, counter=Counter(5.0), noise=Noise())
-    newest = run.save(10, counter=Counter(10.0), noise=Noise())
-    content = newest.read_bytes()
-    if damage == "cut":
-        newest.write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        newest.write_bytes(b"")
-    elif damage == "flipped":  # torch.load alone would take it
-        middle = len(content) // 2
-        newest.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
-        torch.load(newest, weights_only=True)
-    elif damage == "text":
-        newest.write_text("not a checkpoint")
-    elif damage == "renamed":
-        newest = newest.rename(newest.with_name("step_000011.pt"))
-    else:
-        torch.save({"weights": torch.zeros(3)}, newest)
-    counter = Counter()
-    with caplog.at_level("WARNING", logger="jointdreamer"):
-        assert run.resume(counter=counter, noise=Noise()) == 5
-    assert counter.value.item() == 5.0
-    [record] = caplog.records
-    assert newest.name in record.getMessage() and "step 5" in record.getMessage()
-    assert "\n" not in record.getMessage()
-    run.save(6, counter=counter, noise=Noise())  # the damaged one, though it says 10, is not the newest any more
-    assert run.resume(counter=counter, noise=Noise()) == 6
-
-
-class Noise(Counter):
-    """A part big enough that the middle of the file is inside it."""
-
-    def __init__(self):
-        self.value = torch.arange(50_000.0)
-
-
-def test_with_no_readable_checkpoint_the_run_starts_again(tmp_path, caplog):
-    run = RunFolder.open(tmp_path, CONFIG)
-    assert run.resume(counter=Counter()) == 0
-    run.save(5, counter=Counter()).write_bytes(b"")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
-    with caplog.at_level("WARNING", logger="jointdreamer"):
-        assert run.resume(counter=Counter()) == 0
-    assert "starting again at step 0" in caplog.text
-    assert (tmp_path / "metrics.jsonl").read_text() == ""
-
-
-def test_a_checkpoint_of_other_parts_is_refused(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG)
-    run.save(1, counter=Counter())
-    with pytest.raises(UserError, match="another version"):
-        run.resume(counter=Counter(), grid=Counter())
-
-
-ALLOCATOR = (
-    "[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError(ALLOCATOR), RuntimeError("something of torch's"), MemoryError(), OSError(errno.EIO, "I/O error")],
-    ids=["allocator", "torch", "memory", "EIO"],
-)
-@pytest.mark.parametrize("where", ["torch", "zip", "metrics"])
-def test_what_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, error, where):
-    """The whole file is good, as its checksums say: no memory for it, or a disk that stutters, condemns nothing."""
-    run = RunFolder.open(tmp_path, CONFIG)
-    for step in (5, 10):
-        run.save(step, counter=Counter(step))
-    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(12)))
-
-    def files():
-        return {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-
-    before = files()
-
-    def fail(*_, **__):
-        raise error
-
-    with monkeypatch.context() as patched:
-        if where == "torch":
-            patched.setattr(run_module.torch, "load", fail)
-        elif isinstance(error, RuntimeError):
-            pytest.skip("torch's own")
-        elif where == "zip":
-            patched.setattr(run_module.zipfile.ZipFile, "testzip", fail)
-        else:
-            patched.setattr(run_module, "_step_of", fail)
-        with pytest.raises(UserError, match="cannot be read now") as caught:
-            run.resume(counter=Counter())
-    assert "\n" not in str(caught.value) and files() == before
-    assert run.resume(counter=Counter()) == 10
-
-
-@pytest.mark.parametrize("odd", ["fifo", "loop", "folder", "zip", "bomb"])
-def test_something_else_under_a_checkpoint_s_name_is_set_aside_at_once(tmp_path, odd):
-    run = RunFolder.open(tmp_path, CONFIG)
-    run.save(5, counter=Counter(5.0))
-    file = tmp_path / "checkpoints" / "step_000010.pt"
-    if odd == "fifo":
-        os.mkfifo(file)
-    elif odd == "loop":
-        file.symlink_to(file.name)
-    elif odd == "folder":
-        file.mkdir()
-    else:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr("a/data.pkl" if odd == "bomb" else "letter.txt", b"\0" * 10**7)
-    counter = Counter()
-    assert run.resume(counter=counter) == 5 and counter.value.item() == 5.0
-    assert file.with_name(file.name + ".damaged").is_symlink() or file.with_name(file.name + ".damaged").exists()
 
 
 def test_looking_at_a_run_changes_nothing(tmp_path):
     run = RunFolder.open(tmp_path, CONFIG)
     run.save(5, counter=Counter(5.0))
     (tmp_path / "checkpoints" / "step_000010.pt").write_text("rubbish")
-    config, checkpoint = run_module.read_run(tmp_path)
+    config, checkpoint = read_run(tmp_path)
     assert config == CONFIG and checkpoint["step"] == 5
     assert (tmp_path / "checkpoints" / "step_000010.pt").exists()
 
 
-@pytest.mark.parametrize("name", run_module.RECORDS)
-@pytest.mark.parametrize("odd", ["fifo", "loop", "folder"])
-def test_a_pipe_in_place_of_a_record_is_one_line_and_nobody_waits(tmp_path, name, odd):
-    begin(tmp_path, CONFIG)
-    (tmp_path / name).unlink(missing_ok=True)
-    if odd == "fifo":
-        os.mkfifo(tmp_path / name)
-    elif odd == "loop":
-        (tmp_path / name).symlink_to(name)
-    else:
-        (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name}.*move it away"):
-        RunFolder.open(tmp_path, CONFIG)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "null", '{"before": 5}', '{"weights": {"a": 1}, "before": [1]}', "\0" * 9, "[" * 100_000]
-)
-def test_a_damaged_environment_stops_no_run(tmp_path, text):
-    begin(tmp_path, CONFIG)
-    (tmp_path / "environment.json").write_text(text)
-    with RunFolder.open(tmp_path, CONFIG) as run:
-        run.check_weights([{"path": "a", "sha256": "1"}], 5)
-        run.write_environment([{"path": "a", "sha256": "1"}])
-    assert json.loads((tmp_path / "environment.json").read_text())["weights"] == [{"path": "a", "sha256": "1"}]
-
-
-def test_an_environment_that_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, caplog):
-    begin(tmp_path, CONFIG)
-    (tmp_path / "environment.json").write_text('{"commit": "precious"}')
-    real = os.open
-
-    def refusing(file, *more, **options):
-        if str(file).endswith("environment.json"):
-            raise OSError(errno.EIO, "Input/output error")
-        return real(file, *more, **options)
-
-    with RunFolder.open(tmp_path, CONFIG) as run, monkeypatch.context() as patched:
-        patched.setattr(os, "open", refusing)
-        with caplog.at_level("WARNING", logger="jointdreamer"):
-            run.write_environment()
-    assert (tmp_path / "environment.json").read_text() == '{"commit": "precious"}' and "left as it is" in caplog.text
-
-
 # The same run under another config
-
-
-def test_settings_that_are_not_numbers_are_equal_to_themselves(tmp_path):
-    config = {**CONFIG, "a": float("nan"), "b": [1, float("nan"), {"c": float("nan")}]}
-    begin(tmp_path, config)
-    RunFolder.open(tmp_path, config).close()
-    with pytest.raises(UserError, match="a is nan there, 1 here"):
-        RunFolder.open(tmp_path, {**config, "a": 1})
-
-
-def test_a_config_with_one_list_twice_is_read_again(tmp_path):
-    both = [0, 1]
-    begin(tmp_path, {**CONFIG, "a": both, "b": both})
-    RunFolder.open(tmp_path, {**CONFIG, "a": both, "b": both}).close()
-
-
-@pytest.mark.parametrize("text", ["a: &a [*a]", "[" * 100_000, "", "5", "- 1", "\0"])
-def test_an_odd_config_is_one_line(tmp_path, text):
-    begin(tmp_path, CONFIG)
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="config.yaml cannot be read") as caught:
-        RunFolder.open(tmp_path, CONFIG)
-    assert "\n" not in str(caught.value)
 
 
 def finished(folder, config, steps=4):
@@ -458,7 +142,7 @@ def finished(folder, config, steps=4):
         run.save(steps, counter=Counter(steps))
         run.write_environment([{"path": "here", "sha256": "1"}])
         run.write_command(["first"])
-        run.write_result(**{key: 1 for key in run_module.CONTRACT} | {"steps": steps})
+        run.write_result(**{key: 1 for key in CONTRACT} | {"steps": steps})
 
 
 def test_a_finished_run_makes_other_outputs_and_is_complete_again(tmp_path):
@@ -473,11 +157,11 @@ def test_a_finished_run_makes_other_outputs_and_is_complete_again(tmp_path):
         assert run.resume(counter=Counter()) == 4
         assert run.result() is None and yaml.safe_load((tmp_path / "config.yaml").read_text()) == second
         run.write_command(["second"])
-        run.write_result(**{key: 1 for key in run_module.CONTRACT} | {"steps": 4})
+        run.write_result(**{key: 1 for key in CONTRACT} | {"steps": 4})
     assert (tmp_path / "command.txt").read_text() == "second\n"
-    assert run_module.is_complete(tmp_path, second, 4) and not run_module.is_complete(tmp_path, first, 4)
+    assert is_complete(tmp_path, second, 4) and not is_complete(tmp_path, first, 4)
     # a version that knows more outputs finds this one complete
-    assert run_module.is_complete(tmp_path, {**second, "output": {**second["output"], "mesh": True}}, 4)
+    assert is_complete(tmp_path, {**second, "output": {**second["output"], "mesh": True}}, 4)
 
 
 def test_a_finished_run_whose_checkpoint_is_gone_is_not_trained_again_unasked(tmp_path):
@@ -494,7 +178,7 @@ def test_weights_are_compared_by_content(tmp_path):
     finished(tmp_path, CONFIG)
 
     def check(weights, steps, elsewhere=()):
-        comparison = run_module.Comparison(elsewhere=elsewhere)
+        comparison = Comparison(elsewhere=elsewhere)
         run = RunFolder(tmp_path, CONFIG, None, 1, comparison)
         run.check_weights([{"path": f"there/{sha}", "sha256": sha} for sha in weights], steps)
 
@@ -509,87 +193,6 @@ def test_weights_are_compared_by_content(tmp_path):
     check("2", 9)
     with pytest.raises(UserError, match="source is a there, b here, and its environment.json does not say"):
         check("1", 9, named)
-
-
-def test_nan_is_never_saved_over_good_parameters(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG, keep=1)
-    run.save(1, counter=Counter(1.0))
-    with pytest.raises(UserError, match=r"step 2: counter\.value holds NaN"):
-        run.save(2, counter=Counter(float("nan")))
-    assert [step for step, _ in run.checkpoints] == [1]
-
-
-@pytest.mark.parametrize("how", ["plain", "inside torch"])
-def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch, how):
-    run = RunFolder.open(tmp_path, CONFIG, keep=1)
-    run.save(1, counter=Counter(1.0))
-
-    def full(_, stream):
-        stream.write(b"half")
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError:
-            if how == "plain":
-                raise
-            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904  (what torch.save makes of it)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(run_module.torch, "save", full)
-        with pytest.raises(UserError, match="no space left on the disk"):
-            run.save(2, counter=Counter(2.0))
-    counter = Counter()
-    assert run.resume(counter=counter) == 1 and counter.value.item() == 1.0
-    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["step_000001.pt"]
-
-
-KILLED = """
-import os, signal, sys, torch
-from jointdreamer.runs.folder import RunFolder
-
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-folder, where = sys.argv[1:]
-run = RunFolder.open(folder, {"seed": 0})
-part = torch.arange(300_000.0)
-run.save(1, part=part)
-if where == "half written":
-    whole = torch.save
-    def save(value, stream):
-        class Half:
-            def write(self, data):
-                stream.write(bytes(data)[: len(data) // 2])
-                stream.flush()
-                die()
-        whole(value, Half())
-    torch.save = save
-elif where == "before the move":
-    os.replace = die
-else:
-    from pathlib import Path
-    Path.unlink = die      # the new one is complete, the old one about to go
-    run.keep = 1
-run.save(2, part=part + 1)
-"""
-
-
-def test_sigkill_while_a_checkpoint_is_written_leaves_a_folder_to_resume(tmp_path):
-    expected = {"half written": 1, "before the move": 1, "before the old one goes": 2}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = {
-        where: subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / where), where], env=environment)
-        for where in expected
-    }
-    for where, process in started.items():
-        assert process.wait(timeout=100) == -signal.SIGKILL
-        left = [entry.name for entry in (tmp_path / where / "checkpoints").iterdir()]
-        assert any(name.startswith(".tmp-") for name in left) == (expected[where] == 1)
-        run = RunFolder.open(tmp_path / where, {"seed": 0})  # the lock went with the process
-        assert not list((tmp_path / where).rglob(".tmp-*"))
-        checkpoint = run.read_checkpoint()
-        assert checkpoint is not None and checkpoint["step"] == expected[where]
-        assert torch.equal(checkpoint["parts"]["part"], torch.arange(300_000.0) + checkpoint["step"] - 1)
-        run.close()
 
 
 # Resuming changes nothing
@@ -628,28 +231,6 @@ def test_interrupted_and_uninterrupted_runs_end_alike(tmp_path):
         assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
-def test_metrics_are_cut_at_the_step_and_at_a_row_that_is_not_whole(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    truncate_metrics(file, 3)  # none there: nothing to do
-    file.write_text('{"step": 0}\n{"step": 2}\n{"step": 3}\n')
-    truncate_metrics(file, 3)
-    assert file.read_text() == '{"step": 0}\n{"step": 2}\n'
-    file.write_text('{"step": 0}\n{"step": 1}\n{"step": 2')
-    truncate_metrics(file, 3)
-    assert file.read_text() == '{"step": 0}\n{"step": 1}\n'
-
-
-@pytest.mark.parametrize(
-    "odd", ["\n", "rubbish\n", "[" * 100_000 + "\n", "null\n", '{"step": "1"}\n', "\0" * 3_000_000 + "\n"]
-)
-def test_a_line_that_is_no_row_costs_no_other_row(tmp_path, odd):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(f'{{"step": 0}}\n{odd}{{"step": 1}}\n{{"step": 2}}\n{{"step": 3}}\n')
-    truncate_metrics(file, 3)
-    assert file.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
 # Records
 
 
@@ -658,7 +239,7 @@ def test_result_is_the_last_word(tmp_path):
     assert run.result() is None
     with pytest.raises(KeyError, match="minutes"):
         run.write_result(prompt="a corgi")
-    result = {key: 1 for key in run_module.CONTRACT} | {"steps": 100, "clip": float("nan")}
+    result = {key: 1 for key in CONTRACT} | {"steps": 100, "clip": float("nan")}
     run.write_result(**result)
     assert run.result(steps=100) == result | {"clip": None}
     assert run.result(steps=200) is None
@@ -668,7 +249,7 @@ def test_result_is_the_last_word(tmp_path):
 
 def test_seconds_go_on_where_they_stopped(tmp_path, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(run_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(folder_module.time, "monotonic", lambda: clock[0])
     run = RunFolder.open(tmp_path, CONFIG)
     clock[0] += 60
     run.save(1, counter=Counter())
@@ -680,55 +261,11 @@ def test_seconds_go_on_where_they_stopped(tmp_path, monkeypatch):
     assert run.seconds == 65
 
 
-def test_environment_says_what_ran(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG)
-    weights = [{"role": "multi-view", "path": Path("w/unet.safetensors"), "sha256": "ab" * 32}]
-    run.write_environment(weights, models="toybox")
-    run.write_environment(weights, models="toybox")
-    record = json.loads((tmp_path / "environment.json").read_text())
-    assert record["torch"] == torch.__version__ and record["packages"]["numpy"] == np.__version__
-    assert record["weights"] == [{**weights[0], "path": "w/unet.safetensors"}]
-    assert {"commit", "dirty", "python", "cuda", "gpu", "cpu_count"} <= record.keys() and "before" not in record
-    run.write_environment(weights, models="sd21")
-    [before] = json.loads((tmp_path / "environment.json").read_text())["before"]
-    assert before["models"] == "toybox"
-
-
-def test_commit_and_dirty_are_git_s(tmp_path, monkeypatch):
-    def git(*arguments):
-        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    file = tmp_path / "package.py"
-    file.write_text("a = 1\n")
-    assert run_module._commit(file) == (None, None)
-    git("init", "-q")
-    assert run_module._commit(file) == (None, None)  # some repository, but not this file's
-    git("add", "package.py")
-    git("commit", "-q", "-m", "one")
-    monkeypatch.setenv("GIT_DIR", "/nowhere")
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True
-    ).stdout.strip()
-    assert run_module._commit(file) == (head, False)
-    file.write_text("a = 2\n")
-    assert run_module._commit(file) == (head, True)
-
-
 def test_command_is_quoted_for_a_shell(tmp_path):
     run = RunFolder.open(tmp_path, CONFIG)
     run.write_command(["python", "train.py", "prompt=it's a corgi, \udcff"])
     run.write_command(["python", "other.py"])
     assert (tmp_path / "command.txt").read_bytes() == b"python train.py 'prompt=it'\"'\"'s a corgi, \xff'\n"
-
-
-def test_peak_memory_and_seed():
-    assert 0.01 < peak_memory_gb() < 1000
-    assert torch.equal(torch.rand(2, generator=seed_everything(5)), torch.rand(2, generator=seed_everything(5)))
-    for seed in (-1, 2**32):
-        with pytest.raises(UserError, match="seed="):
-            seed_everything(seed)
-    assert environment()["cpu_count"] == os.cpu_count()
 
 
 # The folder's own numbers, and a folder that goes away

@@ -2,7 +2,6 @@
 
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,119 +15,29 @@ from jointdreamer.distillation.base import Term
 from jointdreamer.errors import UserError
 from jointdreamer.images import contact_sheet
 from jointdreamer.runs import memory
-from jointdreamer.runs.memory import Cost, Demand, Line, Live, export_bytes, fit, step_bytes
-from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.runs.machine import held_bytes
+from jointdreamer.runs.memory import Demand, export_bytes, fit, step_bytes
+from jointdreamer.runs.trial import TRIED, Cost, Line, Trial
+from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.export import extract_mesh
-from jointdreamer.scenes.nerf.field import HashGridField
 from jointdreamer.scenes.nerf.scene import NeRF
-from jointdreamer.scenes.nerf.volume import VolumeRenderer
-from jointdreamer.schedules import Plan
+from tests.runs.small_step import Images, nerf, plan
 
 GB = 1e9
 CPU = torch.device("cpu")
 
 
-# ----------------------------------------------------------------------------------------------------------- measuring
-
-
-def test_live_counts_what_is_alive():
-    with Live() as live:
-        a = torch.zeros(1000)
-        b = a.view(10, 100)  # the same memory
-        c = a + 1
-        assert (live.now, live.peak) == (8000, 8000)
-        del a, c
-        assert live.now == 4000
-        del b
-    assert (live.now, live.peak) == (0, 8000)
-
-
-def nerf(n_samples=64, n_levels=6, backend="auto") -> NeRF:
-    torch.manual_seed(0)
-    field = HashGridField({"n_levels": n_levels, "log2_table_size": 8}, hidden=16)
-    return NeRF(field, SphericalBackground(), VolumeRenderer(n_samples=n_samples, backend=backend))
-
-
-class Images(Term):
-    """A term that takes ten million bytes for each image at a time, and keeps a thousand."""
-
-    asked = 0
-
-    def forward(self, scene, render, cameras, now, generator):
-        self.asked += 1
-        n_images = render.rgb.shape[0] * render.rgb.shape[1]
-        torch.empty(2_500_000 * (self.chunk or n_images))
-        self.kept = torch.empty(250)
-        torch.rand(1)  # its own luck
-        return {"images": render.rgb.square().sum() + torch.rand((), generator=generator)}
-
-
-def plan(**changes: Any) -> Plan:
-    spec: dict[str, Any] = {
-        "steps": 9,
-        "resolution": [[0, 8], [3, 16], [6, 8]],
-        "shading": False,
-        "energy_weight": 1,
-        "loss": {"images": 1, "orient": [[0, 0], [2, 1]]},
-    }
-    return Plan(spec | changes)
-
-
-@pytest.mark.parametrize("backend", ["numba", "torch"])
-@pytest.mark.parametrize("orient", [0, 1])
-def test_a_line_through_two_small_renders_foresees_a_larger_one(backend, orient):
-    """Within the margin that is left for fuller objects: above what is counted, by at most that and a third."""
-    scene, rig, size = nerf(256, backend=backend), Rig(), 96
-    trial = memory.Trial(plan(loss={"orient": orient}), rig, scene, [], CPU)
-    rays = tuple(rig.n_views * side**2 for side in memory.TRIED)
-    small, large = (trial.render(side) for side in memory.TRIED)
-    line = Line.through((rays[0], rays[1]), (small, large))
-    counted = trial.render(size)
-    foreseen = line.at(rig.n_views * size**2, memory.MARGIN)
-    assert 1 < foreseen.kept / counted.kept < memory.MARGIN * 1.33
-    assert 1 < foreseen.peak / counted.peak < memory.MARGIN * 1.33
-
-
 def test_a_render_in_chunks_is_foreseen_as_well():
     scene, rig, size, chunk = nerf(256), Rig(), 96, 2**12
-    trial = memory.Trial(plan(), rig, scene, [], CPU)
-    rays = tuple(rig.n_views * side**2 for side in memory.TRIED)
+    trial = Trial(plan(), rig, scene, [], CPU)
+    rays = tuple(rig.n_views * side**2 for side in TRIED)
     lines = [
-        Line.through((rays[0], rays[1]), (trial.render(memory.TRIED[0], cut), trial.render(memory.TRIED[1], cut)))
+        Line.through((rays[0], rays[1]), (trial.render(TRIED[0], cut), trial.render(TRIED[1], cut)))
         for cut in (None, rays[0] // 4)
     ]
     counted = trial.render(size, chunk)
     demand = demand_of(lines[0], lines[1])
     assert 1 < step_bytes(demand, size, chunk) / counted.peak < memory.MARGIN * memory.CHUNK_MARGIN * 1.33
-
-
-def test_a_trial_leaves_no_trace():
-    scene, term = nerf(), Images()
-    term.energy = Images()  # a child of its own
-    before = {name: value.clone() for name, value in scene.state_dict().items()}
-    state = torch.get_rng_state()
-    trial = memory.Trial(plan(), Rig(), scene, [term], CPU)
-    trial.render(8)
-    trial.teach(2)
-    assert torch.equal(torch.get_rng_state(), state) and term.chunk is None
-    assert term.asked == 0 and not hasattr(term, "kept") and trial.terms[0].asked == 1
-    assert trial.terms[0].energy is not term.energy
-    assert all(torch.equal(value, before[name]) for name, value in scene.state_dict().items())
-    assert all(p.grad is None for p in scene.parameters())
-
-
-def test_what_terms_take_is_counted_by_images_at_a_time():
-    first, second = Images(), Images()
-    trial = memory.Trial(plan(), Rig(n_views=4), nerf(), [first], CPU)
-    assert trial.teach(1) == pytest.approx(1e7, rel=0.05)
-    assert trial.teach(None) == pytest.approx(4e7, rel=0.05)
-    both = memory.Trial(plan(), Rig(n_views=4), nerf(), [first, second], CPU)
-    assert both.teach(1) == pytest.approx(1e7, rel=0.05)  # one after the other
-
-
-def test_everything_that_is_ever_at_work_is_tried():
-    now = memory.busiest(plan(energy_weight=[[0, 0], [8, 5]], shading=[[0, False], [7, True]]))
-    assert (now.energy_weight, now.shading, now.loss.orient) == (5, True, 1)
 
 
 def test_a_scene_and_a_term_of_any_kind_are_counted():
@@ -142,7 +51,7 @@ def test_a_scene_and_a_term_of_any_kind_are_counted():
         def render(self, cameras, now=None, generator=None, chunk=None, normals=True):
             b, v = cameras.azimuth.shape
             rgb = self.colour.sigmoid()[:, None, None].expand(b, v, 3, cameras.resolution, cameras.resolution)
-            return memory.Render(rgb=rgb * 1.0, opacity=torch.ones_like(rgb[:, :, :1]))
+            return Render(rgb=rgb * 1.0, opacity=torch.ones_like(rgb[:, :, :1]))
 
         def before_step(self, step, generator): ...
         def parameter_groups(self):
@@ -156,7 +65,7 @@ def test_a_scene_and_a_term_of_any_kind_are_counted():
     assert (found.rays_per_chunk, found.images_per_chunk) == (None, None) and len(found.stages) == 3
 
 
-# ---------------------------------------------------------------------------------------------------------- predicting
+# Predicting
 
 
 def demand_of(render: Line, chunked: Line, teach: Any = lambda images: 0.0, **changes: Any) -> Demand:
@@ -236,7 +145,7 @@ def test_what_cannot_fit_is_refused_with_advice():
         fit(PAPER, STAGES, 16 * GB, rays_per_chunk=None)
 
 
-# ----------------------------------------------------------------------------------------------- the outputs at the end
+# The outputs at the end
 
 
 class Ball:
@@ -280,7 +189,7 @@ def test_outputs_that_cannot_fit_are_refused_with_what_to_lower():
     with pytest.raises(UserError, match=r"outputs at the end need about .*output.mesh_resolution \(now 4000\)"):
         memory.plan_memory(*parts(), output=(16, 4000))
     with pytest.raises(UserError, match=r"outputs at the end .*there are .*output.resolution \(now 1024\)"):
-        memory.plan_memory(*parts(), output=(1024, 16), budget_gb=memory.held_bytes(torch.device("cpu")) / GB + 0.5)
+        memory.plan_memory(*parts(), output=(1024, 16), budget_gb=held_bytes(torch.device("cpu")) / GB + 0.5)
 
 
 def test_the_cuts_that_a_run_began_with_are_used_where_they_fit(caplog):
@@ -301,7 +210,7 @@ def test_the_cuts_that_a_run_began_with_are_used_where_they_fit(caplog):
     assert "its last bits may differ: does not fit" in caplog.text
 
 
-# ---------------------------------------------------------------------------------------------------------- the whole
+# The whole
 
 
 def parts():
@@ -315,7 +224,7 @@ def test_a_plan_names_every_stage_and_moves_no_generator():
     assert torch.equal(torch.get_rng_state(), state)
     assert [size for size, _ in found.stages] == [8, 16, 8]
     assert (found.rays_per_chunk, found.images_per_chunk) == (None, None)
-    held = memory.held_bytes(CPU) / GB
+    held = held_bytes(CPU) / GB
     assert all(held < need < held + 1 for _, need in found.stages)
     assert memory.plan_memory(*parts(), budget_gb=held + 0.5).limit_gb == pytest.approx(held + 0.5)
 
@@ -362,27 +271,3 @@ def test_a_fault_in_a_trial_is_no_want_of_memory():
 def test_impossible_settings(options, says):
     with pytest.raises(UserError, match=says):
         memory.plan_memory(*parts(), **options)
-
-
-def test_an_address_space_that_is_limited_is_a_limit(monkeypatch):
-    left = memory.address_space_left()
-    assert left > 0
-    limits = {"RLIMIT_AS": 10**12}
-    monkeypatch.setattr("resource.getrlimit", lambda which: (limits["RLIMIT_AS"], -1))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    assert memory.address_space_left() == pytest.approx(10**12 - 4096 * pages, rel=0.01)
-    limits["RLIMIT_AS"] = 4096
-    assert memory.free_bytes(torch.device("cpu")) == 0
-
-
-def test_free_memory_is_what_the_kernel_or_a_container_leaves(monkeypatch):
-    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    2000 kB\n"}
-    monkeypatch.setattr(memory, "_read", lambda path: files.get(str(path), ""))
-    cpu = torch.device("cpu")
-    assert memory.free_bytes(cpu) == 2000 * 1024
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
-    files["/sys/fs/cgroup/memory.current"] = "900000\n"
-    assert memory.free_bytes(cpu) == 2000 * 1024
-    files["/sys/fs/cgroup/memory.max"] = "1000000\n"
-    files["/sys/fs/cgroup/memory.stat"] = "anon 5\ninactive_file 300000\n"
-    assert memory.free_bytes(cpu) == 400000

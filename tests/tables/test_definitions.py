@@ -4,6 +4,7 @@ import pytest
 
 from jointdreamer.cli import main as cli
 from jointdreamer.energies.registry import ENERGIES
+from jointdreamer.project import CONF
 from jointdreamer.tables.definitions import MEASURES, TABLE3_SDS, tables
 
 TABLES = tables(("0.1", "3"))
@@ -19,7 +20,7 @@ def composed(experiment, models="toybox", *words):
 def test_a_row_s_name_is_its_run_s_name(row):
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("config", ["models=toybox", f"experiment={row.on('toybox')}", *row.words])
     assert cfg.name == row.name("toybox")
 

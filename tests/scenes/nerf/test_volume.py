@@ -9,7 +9,7 @@ import torch
 
 from jointdreamer.cameras import Cameras, Rig, look_at, orbit_cameras, rays, sample_cameras
 from jointdreamer.errors import UserError
-from jointdreamer.runs.memory import Live
+from jointdreamer.runs.trial import Live
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf import volume
