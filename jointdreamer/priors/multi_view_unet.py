@@ -20,7 +20,9 @@ from jointdreamer.precision import network_dtype
 from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.weights.checkpoint import advice, differences, first_line, read_checkpoint
-from jointdreamer.weights.find import find_weights, load_noise_process, load_part, part_keys, read_part
+from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.noise_process import load_noise_process
+from jointdreamer.weights.parts import load_part, part_keys, read_part
 
 SHARED = "shared"  # the autoencoder that is the text-to-image model's
 HEADS = 8  # of every attention of Stable Diffusion 1

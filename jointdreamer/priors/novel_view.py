@@ -28,7 +28,7 @@ from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.weights.checkpoint import differences
-from jointdreamer.weights.find import load_part
+from jointdreamer.weights.parts import load_part
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

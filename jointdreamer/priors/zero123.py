@@ -19,7 +19,8 @@ from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.multi_view_unet import _strip, _unet_key, ldm_unet_config, vae_from_ldm
 from jointdreamer.priors.novel_view import NovelView, Parts, build_exactly, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import advice, differences, read_checkpoint
-from jointdreamer.weights.find import load_noise_process, load_part
+from jointdreamer.weights.noise_process import load_noise_process
+from jointdreamer.weights.parts import load_part
 
 POSE = 4  # numbers
 HEAD_CHANNELS = 64  # of OpenAI's CLIP

@@ -10,7 +10,7 @@ from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, _save_part, _save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
 from jointdreamer.weights.checkpoint import stored_keys
-from jointdreamer.weights.find import load_tokenizer
+from jointdreamer.weights.parts import load_tokenizer
 
 MEGABYTES = 60
 
