@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.weights.checkpoint import (
     advice,
     converted,
+    differences,
     file_keys,
     first_line,
     is_current,
@@ -108,6 +109,32 @@ def _load_other_generation(model: Any, folder: Path, missing: list[str]) -> list
         return missing
     model.load_state_dict(state, strict=False)
     return []
+
+
+def build_exactly(
+    make: Callable[[], Any], state: Mapping[str, Tensor], dtype: torch.dtype, where: str, names: Mapping[str, str]
+) -> Any:
+    """A frozen network that holds every tensor of `state` once and nothing else; nothing is initialised at random.
+
+    where: opens the error; names: what the tensors are called in the file, where that is not what they are called here.
+    Raises UserError, one line, with the first missing and the first unexpected key.
+    """
+    with torch.device("meta"):  # 866 million random numbers would take longer than the reading
+        model = make()
+    wanted = model.state_dict()
+    if wanted.keys() != state.keys():
+        came = (key if key in wanted else names.get(key, key) for key in state)
+        raise UserError(f"{where}: {differences(wanted, came, seen=())}")
+    for key, value in wanted.items():
+        if state[key].shape != value.shape:
+            came, right = tuple(state[key].shape), tuple(value.shape)
+            raise UserError(f"{where}: {names.get(key, key)} has the shape {came}, wanted {right}")
+    model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
+    for name, buffer in list(model.named_buffers()):  # not in any file: transformers counts the patches with it
+        if buffer.is_meta and name.endswith("position_ids"):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            owner.position_ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+    return model.eval().requires_grad_(False)
 
 
 def part_keys(where: Path) -> list[str]:
