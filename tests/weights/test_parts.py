@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from jointdreamer.errors import UserError
 from jointdreamer.weights.folders import wanted_files, weight_files
-from jointdreamer.weights.parts import load_part
+from jointdreamer.weights.parts import load_part, part_keys
 
 
 @pytest.fixture
@@ -105,3 +105,9 @@ def test_a_part_of_another_architecture_says_what_it_looks_like(tiny_sd_folder, 
     with pytest.raises(UserError, match="first unexpected key .*looks like a text-to-image model's UNet") as error:
         load_part(AutoencoderKL, tmp_path / "sd", "vae", torch.float32)
     assert "weights are missing" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_keys_of_a_folder_pass_over_what_cannot_be_read(tmp_path):
+    save_file({"a.weight": torch.ones(2), "b": torch.ones(2)}, tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"")
+    assert sorted(part_keys(tmp_path)) == ["a.weight", "b"]
