@@ -22,13 +22,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 RANGED = ("torch", "diffusers", "transformers")
 ENERGIES = ("none", "mvs", "cls", "i2i")
-TESTS = ("tests/models/test_weights.py", "tests/models/test_checkpoint.py", "tests/models/test_novel_view.py")
-TESTS += ("tests/models/test_multiview_unet.py", "tests/models/test_pair_classifier.py", "tests/test_prompts.py")
-TESTS += (
-    "tests/guidance/test_latent_diffusion.py",
-    "tests/evaluation/test_networks.py",
-    "tests/toybox/test_weights.py",
-)
+TESTS = ("tests/weights", "tests/priors", "tests/classifier/test_model.py", "tests/evaluation/test_networks.py")
+TESTS += ("tests/toybox/test_weights.py",)
 RUN = ("models=toybox", "schedule=smoke", "schedule.steps=3", "device=cpu", "output.views=1", "output.resolution=16")
 RUN += ("output.mesh_resolution=16", "field.encoding.backend=torch", "renderer.backend=torch")
 

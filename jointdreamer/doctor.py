@@ -187,7 +187,9 @@ def wandb_login() -> str | None:
 
 def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Role -> title, where it is (or None), what is wrong with it (or None), the energies that need it, size."""
-    from jointdreamer.weights.find import ROLES, damaged, is_remote, lacking, locate, needed_files, sources
+    from jointdreamer.weights.find import is_remote, locate, sources
+    from jointdreamer.weights.folders import damaged, lacking
+    from jointdreamer.weights.roles import ROLES, needed_files
 
     found = {}
     for role in [role for role in ROLES if role in models]:
@@ -213,7 +215,7 @@ def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def bundled() -> dict[str, dict[str, Any]]:
     """The other weights of the toybox, as `roles` has them."""
-    from jointdreamer.weights.find import damaged
+    from jointdreamer.weights.folders import damaged
 
     found = {}
     for name, title in (("clip", "CLIP of the toybox"), ("judge", "judge of the toybox's table")):

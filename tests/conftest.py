@@ -425,10 +425,10 @@ def wonder3d_folder(wonder3d_state, tmp_path_factory) -> Path:
     """`wonder3d_state` as the authors' folder. Shared by the session: copy it before you damage it."""
     from safetensors.torch import save_file
 
-    from jointdreamer.priors.multi_view_unet import _unet_key
+    from jointdreamer.priors.ldm import unet_names
 
     folder = tmp_path_factory.mktemp("wonder3d")
-    unet = {_unet_key(k, NOVEL_VIEW["blocks"] + 1): v for k, v in wonder3d_state.items()}
+    unet = {new: wonder3d_state[old] for new, old in unet_names(wonder3d_state, NOVEL_VIEW["blocks"]).items()}
     (folder / "unet").mkdir()
     save_file(unet, folder / "unet" / "diffusion_pytorch_model.safetensors")
     config = {

@@ -23,7 +23,9 @@ from torch.nn.functional import interpolate, logsigmoid, scaled_dot_product_atte
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path, to_json, write_text
 from jointdreamer.weights.checkpoint import advice, read_checkpoint
-from jointdreamer.weights.find import find_weights, read_part, weight_files
+from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.folders import weight_files
+from jointdreamer.weights.parts import read_part
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAMERA = "relative pose, OpenGL axes, in distances of the first camera"  # what `cameras.camera_numbers` makes

@@ -14,7 +14,7 @@ import numpy as np
 
 from jointdreamer.formats import gltf, obj, ply
 from jointdreamer.formats.surface import BadMesh, Part, Texture, face_colors, linear_to_srgb
-from jointdreamer.kernels.compiled import cached_njit
+from jointdreamer.kernels import compiled_loop
 from jointdreamer.reading import Unreadable
 
 MAX_FACES = 2_000_000
@@ -198,7 +198,7 @@ def peel(
     return face, weight, nearest
 
 
-@cached_njit()
+@compiled_loop
 def _rasterize(corners, focal, near, limit, face, weight, nearest):
     size = face.shape[0]  # nearest: 1 / depth is linear in the image, and larger is nearer
     x, y, inverse = np.empty(3), np.empty(3), np.empty(3)

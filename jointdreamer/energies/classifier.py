@@ -13,7 +13,8 @@ from jointdreamer.cameras import camera_numbers
 from jointdreamer.classifier.model import Features, climb, load_classifier
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
-from jointdreamer.weights.find import find_weights, load_part
+from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.parts import load_part
 
 GRADIENT_SCALE = 1024.0  # a logit's gradient, spread over 512 x 512 pixels, would drown in a decoder of half precision
 

@@ -22,7 +22,8 @@ from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.priors.registry import load_novel_view
-from jointdreamer.weights.find import find_weights, needed_files
+from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.roles import needed_files
 
 FRONT = "front"  # the reference is the view nearest to azimuth 0
 

@@ -78,7 +78,7 @@ class Clip:
         from transformers import CLIPModel
         from transformers.utils import logging as noise
 
-        from jointdreamer.weights.find import load_tokenizer
+        from jointdreamer.weights.parts import load_tokenizer
 
         noise.disable_progress_bar()
         kind: Any = CLIPModel

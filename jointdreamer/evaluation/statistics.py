@@ -27,13 +27,10 @@ class Interval:
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Bounds of a rate, each in [0, 1], after `successes` of `n` (Wilson 1927): they hold at 0 and at n as well."""
-    from scipy.special import ndtri
+    from scipy.stats import binomtest
 
-    z = float(ndtri(0.5 + confidence / 2))
-    share, around = successes / n, 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / around
-    half = z / around * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(low), float(high)
 
 
 def rate(answers: Sequence[bool], confidence: float = 0.95) -> Interval | None:
@@ -49,7 +46,7 @@ def mean(
     values: Sequence[float], confidence: float = 0.95, low: float = -math.inf, high: float = math.inf
 ) -> Interval | None:
     """The mean with Student's t interval, cut to [low, high] (what the measure can be); None without a value."""
-    from scipy.special import stdtrit
+    from scipy.stats import sem, t
 
     n = len(values)
     if not n:
@@ -57,6 +54,5 @@ def mean(
     centre = math.fsum(values) / n
     if n == 1:
         return Interval(centre, None, None, 1)
-    deviation = math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * deviation / math.sqrt(n)
+    half = float(t.ppf(0.5 + confidence / 2, n - 1) * sem(values))
     return Interval(centre, max(low, centre - half), min(high, centre + half), n)

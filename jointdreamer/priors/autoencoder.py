@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from jointdreamer.diffusion import noise_like
 from jointdreamer.errors import UserError
 from jointdreamer.reading import is_number
-from jointdreamer.weights.find import load_part
+from jointdreamer.weights.parts import load_part
 
 
 def scale_factor(vae: Any) -> int:

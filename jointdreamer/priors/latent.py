@@ -19,7 +19,9 @@ from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.priors.prompts import Prompts, TextEmbeddings, encode_prompt
-from jointdreamer.weights.find import find_weights, load_noise_process, load_part, load_tokenizer
+from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.noise_process import load_noise_process
+from jointdreamer.weights.parts import load_part, load_tokenizer
 
 
 class LatentDiffusion(AutoencodedPrior):

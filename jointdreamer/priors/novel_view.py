@@ -11,7 +11,7 @@ would be. Their conventions are in docs/conventions.md.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,7 @@ from jointdreamer.priors.autoencoder import load_autoencoder
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.weights.checkpoint import differences
-from jointdreamer.weights.find import load_part
+from jointdreamer.weights.parts import load_part
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -136,29 +135,3 @@ def check_unet(unet: Any, path: Path, what: str, image_encoder: Any, **wanted: A
     for key, value in wanted.items():
         if (came := unet.config.get(key)) != value:
             raise UserError(f"{path} is no {what}: its UNet's {key} must be {value!r}, got {came!r}")
-
-
-def build_exactly(
-    make: Callable[[], Any], state: Mapping[str, Tensor], dtype: torch.dtype, where: str, names: Mapping[str, str]
-) -> Any:
-    """A frozen network that holds every tensor of `state` once and nothing else; nothing is initialised at random.
-
-    where: opens the error; names: what the tensors are called in the file, where that is not what they are called here.
-    Raises UserError, one line, with the first missing and the first unexpected key.
-    """
-    with torch.device("meta"):  # 866 million random numbers would take longer than the reading
-        model = make()
-    wanted = model.state_dict()
-    if wanted.keys() != state.keys():
-        came = (key if key in wanted else names.get(key, key) for key in state)
-        raise UserError(f"{where}: {differences(wanted, came, seen=())}")
-    for key, value in wanted.items():
-        if state[key].shape != value.shape:
-            came, right = tuple(state[key].shape), tuple(value.shape)
-            raise UserError(f"{where}: {names.get(key, key)} has the shape {came}, wanted {right}")
-    model.load_state_dict({key: value.to(dtype) for key, value in state.items()}, strict=True, assign=True)
-    for name, buffer in list(model.named_buffers()):  # not in any file: transformers counts the patches with it
-        if buffer.is_meta and name.endswith("position_ids"):
-            owner = model.get_submodule(name.rpartition(".")[0])
-            owner.position_ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
-    return model.eval().requires_grad_(False)

@@ -20,9 +20,10 @@ from jointdreamer.diffusion import noise_like
 from jointdreamer.errors import UserError
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.multi_view_unet import MultiViewAttnProcessor
-from jointdreamer.priors.novel_view import NovelView, Parts, build_exactly, check_unet, folder_parts
+from jointdreamer.priors.novel_view import NovelView, Parts, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import read_checkpoint
-from jointdreamer.weights.find import load_noise_process
+from jointdreamer.weights.noise_process import load_noise_process
+from jointdreamer.weights.parts import build_exactly
 
 AZIMUTH_DEG = (0.0, 45.0, 90.0, 180.0, -90.0, -45.0)  # front, front right, right, back, left, front left
 VIEWS = len(AZIMUTH_DEG)

@@ -16,21 +16,16 @@ from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import NoiseProcess, scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
 from jointdreamer.priors.condition import Condition
-from jointdreamer.priors.multi_view_unet import _strip, _unet_key, ldm_unet_config, vae_from_ldm
-from jointdreamer.priors.novel_view import NovelView, Parts, build_exactly, check_unet, folder_parts
+from jointdreamer.priors.ldm import UNET, VAE, strip, unet_from_ldm, vae_from_ldm
+from jointdreamer.priors.novel_view import NovelView, Parts, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import advice, differences, read_checkpoint
-from jointdreamer.weights.find import load_noise_process, load_part
+from jointdreamer.weights.noise_process import load_noise_process
+from jointdreamer.weights.parts import build_exactly, load_part
 
 POSE = 4  # numbers
 HEAD_CHANNELS = 64  # of OpenAI's CLIP
 PROJECTIONS = ("clip_camera_projection", "cc_projection")  # folders, after two conversions of the checkpoint
-UNET, EMA, VAE, CLIP, PROJECTION = (
-    "model.diffusion_model.",
-    "model_ema.",
-    "first_stage_model.",
-    "cond_stage_model.model.",
-    "cc_projection.",
-)
+EMA, CLIP, PROJECTION = "model_ema.", "cond_stage_model.model.", "cc_projection."
 # What is left of CLIP's text tower, which was deleted before training: nobody's
 REST = ("positional_embedding", "text_projection", "logit_scale", "token_embedding.weight")
 REST += ("ln_final.weight", "ln_final.bias")
@@ -178,15 +173,11 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
             f"{where}: first missing key {missing or '(none)'}, first unexpected key {unexpected or '(none)'}"
             f"{advice(state, 'novel_view')}"
         )
-    unet = _unet(_averaged(state, where), dtype, where)
-    image_encoder = _image_encoder(_strip(state, CLIP), dtype, where)
+    unet = unet_from_ldm(_averaged(state, where), dtype, where)
+    image_encoder = _image_encoder(strip(state, CLIP), dtype, where)
     if vae is None:
-        try:
-            vae = vae_from_ldm(state, dtype)
-        except (KeyError, RuntimeError, ValueError) as error:
-            first = " ".join(str(error).split())[:300]
-            raise UserError(f"{where}: its autoencoder (first_stage_model): {first}") from error
-    projection = _projection(_strip(state, PROJECTION), dtype, where)
+        vae = vae_from_ldm(state, dtype, f"{where}: its autoencoder (first_stage_model)")
+    projection = _projection(strip(state, PROJECTION), dtype, where)
     check_unet(unet, path, "Zero-1-to-3 checkpoint", image_encoder)
     _check_projection(projection, image_encoder, unet.config.cross_attention_dim, path)
     alphas_cumprod = state.get("alphas_cumprod", scaled_linear_alphas_cumprod()).float().clone()
@@ -206,7 +197,7 @@ def _averaged(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
 
     The average's names are the weights' own without the dots; what is not averaged is as it is in the network.
     """
-    raw = _strip(state, UNET)
+    raw = strip(state, UNET)
     flat = {f"{EMA}diffusion_model{key.replace('.', '')}": key for key in raw}
     average = {key: value for key, value in state.items() if key.startswith(EMA)}
     if not average:
@@ -216,23 +207,6 @@ def _averaged(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     if flat.keys() != average.keys():
         raise UserError(f"{where}: {differences(flat, average, seen=())}")
     return {flat[key]: value for key, value in average.items()}
-
-
-def _unet(ldm: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    try:
-        config, per_level = ldm_unet_config(ldm)
-    except (KeyError, IndexError) as error:
-        raise UserError(f"{where}: first missing key {UNET}{error.args[0]}, first unexpected key (none)") from error
-    mapped, names = {}, {}
-    for key, value in ldm.items():
-        try:
-            new = _unet_key(key, per_level)
-        except (KeyError, ValueError, IndexError):
-            new = f"{UNET}{key}"  # unexpected, and reported as such
-        mapped[new], names[new] = value, f"{UNET}{key}"
-    return build_exactly(lambda: UNet2DConditionModel(**config), mapped, dtype, where, names)
 
 
 def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:

@@ -20,7 +20,7 @@ from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes import FAMILY
 from jointdreamer.toybox.world import Words
-from jointdreamer.weights.find import load_part
+from jointdreamer.weights.parts import load_part
 
 
 def held_out_views(n: int, seed: int, words: Words) -> Tensor:

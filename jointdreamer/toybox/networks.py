@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jointdreamer.files import write_text
 from jointdreamer.toybox.world import COLORS, FIRST, SECOND, SHIPPED_WORDS, Words, vocabulary
-from jointdreamer.weights.find import clip_tokenizer_class
+from jointdreamer.weights.parts import clip_tokenizer_class
 
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jointdreamer.kernels.compiled import cached_njit
+from jointdreamer.kernels import compiled_loop
 
 SPHERE, BOX, CYLINDER, CONE = range(4)
 PLAIN, STRIPED, SPOTTED, CHECKERED, PATCHED = range(5)
@@ -63,7 +63,7 @@ def render(
     return out[..., :4], out[..., 4], out[..., 5:]
 
 
-@cached_njit()
+@compiled_loop
 def _hit(solid, ox, oy, oz, dx, dy, dz):
     """First hit of a ray with one solid: (t, nx, ny, nz) in world space (normal not normalised); t = FAR on a miss."""
     # In the solid's own frame the ray stays a ray and keeps its t, so every shape is the unit shape.
@@ -137,7 +137,7 @@ def _hit(solid, ox, oy, oz, dx, dy, dz):
     )
 
 
-@cached_njit()
+@compiled_loop
 def _pattern(kind, x, y, z):
     """How much of the pattern's white shows at a point of the surface: 0 or 1."""
     if kind == STRIPED:
@@ -153,7 +153,7 @@ def _pattern(kind, x, y, z):
     return 0.0
 
 
-@cached_njit()
+@compiled_loop
 def _render(packed, c2w, fovy, supersample, out):
     views, resolution = out.shape[0], out.shape[1]
     fine = resolution * supersample
@@ -207,7 +207,7 @@ def _render(packed, c2w, fovy, supersample, out):
                     pixel[3] = hits / (supersample * supersample)
 
 
-@cached_njit()
+@compiled_loop
 def _direction(m, focal, resolution, row, col):
     """Unit direction through a pixel's centre (docs/conventions.md, Cameras)."""
     u, w = (col + 0.5 - 0.5 * resolution) / focal, -(row + 0.5 - 0.5 * resolution) / focal
@@ -218,7 +218,7 @@ def _direction(m, focal, resolution, row, col):
     return dx / length, dy / length, dz / length
 
 
-@cached_njit()
+@compiled_loop
 def _shade(solid, m, t, normal, ray, pixel):
     """Add one sub-ray's colour, hit, depth and normal to its pixel."""
     dx, dy, dz = ray

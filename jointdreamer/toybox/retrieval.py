@@ -16,7 +16,7 @@ from jointdreamer.images import grid, write_png
 from jointdreamer.toybox.judge import load_judge
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, held_out_fronts, retrieval
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, parse_caption
-from jointdreamer.weights.find import load_tokenizer
+from jointdreamer.weights.parts import load_tokenizer
 
 
 def sample(captions: list[str], steps: int, guidance_scale: float, seed: int, batch: int = 20) -> Tensor:

@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
         if command not in COMMANDS:
             raise UserError(f"unknown command {command!r}: choose one of {', '.join(COMMANDS)}")
         settings = [word for word in rest if "=" in word or word.startswith("-")]
-        from jointdreamer.weights.find import ROLES
+        from jointdreamer.weights.roles import ROLES
 
         cfg = cli.composed("config", settings, models="sd21")
         roles = pick([word for word in rest if word not in settings], cfg["models"])
@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
 
 def pick(named: Sequence[str], models: Mapping[str, Any]) -> list[str]:
     """The roles named, or none. Raises UserError for one that these models do not have."""
-    from jointdreamer.weights.find import ROLES
+    from jointdreamer.weights.roles import ROLES
 
     there = [role for role in ROLES if role in models]
     for role in named:
@@ -77,7 +77,8 @@ def source_of(models: Mapping[str, Any], role: str, path: Path) -> Any:
 
 def show(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Print every role (or those named) with its sources and where it is."""
-    from jointdreamer.weights.find import ROLES, is_remote, sources
+    from jointdreamer.weights.find import is_remote, sources
+    from jointdreamer.weights.roles import ROLES
 
     for role in roles or pick(["all"], models):
         about, path = ROLES[role], here(models, role)
@@ -99,7 +100,8 @@ def size(gigabytes: float | None) -> str:
 def prefetch(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Bring the roles here."""
     from jointdreamer.weights.checkpoint import PICKLES, read_checkpoint
-    from jointdreamer.weights.find import ROLES, locate
+    from jointdreamer.weights.find import locate
+    from jointdreamer.weights.roles import ROLES
 
     for role in roles:
         about = ROLES[role]
@@ -116,7 +118,9 @@ def check(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Check the roles named, or all that are at hand; raises UserError for the first that an energy would trip over."""
     from jointdreamer.files import sha256
     from jointdreamer.weights.checkpoint import PICKLES, read_checkpoint
-    from jointdreamer.weights.find import ROLES, damaged, known_checksums, lacking, locate, needed_files
+    from jointdreamer.weights.find import known_checksums, locate
+    from jointdreamer.weights.folders import damaged, lacking
+    from jointdreamer.weights.roles import ROLES, needed_files
 
     for role in roles or pick(["all"], models):
         path = here(models, role)

@@ -155,11 +155,6 @@ def file_keys(path: Path) -> list[str]:
         return []
 
 
-def stored_keys(folder: Path) -> list[str]:
-    """Names of the tensors in a folder's safetensors files; files that cannot be read are passed over."""
-    return [key for file in sorted(folder.glob("*.safetensors")) for key in file_keys(file)]
-
-
 def differences(wanted: Iterable[str], came: Iterable[str], seen: Iterable[str] | None = None) -> str:
     """In words: the first key that is missing, the first that is unexpected, and what the checkpoint looks like.
 

@@ -52,13 +52,13 @@ def download(
     return target
 
 
-def download_url(url: str, folder: Path, checksum: str | None = None) -> Path:
+def download_url(url: str, folder: Path) -> Path:
     """One file by its address, kept in `folder` under its own name and its server's mark of this version."""
     from huggingface_hub import get_hf_file_metadata
 
     known = get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
     mark = re.sub(r"[^\w-]", "", known.etag or "")[:16]
-    return download(known.location, url_folder(url, folder) / (mark or "file") / _name(url), known.size, checksum)
+    return download(known.location, url_folder(url, folder) / (mark or "file") / _name(url), known.size)
 
 
 def downloaded_url(url: str, folder: Path) -> Path | None:

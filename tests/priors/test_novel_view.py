@@ -428,11 +428,11 @@ def test_the_real_sizes_load_completely(kind, tmp_path):
         return
     from safetensors.torch import save_file
 
-    from jointdreamer.priors.multi_view_unet import _unet_key
+    from jointdreamer.priors.ldm import unet_names
     from jointdreamer.priors.wonder3d import read_unet
 
     shapes = ldm_unet_shapes(**real, channels=8, camera=10, conv=True, joint=True)
-    state = {_unet_key(k, 3): torch.zeros(v, dtype=torch.half) for k, v in shapes.items()}
+    state = {new: torch.zeros(shapes[old], dtype=torch.half) for new, old in unet_names(shapes, 2).items()}
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     del state
     config = {

@@ -9,8 +9,7 @@ import torch
 from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, _save_part, _save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
-from jointdreamer.weights.checkpoint import stored_keys
-from jointdreamer.weights.find import load_tokenizer
+from jointdreamer.weights.parts import load_tokenizer, part_keys
 
 MEGABYTES = 60
 
@@ -50,7 +49,7 @@ def test_stock_diffusers_samples_the_folder_without_being_told_anything():
 
 def test_every_transformers_reads_the_shipped_text_parts():
     """Releases before 5.6 look for `text_model.` before the names, those before 5 for vocab.json and merges.txt."""
-    keys = stored_keys(FAMILY / "text_encoder")
+    keys = part_keys(FAMILY / "text_encoder")
     assert keys and all(key.startswith("text_model.") for key in keys)
     for folder in (FAMILY / "tokenizer", WEIGHTS / "clip"):
         assert {"tokenizer.json", "vocab.json", "merges.txt"} <= {path.name for path in folder.iterdir()}
@@ -65,7 +64,7 @@ def test_what_training_saves_is_read_alike(tmp_path):
     encoder = networks.build_text_encoder(tokenizer).eval()
     _save_part(encoder, tmp_path / "text_encoder")
     _save_tokenizer(tokenizer, tmp_path / "tokenizer")
-    assert all(key.startswith("text_model.") for key in stored_keys(tmp_path / "text_encoder"))
+    assert all(key.startswith("text_model.") for key in part_keys(tmp_path / "text_encoder"))
     assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "tokenizer").iterdir()}
     loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
     assert loaded.dtype == torch.float32

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from jointdreamer.errors import UserError
 from jointdreamer.weights import checkpoint
-from jointdreamer.weights.checkpoint import converted, differences, is_current, read_checkpoint, recognise, stored_keys
+from jointdreamer.weights.checkpoint import converted, differences, is_current, read_checkpoint, recognise
+from jointdreamer.weights.parts import part_keys
 
 
 @pytest.fixture
@@ -186,12 +187,12 @@ def test_the_layouts_of_the_field_are_told_apart(mvdream_state, tiny_sd_folder, 
     assert "MVDream" in str(recognise(ldm))
     assert "Stable Diffusion" in str(recognise(plain))
     assert "Zero-1-to-3" in str(recognise(plain | {"cc_projection.weight"}))
-    assert "multi-view model's UNet" in str(recognise(stored_keys(tiny_mv_folder() / "unet")))
-    assert "text-to-image model's UNet" in str(recognise(stored_keys(tiny_sd_folder() / "unet")))
+    assert "multi-view model's UNet" in str(recognise(part_keys(tiny_mv_folder() / "unet")))
+    assert "text-to-image model's UNet" in str(recognise(part_keys(tiny_sd_folder() / "unet")))
     joint = "down_blocks.0.attentions.0.transformer_blocks.0.attn_joint_mid.to_q.weight"
-    assert "Wonder3D" in str(recognise([*stored_keys(tiny_sd_folder() / "unet"), joint]))
-    assert "autoencoder" in str(recognise(stored_keys(tiny_sd_folder() / "vae")))
-    assert "text encoder" in str(recognise(stored_keys(tiny_sd_folder() / "text_encoder")))
+    assert "Wonder3D" in str(recognise([*part_keys(tiny_sd_folder() / "unet"), joint]))
+    assert "autoencoder" in str(recognise(part_keys(tiny_sd_folder() / "vae")))
+    assert "text encoder" in str(recognise(part_keys(tiny_sd_folder() / "text_encoder")))
     assert recognise(["something.weight"]) is None
 
 
@@ -232,9 +233,3 @@ def test_differences_name_the_first_key_of_each_kind():
     assert differences(["a"], ["a"]) == "first missing key (none), first unexpected key (none)"
     said = differences(["a"], ["b"], seen=["cc_projection.weight"])
     assert said.endswith("looks like a novel-view model (Zero-1-to-3): name it as models.novel_view.source")
-
-
-def test_keys_of_a_folder_pass_over_what_cannot_be_read(tmp_path):
-    save_file(state(), tmp_path / "a.safetensors")
-    (tmp_path / "b.safetensors").write_bytes(b"")
-    assert sorted(stored_keys(tmp_path)) == ["a.weight", "b"]

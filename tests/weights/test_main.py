@@ -14,7 +14,8 @@ from jointdreamer.cli import main as cli
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.weights import __main__ as weights
 from jointdreamer.weights.checkpoint import converted, is_current
-from jointdreamer.weights.find import HUB_ID, ROLES, SHA256, sources, wanted_files
+from jointdreamer.weights.find import HUB_ID, sources
+from jointdreamer.weights.roles import ROLES, SHA256
 
 
 @pytest.fixture(autouse=True)
@@ -137,13 +138,3 @@ def test_check_holds_the_content_against_the_hub_s_sha256_and_against_ours(refus
     monkeypatch.setitem(SHA256, "madebyollin/taesd", {})
     (tmp_path / "hub" / "models--madebyollin--taesd" / "blobs" / right).write_bytes(save({"x": torch.zeros(3)}))
     refused(["check", "small_decoder"], "wrong checksum", f"wanted {right}", "prefetch small_decoder")
-
-
-def test_wanted_files_leave_out_second_copies_and_keep_a_pickle_where_it_is_all_there_is():
-    files = ["README.md", "unet/config.json", "unet/a.safetensors", "unet/a.fp16.safetensors", "unet/a.bin", "x.ckpt"]
-    files += ["vae/config.json", "vae/model.bin", "half/config.json", "half/b.fp16.safetensors", "half/model.bin"]
-    wanted = wanted_files(files, ["unet/config.json", "vae/config.json", "half/config.json"])
-    kept = {"unet/config.json", "unet/a.safetensors", "vae/config.json", "vae/model.bin"}
-    assert set(wanted) == kept | {"half/config.json", "half/b.fp16.safetensors"}
-    root = ["config.json", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"]
-    assert set(wanted_files(root, ["config.json"])) == {"config.json", "pytorch_model.bin"}

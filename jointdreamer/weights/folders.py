@@ -1,0 +1,75 @@
+"""Which files of a folder or repository hold a model's weights, and whether they are whole."""
+
+import fnmatch
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jointdreamer.weights.checkpoint import first_line
+
+UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+# What both libraries call their pickles, one or several of them; .fp16 where they are in half precision
+PICKLED = r"(?:(?:diffusion_)?pytorch_)?model(\.fp16)?(?:[-.]\d+-of-\d+)?(?:\.fp16)?\.bin"
+
+
+def wanted_files(files: Sequence[str], needs: Sequence[str]) -> list[str]:
+    """Which of a repository's files make the folder that has `needs`: whole subfolders, without second copies.
+
+    A subfolder that would be left without weights keeps its half-precision ones, or else its pickle.
+    """
+    folders = {str(Path(name).parent) for name in needs} or {str(Path(name).parent) for name in files}
+    chosen = []
+    for folder in sorted(folders):
+        here = [name for name in files if str(Path(name).parent) == folder]
+        keep = [name for name in here if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
+        if not any(name.endswith(".safetensors") for name in keep):
+            half = [name for name in here if name.endswith(".fp16.safetensors")]
+            keep += half or [name for name in here if Path(name).name in pickles([Path(name).name for name in here])]
+        chosen += keep
+    return chosen
+
+
+def pickles(names: Sequence[str]) -> list[str]:
+    """Those of a folder's file names that are a model's pickles; of two precisions the full one."""
+    found = [(name, match) for name in sorted(names) if (match := re.fullmatch(PICKLED, name))]
+    full = [name for name, _ in found if ".fp16" not in name]
+    return full or [name for name, _ in found]
+
+
+def weight_files(where: Path) -> list[Path]:
+    """The files of a part's tensors: safetensors, in full precision where there is a choice, or else pickles."""
+    names = sorted(path.name for path in where.glob("*.safetensors"))
+    full = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
+    return [where / name for name in full or names or pickles([path.name for path in where.glob("*.bin")])]
+
+
+def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
+    """The parts of a folder (those whose config.json it needs) that have no weights beside their config."""
+    parts = [folder / Path(name).parent for name in needs if Path(name).name == "config.json"]
+    return [str(part) for part in parts if not any(file.suffix in WEIGHTS for file in part.glob("*.*"))]
+
+
+def damaged(path: Path) -> str | None:
+    """What is wrong with the files of some weights, in words: unreadable or cut JSON or safetensors; None if nothing.
+
+    Reads what describes the tensors, not the tensors: it takes milliseconds.
+    """
+    from safetensors import safe_open
+
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*") if file.is_file())
+    if not any(file.suffix in WEIGHTS for file in files):
+        return f"no weights in {path}"
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt") as stored:
+                    stored.keys()
+            elif file.suffix == ".json":
+                json.loads(file.read_text(encoding="utf-8"))
+            elif file.stat().st_size == 0:
+                return f"{file} is empty"
+        except Exception as error:  # whatever a damaged file provokes
+            return f"{file} is damaged ({first_line(error)})"
+    return None

