@@ -109,7 +109,7 @@ class LocalLauncher(Launcher):
         if threads == "auto" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = int(os.environ["OMP_NUM_THREADS"])  # as a single run would take it
         places = sweeps.slots(self.n_jobs, threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9)
-        if sweeps.run_commands(commands, places, sweep, folders) is not None:
+        if sweeps.run_jobs(commands, places, sweep, folders) is not None:
             raise KeyboardInterrupt
         return [
             _job_return(words, sweep.outcomes()[number]) for number, words in enumerate(job_overrides, initial_job_idx)

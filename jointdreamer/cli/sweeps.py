@@ -1,8 +1,8 @@
-"""A sweep: which jobs it has, what became of each, and local processes that run them.
+"""A sweep: which jobs it has, what became of each, and where they run on this machine.
 
 ```python
 sweep = Sweep(Path("runs/.sweeps/20261122-221500"), jobs=[["seed=0"], ["seed=1"]])
-stopped = run_commands({0: ["python", "train.py", ...], 1: [...]}, slots(gpus=["0", "1"], cores=16), sweep, folders)
+stopped = run_jobs({0: ["python", "train.py", ...], 1: [...]}, slots(gpus=["0", "1"], cores=16), sweep, folders)
 print(*sweep.summary(), sep="\n")
 ```
 Every job leaves `NUMBER/outcome.json` in the sweep's folder, wherever it ran: whoever sees that folder can sum up a
@@ -12,7 +12,6 @@ sweep over many machines.
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,9 +20,9 @@ from pathlib import Path
 
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import to_json, write_text
-from jointdreamer.runs.signals import ENDING, stop_on_signals
+from jointdreamer.runs.processes import POLL_SECONDS, Slot, run_processes, threads_env
+from jointdreamer.runs.signals import ENDING
 
-POLL_SECONDS = 0.2
 GB_PER_JOB = 2.0  # what a toybox run may take at most (0.9 GB measured), so that `auto` does not fill the memory
 
 
@@ -123,14 +122,6 @@ class Sweep:
 # Local processes
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A place where one job at a time runs: a GPU, or a share of the CPU cores."""
-
-    name: str
-    env: Mapping[str, str]
-
-
 def visible_gpus() -> list[str]:
     """The CUDA devices that torch sees, as CUDA_VISIBLE_DEVICES names them."""
     import torch
@@ -164,7 +155,7 @@ def slots(
     share = max(1, cores // n_jobs) if isinstance(threads, str) else threads
     found = []
     for index in range(n_jobs):
-        env = {name: str(share) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
+        env = threads_env(share)
         name = f"{share} CPU thread{'s' if share > 1 else ''}"
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
@@ -173,64 +164,28 @@ def slots(
     return found
 
 
-def run_commands(
+def run_jobs(
     commands: Mapping[int, Sequence[str]], places: Sequence[Slot], sweep: Sweep, folders: Mapping[int, str | None]
 ) -> int | None:
-    """Run each command as a process of its own, one at a time in each place; their outcomes go to `sweep`.
+    """Run each job's command as `run_processes` does; their outcomes and output go to the sweep's folder.
 
-    commands: job number -> command. folders: job number -> run folder. The output of a job goes to `stdout` and
-    `stderr` in its folder of the sweep; each start and end is a line on stderr. A job that fails, or is killed, stops
-    no other. The first of `signals.ENDING` is handed to all, which save and stop; it is returned. A second SIGINT or
-    SIGTERM kills them and raises KeyboardInterrupt.
+    commands: job number -> command. folders: job number -> run folder. Each start and end is a line on stderr.
     """
-    waiting, running = list(commands.items()), {}
+    begun: set[int] = set()
 
-    def end(place: int) -> None:
-        number, process = running.pop(place)
-        outcome = _read_outcome(process.returncode, sweep.job_folder(number), folders[number])
+    def started(number: int, place: Slot) -> None:
+        begun.add(number)
+        print(f"job {number} on {place.name}: {sweep.label(number)}", file=sys.stderr, flush=True)
+
+    def ended(number: int, status: int) -> None:
+        outcome = _read_outcome(status, sweep.job_folder(number), folders[number])
         sweep.write(number, outcome)
         print(f"job {number}: {outcome}", file=sys.stderr, flush=True)
 
-    with stop_on_signals() as stop:
-        told = False
-        try:
-            while running or (waiting and stop.requested is None):
-                for place in range(len(places)):
-                    if waiting and place not in running and stop.requested is None:
-                        number, command = waiting.pop(0)
-                        running[place] = (number, _start(command, places[place], sweep.job_folder(number)))
-                        print(
-                            f"job {number} on {places[place].name}: {sweep.label(number)}", file=sys.stderr, flush=True
-                        )
-                if stop.requested is not None and not told:
-                    told = True
-                    for _, process in running.values():
-                        process.send_signal(stop.requested)
-                for place in [place for place, (_, process) in running.items() if process.poll() is not None]:
-                    end(place)
-                time.sleep(POLL_SECONDS)
-        finally:
-            for _, process in running.values():  # only after an exception
-                process.kill()
-                process.wait()
-            for place in list(running):
-                end(place)
-        for number, _ in waiting:
-            sweep.write(number, Outcome(128 + (stop.requested or signal.SIGINT)))
-    return stop.requested
-
-
-def _start(command: Sequence[str], place: Slot, folder: Path) -> subprocess.Popen:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-        return subprocess.Popen(
-            command,
-            env={**os.environ, **place.env},
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,  # else a Ctrl-C reaches it twice: from the terminal and from us
-        )
+    stopped = run_processes(commands, places, sweep.folder, ended, started)
+    for number in commands.keys() - begun:
+        sweep.write(number, Outcome(128 + (stopped or signal.SIGINT)))
+    return stopped
 
 
 def _read_outcome(returncode: int, output: Path, folder: str | None) -> Outcome:

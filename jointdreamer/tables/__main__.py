@@ -19,7 +19,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from jointdreamer.cli import main as cli
 from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError
 from jointdreamer.project import ROOT
+from jointdreamer.runs.processes import train_runs
 from jointdreamer.runs.signals import ENDING
 from jointdreamer.tables.definitions import Row, tables
 from jointdreamer.terminal import safe_output
@@ -119,15 +120,15 @@ def resolve(row: Row, settings: Settings) -> dict[str, Any]:
     return cli.composed("config", [*words, *settings.words], settings.models)
 
 
-def make_table(settings: Settings, run: Any = None) -> int:
+def make_table(settings: Settings, train: Callable[..., list[int]] = train_runs) -> int:
     """Make what is missing, print the table and keep it as Markdown; the exit status, 1 where a run failed.
 
-    run: makes one run, a `tables.runs.Runner`; by default train.py in a process of its own.
+    train: runs train.py for the runs that are missing.
     """
     from jointdreamer.files import write_text
     from jointdreamer.priors.prompts import read_prompts
     from jointdreamer.tables.figures import figure8, figure10
-    from jointdreamer.tables.runs import Children, is_finished, make, plan_jobs
+    from jointdreamer.tables.runs import is_finished, plan_jobs
     from jointdreamer.tables.scores import markdown, score
 
     began, models = time.monotonic(), settings.models
@@ -147,7 +148,8 @@ def make_table(settings: Settings, run: Any = None) -> int:
             complain(error)
             failed.append(job)
     print(f"{len(jobs)} runs, {len(jobs) - len(missing) - len(failed)} of them finished", flush=True)
-    failed += make(missing, run or Children(1 if models == "toybox" else None), settings.jobs)
+    runs = [(job.label, job.words) for job in missing]
+    failed += [missing[number] for number in train(runs, settings.jobs, 1 if models == "toybox" else None)]
     made = [job for job in jobs if job not in failed]
 
     folder = settings.out_dir / "tables" / models

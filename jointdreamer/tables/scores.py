@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.errors import UserError, one_line
+from jointdreamer.project import ROOT
 from jointdreamer.reading import ABSENT as ABSENT_FILE
 from jointdreamer.reading import DAMAGED, Unreadable, is_number, read_json
 from jointdreamer.tables.definitions import HELD_OUT, MEASURES, PREFERRED, RELATIVE, TOYBOX_ONLY, Table
-from jointdreamer.tables.runs import ROOT, Job
+from jointdreamer.tables.runs import Job
 from jointdreamer.toybox.world import is_held_out_combination, parse_caption
 
 ABSENT = "-"

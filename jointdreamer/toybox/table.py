@@ -6,10 +6,8 @@ Costs and further measures: `python -m jointdreamer.tables table3`.
 """
 
 import argparse
-import os
-import subprocess
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from jointdreamer.priors.prompts import read_prompts
 from jointdreamer.project import ROOT
 from jointdreamer.runs.folder import run_path
 from jointdreamer.runs.pictures import load_scene, render_views
+from jointdreamer.runs.processes import train_runs
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.judge import Verdict, judging_cameras, load_judge, table, verdict
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
@@ -39,18 +38,6 @@ def draw_prompts(n: int, seed: int, words: Words = FIRST) -> list[str]:
         if text not in found:
             found.append(text)
     return found
-
-
-def train_one(job: tuple[int, int, str], prompt_file: Path, out_dir: Path, threads: int, extra: list[str]) -> int:
-    """Run train.py for (prompt_id, seed, energy) with a fixed number of threads; its exit status."""
-    number, seed, energy = job
-    command = [sys.executable, str(ROOT / "train.py"), "models=toybox", f"prompt_file={prompt_file}"]
-    command += [f"prompt_id={number}", f"seed={seed}", f"energy={energy}", f"out_dir={out_dir}", *extra]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    print(f"{energy} prompt {number} seed {seed}: {'made' if not done.returncode else one_line(last)}", flush=True)
-    return done.returncode
 
 
 def main() -> int:
@@ -77,10 +64,16 @@ def main() -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     jobs = [(p, s, e) for s in range(args.seeds) for p in range(len(prompts)) for e in args.energies]
-    with ThreadPoolExecutor(max(1, args.jobs)) as pool:
-        failed = sum(
-            status != 0 for status in pool.map(lambda j: train_one(j, args.prompts, args.out, 1, args.overrides), jobs)
-        )
+    common = ["models=toybox", f"prompt_file={args.prompts}", f"out_dir={args.out}", *args.overrides]
+    runs = [
+        (f"{energy} prompt {number} seed {seed}", [f"prompt_id={number}", f"seed={seed}", f"energy={energy}", *common])
+        for number, seed, energy in jobs
+    ]
+    try:
+        failed = train_runs(runs, max(1, args.jobs), threads=1)
+    except KeyboardInterrupt as error:
+        print("interrupted: what was under way is saved, the same command goes on", file=sys.stderr)
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
 
     rows: dict[str, list[Verdict]] = {energy: [] for energy in args.energies}
     judge, cameras = load_judge(), judging_cameras()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointdreamer.cli.sweeps import Outcome, Slot, Sweep, run_commands, slots
+from jointdreamer.cli.sweeps import Outcome, Sweep, run_jobs, slots
 from jointdreamer.errors import UserError
 
 # Places
@@ -73,7 +73,7 @@ def test_every_end_of_a_job_is_one_line_and_stops_no_other(tmp_path, capsys, mon
         5: python("import os, signal; os.kill(os.getpid(), signal.SIGUSR1)"),  # before its loop could catch it
     }
     sweep = Sweep(tmp_path, [["energy=none", f"seed={number}"] for number in commands])
-    assert run_commands(commands, slots(n_jobs=2, jobs=6, cores=2), sweep, names(6)) is None
+    assert run_jobs(commands, slots(n_jobs=2, jobs=6, cores=2), sweep, names(6)) is None
     outcomes = sweep.outcomes()
     assert [outcome.status for outcome in outcomes] == [0, 2, 1, 1, 1, 128 + signal.SIGUSR1]
     assert sweep.status == 128 + signal.SIGUSR1
@@ -98,21 +98,6 @@ def test_what_a_sweep_says_of_itself_is_lines_of_text(tmp_path):
         "0  prompt=a\\x1b[31m cat  runs/\\x1b]0;x\\x07",
         "1  prompt=b  error: no \\x9b2J",
     ]
-
-
-def test_each_place_has_one_job_at_a_time(tmp_path):
-    code = "import os, time; a = time.time(); time.sleep(0.3); print(os.environ['PLACE'], a, time.time())"
-    places = [Slot(name, {"PLACE": name}) for name in ("a", "b")]
-    sweep = Sweep(tmp_path, [[f"seed={number}"] for number in range(5)])
-    run_commands({number: python(code) for number in range(5)}, places, sweep, names(5))
-    spans: dict[str, list] = {"a": [], "b": []}
-    for number in range(5):
-        place, start, end = (tmp_path / str(number) / "stdout").read_text().split()
-        spans[place].append((float(start), float(end)))
-    for of_place in spans.values():
-        of_place.sort()
-        assert len(of_place) >= 2
-        assert all(before[1] <= after[0] for before, after in zip(of_place, of_place[1:], strict=False))
 
 
 SAVES = """
@@ -140,7 +125,7 @@ def test_a_signal_lets_the_running_jobs_save_and_starts_no_other(tmp_path, numbe
 
     threading.Thread(target=interrupt, daemon=True).start()
     commands = {job: python(SAVES) for job in range(3)}
-    assert run_commands(commands, slots(n_jobs=2, jobs=3, cores=2), sweep, names(3)) == number
+    assert run_jobs(commands, slots(n_jobs=2, jobs=3, cores=2), sweep, names(3)) == number
     assert [(tmp_path / job / "stdout").read_text() for job in "01"] == ["listening\nsaved\n"] * 2
     assert not (tmp_path / "2" / "stdout").exists()
     assert [outcome.status for outcome in sweep.outcomes()] == [128 + number] * 3

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from jointdreamer.errors import UserError
+from jointdreamer.priors.prompts import read_prompts
 from jointdreamer.tables import __main__ as command
 from jointdreamer.tables.__main__ import Settings, main, make_table, read_words, resolve
 from jointdreamer.tables.definitions import tables
@@ -68,27 +69,39 @@ def test_captions_without_a_prompt_are_told_before_any_run(tmp_path):
     (tmp_path / "captions.txt").write_text("a red cat\n")
     settings = Settings("table1", prompts=tmp_path / "prompts.txt", captions=tmp_path / "captions.txt")
     with pytest.raises(UserError, match="captions.txt lacks the prompt 'a green bear'"):
-        make_table(settings, run=lambda job: pytest.fail("a run was made"))
+        make_table(settings, lambda *_: pytest.fail("a run was made"))
     with pytest.raises(UserError, match="missing.txt"):
-        make_table(Settings("table1", captions=tmp_path / "missing.txt"), run=lambda job: pytest.fail("a run was made"))
+        make_table(Settings("table1", captions=tmp_path / "missing.txt"), lambda *_: pytest.fail("a run was made"))
 
 
 def test_a_word_that_train_py_does_not_take_is_told_before_any_run(tmp_path):
     settings = Settings("table1", out_dir=tmp_path, words=("schedule.stepz=3",))
     with pytest.raises(UserError, match="schedule.stepz"):
-        make_table(settings, run=lambda job: pytest.fail("ran"))
+        make_table(settings, lambda *_: pytest.fail("ran"))
 
 
 class Trainer:
     """Leaves what train.py would, quickly; fails where told."""
 
     def __init__(self, settings):
+        table = tables(settings.weights)[settings.table]
+        prompts = read_prompts(settings.prompts)
+        options = (settings.prompts, settings.seeds, settings.out_dir, settings.words)
+        self.jobs = {job.words: job for job in plan_jobs(table, settings.models, prompts, *options)}
         self.settings, self.seen, self.failing = settings, [], set()
 
-    def __call__(self, job):
-        self.seen.append(job)
-        if len(self.seen) in self.failing:
-            return 1, "ValueError: a fault"
+    def __call__(self, runs, parallel, threads):
+        assert (parallel, threads) == (1, 1)
+        failed = []
+        for number, (_, words) in enumerate(runs):
+            self.seen.append(self.jobs[words])
+            if len(self.seen) in self.failing:
+                failed.append(number)
+            else:
+                self.leave(self.seen[-1])
+        return failed
+
+    def leave(self, job):
         config = {key: value for key, value in resolve(job.row, self.settings).items() if not key.startswith("prompt_")}
         job.folder.mkdir(parents=True)
         own = {**config, "prompt": job.prompt, "seed": job.seed, "name": job.name}
@@ -96,7 +109,6 @@ class Trainer:
         rows = [{"step": step, "loss/jsd": 1.0 + step} for step in (0, 10, 20)]
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (job.folder / "result.json").write_text(json.dumps({"steps": own["schedule"]["steps"]}))
-        return 0, ""
 
 
 @pytest.fixture
@@ -111,7 +123,7 @@ def test_a_failed_run_is_status_1_and_the_same_command_makes_only_what_is_missin
     assert make_table(small, trainer) == 1
     assert len(trainer.seen) == 4
     said = capsys.readouterr().out
-    assert "4 runs, 0 of them finished" in said and "ValueError: a fault" in said and "1 failed" in said
+    assert "4 runs, 0 of them finished" in said and "1 failed" in said
     assert "| SDS | 2 |" in said and "| JSD | 1 |" in said  # the table of what there is
 
     assert make_table(small, trainer) == 0
@@ -137,7 +149,7 @@ def test_more_steps_are_made_and_settings_that_compute_nothing_are_not(small):
     for words, wanted in ((("schedule.steps=301",), 4), (("every.log=7", "device=cpu"), 0), (("output.fps=11",), 4)):
         other = Settings(**{**vars(small), "words": words})
         seen = []
-        make_table(other, lambda job, seen=seen: (seen.append(job), (1, "not here"))[1])
+        make_table(other, lambda runs, *_, seen=seen: [seen.append(run) or number for number, run in enumerate(runs)])
         assert len(seen) == wanted, words
 
 

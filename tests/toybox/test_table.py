@@ -1,3 +1,4 @@
+import signal
 import sys
 
 from jointdreamer.toybox import table
@@ -24,3 +25,24 @@ def test_fresh_prompts_are_drawn_by_a_command(monkeypatch, capsys):
     assert prompts == draw_prompts(48, 5, SECOND) != draw_prompts(48, 6, SECOND) and len(set(prompts)) == 48
     assert all(parse_caption(text, SECOND) for text in prompts)
     assert any(parse_caption(text) is None for text in prompts)  # words that the first edition does not have
+
+
+def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def train_runs(runs, parallel, threads):
+        asked.append((runs, parallel, threads))
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    monkeypatch.setattr(table, "train_runs", train_runs)
+    words = ["--seeds", "1", "--energies", "mvs", "--out", str(tmp_path), "--jobs", "3", "schedule=smoke"]
+    monkeypatch.setattr(sys, "argv", ["table", *words])
+    assert table.main() == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().err
+    [(runs, parallel, threads)] = asked
+    assert (len(runs), parallel, threads) == (16, 3, 1)
+    assert runs[2] == (
+        "mvs prompt 2 seed 0",
+        ["prompt_id=2", "seed=0", "energy=mvs", "models=toybox", f"prompt_file={PROMPTS}", f"out_dir={tmp_path}",
+         "schedule=smoke"],
+    )  # fmt: skip
