@@ -35,11 +35,7 @@ def checkpoint_files(path: Path) -> list[tuple[int, Path]]:
 
 
 def write_checkpoint(file: Path, step: int, seconds: float, parts: Mapping[str, Any]) -> None:
-    """Write the state of `parts` and of the global random generators, whole or not at all; `RunFolder.save` says what.
-
-    Raises: UserError if the disk is full or a tensor holds NaN or infinity; TypeError for a part that
-    `torch.load(weights_only=True)` would refuse to read.
-    """
+    """Write the state of `parts` and of the global random generators, whole or not at all, as `RunFolder.save` says."""
     checkpoint = {
         "step": step,
         "seconds": seconds,

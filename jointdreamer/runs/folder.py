@@ -39,15 +39,16 @@ from jointdreamer.files import (
 from jointdreamer.reading import ABSENT, NOT_NOW, Unreadable, read_json
 from jointdreamer.runs.checkpoint import checkpoint_files, load_checkpoint, read_newest_checkpoint, write_checkpoint
 from jointdreamer.runs.environment import weights_before, write_environment
-from jointdreamer.runs.lock import lock, unlock
 from jointdreamer.runs.records import (
     has_begun,
+    lock,
     read_config,
     read_result,
     refuse_odd_records,
     steps_done,
     to_yaml,
     truncate_metrics,
+    unlock,
 )
 from jointdreamer.runs.same_config import Compare, Comparison, check_same_config
 from jointdreamer.runs.signals import Stop

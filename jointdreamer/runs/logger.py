@@ -170,9 +170,9 @@ class Logger:
 
     def show(self, step: int, files: Mapping[str, Sequence[Path]]) -> None:
         """Say which files a run has made at its end, by name, and show them in wandb."""
-        kinds = {".png": self.image, ".mp4": self.video, ".glb": self.mesh}
+        kinds = {".png": "image", ".mp4": "video", ".glb": "mesh"}
         for path in (path for paths in files.values() for path in paths):
-            kinds[path.suffix](path.stem, step, path)
+            self._media(kinds[path.suffix], path.stem, step, path)
         made = [str(path.relative_to(self.folder)) for paths in files.values() for path in paths]
         self.message(f"made {', '.join(made) or 'nothing'} in {self.folder}")
 
@@ -184,14 +184,6 @@ class Logger:
     def image(self, name: str, step: int, path: str | Path) -> None:
         """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""
         self._media("image", name, step, path)
-
-    def video(self, name: str, step: int, path: str | Path) -> None:
-        """Show an mp4 that was written to `path`."""
-        self._media("video", name, step, path)
-
-    def mesh(self, name: str, step: int, path: str | Path) -> None:
-        """Show a GLB or OBJ that was written to `path`."""
-        self._media("mesh", name, step, path)
 
     def _media(self, kind: str, name: str, step: int, path: str | Path) -> None:
         if self._wandb is not None:

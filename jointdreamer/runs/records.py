@@ -1,6 +1,8 @@
-"""A run folder's small files, as they are read again: config.yaml, metrics.jsonl, result.json."""
+"""A run folder's small files: config.yaml, metrics.jsonl and result.json as they are read again, and the lock."""
 
+import errno
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +14,13 @@ from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
 from jointdreamer.reading import DAMAGED, NOT_NOW, Unreadable, open_file, read_json, read_yaml
 from jointdreamer.runs.checkpoint import checkpoint_files
+
+try:
+    import fcntl
+except ImportError:  # Windows: runs without the lock
+    fcntl = None
+
+log = logging.getLogger(__name__)
 
 RECORDS = (
     "config.yaml",
@@ -115,3 +124,29 @@ def _step_of(line: bytes) -> int | None:
         return None
     at = row.get("step") if isinstance(row, dict) else None
     return at if isinstance(at, int) else None
+
+
+def lock(path: Path) -> int | None:
+    """Lock `path/.lock` until `unlock` or the end of the process, however it ends."""
+    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise UserError(
+                f"another process (pid {holder}) is working in {path}: wait for it, stop it, or choose another name=..."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            log.warning("%s cannot be locked (%s): take care to run only one process in it", path, error.strerror)
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
+def unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)

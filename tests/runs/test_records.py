@@ -1,4 +1,4 @@
-"""The small files of a run folder: rows that are cut, and odd things in their places."""
+"""The small files of a run folder: rows that are cut, odd things in their places, and one process at a time."""
 
 import os
 
@@ -60,3 +60,18 @@ def test_a_line_that_is_no_row_costs_no_other_row(tmp_path, odd):
     truncate_metrics(file, 3)
     assert file.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    first = RunFolder.open(tmp_path, CONFIG)
+    with pytest.raises(UserError, match=f"pid {os.getpid()}"):
+        RunFolder.open(tmp_path, CONFIG)
+    first.close()
+    RunFolder.open(tmp_path, CONFIG).close()
+
+
+def test_a_refused_folder_is_not_left_locked(tmp_path):
+    begin(tmp_path, CONFIG)
+    with pytest.raises(UserError, match="another config"):
+        RunFolder.open(tmp_path, {**CONFIG, "seed": 1})
+    RunFolder.open(tmp_path, CONFIG).close()

@@ -59,8 +59,7 @@ def run_with_wandb(folder, stream):
         for step in range(3):
             logger.log(step, 1.0, now=SimpleNamespace(lr=SimpleNamespace(encoding=1e-2)))
         logger.image("views", 2, folder / "v.png")
-        logger.video("turntable", 2, folder / "v.mp4")
-        logger.mesh("mesh", 2, folder / "m.glb")
+        logger.show(2, {"turntable": [folder / "v.mp4"], "mesh": [folder / "m.glb"]})
         logger.summary({"minutes": 1})
 
 
