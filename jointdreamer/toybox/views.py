@@ -19,7 +19,8 @@ from jointdreamer.classifier.views import CAPTIONS, write_packed
 from jointdreamer.errors import printable
 from jointdreamer.files import write_text
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.world import Toy, caption, sample_toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import Toy, caption, sample_toy
 
 N_VIEWS = 12
 
