@@ -13,7 +13,7 @@ from jointdreamer.precision import network_dtype
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.prompts import Prompts, TextPair
 from jointdreamer.toybox.judge import true_views
-from jointdreamer.toybox.recipes import WEIGHTS
+from jointdreamer.toybox.recipes.shipped import WEIGHTS
 from jointdreamer.toybox.world import parse_caption
 
 

@@ -19,9 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from jointdreamer.classifier.batches import Corrections
+from jointdreamer.classifier.losses import MOST_ERROR
 from jointdreamer.classifier.model import ClassifierSettings, PairClassifier, load_classifier
-from train_classifier import MOST_ERROR, NEARLY_TRUE, ascend, judge_ascent
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 8, 2
@@ -148,81 +147,6 @@ def test_it_learns(go, words, tmp_path):
     assert go(words(*more)) == 0, (tmp_path / "stderr").read_text()
     losses = [row["loss"] for row in rows(run_folder(tmp_path))]
     assert sum(losses[-20:]) / 20 < 0.6
-
-
-class Distance(torch.nn.Module):
-    """A classifier that knows how the second view comes from the first, by a gain: logit = -|second - gain first|^2."""
-
-    class Seen(tuple):
-        def take(self, index):
-            return Distance.Seen(x[index] for x in self)
-
-    def __init__(self, gain):
-        super().__init__()
-        self.gain = torch.nn.Parameter(torch.tensor(gain))
-
-    def encode(self, rgb):
-        return self.Seen((rgb,))
-
-    def compare(self, first, second, camera):
-        return -(second[0] - self.gain * first[0]).square().flatten(1).sum(1)
-
-
-def test_the_derivative_is_judged_by_where_it_points():
-    g = torch.Generator().manual_seed(0)
-    seen, shown = torch.rand(4, 3, 6, 6, generator=g), torch.rand(4, 3, 6, 6, generator=g)
-    first = torch.tensor([2, 0, 3, 1])
-
-    def cosine(gain, true, create_graph=False):
-        classifier = Distance(gain)
-        there = Corrections(first, torch.zeros(4, 16), shown, true, torch.tensor(0))
-        return classifier, judge_ascent(classifier, classifier.encode(seen), there, create_graph)[0]
-
-    _, right = cosine(0.5, 0.5 * seen[first])
-    _, opposite = cosine(0.5, 2 * shown - 0.5 * seen[first])
-    assert right.item() == pytest.approx(1) and opposite.item() == pytest.approx(-1)
-    assert not right.requires_grad
-    with torch.no_grad():  # as in a validation
-        assert cosine(0.5, 0.5 * seen[first])[1].item() == pytest.approx(1)
-
-    classifier, half = cosine(0.3, 0.5 * seen[first], create_graph=True)
-    assert half.item() < 1
-    half.backward()
-    assert classifier.gain.grad is not None and classifier.gain.grad > 0  # towards the gain that is right
-
-
-def test_the_derivative_is_asked_for_where_its_own_steps_lead():
-    """One step of 1/4: the slope of log s(l) is s(-l) 2 (gain first - second)."""
-    g = torch.Generator().manual_seed(0)
-    seen, shown, true = (torch.rand(4, 3, 6, 6, generator=g) for _ in range(3))
-    rows, classifier = torch.tensor([2, 0, 3, 1]), Distance(0.5)
-    logit = -(shown - 0.5 * seen[rows]).square().flatten(1).sum(1)
-    arrived = shown + 0.25 * torch.sigmoid(-logit)[:, None, None, None] * 2 * (0.5 * seen[rows] - shown)
-    there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(1))
-    features = classifier.encode(seen)
-    torch.testing.assert_close(ascend(classifier, features, there, 1, 0.25), arrived)
-    found, error = judge_ascent(classifier, features, there, False, 0.25)
-    from_there = there._replace(shown=arrived, steps=torch.tensor(0))
-    torch.testing.assert_close((found, error), judge_ascent(classifier, features, from_there, False, 0.25))
-    unmoved, _ = judge_ascent(classifier, features, there._replace(steps=torch.tensor(0)), False, 0.25)
-    assert abs(found - unmoved) > 1e-3
-
-
-def test_a_step_is_judged_by_the_error_that_it_leaves():
-    """logit = -|second - true|^2: a step of a goes 2 a s(-l) of the way; from the true view none is taken."""
-    g = torch.Generator().manual_seed(1)
-    true, shown = torch.rand(4, 3, 6, 6, generator=g), torch.rand(4, 3, 6, 6, generator=g)
-    classifier, rows = Distance(1.0), torch.arange(4)
-
-    def error(shown, step_size):
-        there = Corrections(rows, torch.zeros(4, 16), shown, true, torch.tensor(0))
-        return judge_ascent(classifier, classifier.encode(true), there, False, step_size)[1].item()
-
-    far = (true - shown).square().flatten(1).sum(1)
-    way, share = 2 * 0.2 * torch.sigmoid(far), far / (far + NEARLY_TRUE**2 * 108)
-    assert error(shown, 0.2) == pytest.approx(((1 - way).square() * share).mean().item(), rel=1e-4)
-    assert error(true, 0.2) == 0
-    assert error(shown, 1e3) == MOST_ERROR
 
 
 def test_the_derivative_can_be_taught(go, words, tmp_path):

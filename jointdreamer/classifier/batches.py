@@ -9,11 +9,11 @@ from torch import Tensor
 
 from jointdreamer.cameras import camera_numbers
 from jointdreamer.classifier.augment import Augmentation, blur, to_images
-from jointdreamer.classifier.pairs import Group, draw_corrections
+from jointdreamer.classifier.pairs import Group, PairSampler, draw_corrections
 
 
 class Corrections(NamedTuple):
-    """What each of N images should become: see train_classifier's `judge_ascent`."""
+    """What each of N images should become: see `losses.judge_ascent`."""
 
     first: Tensor  # (N,) rows of Batch.rgb
     camera: Tensor  # (N, 16)
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     second: Tensor
     camera: Tensor  # (P, 16)
     label: Tensor  # (P,) 1 coherent, 0 not
-    kind: Tensor  # (P,) of view_pairs: TRUE, WRONG_POSE, OTHER_OBJECT
+    kind: Tensor  # (P,) of pairs.py: TRUE, WRONG_POSE, OTHER_OBJECT
     angle: Tensor  # (P,) degrees between the two views
     corrections: Corrections | None = None
 
@@ -94,3 +94,17 @@ def as_guided_estimates(batch: Batch, see: Callable[[Tensor], Tensor]) -> Batch:
         return batch
     seen, shown = see(torch.cat([batch.rgb, batch.corrections.shown])).chunk(2)
     return batch._replace(corrections=batch.corrections._replace(seen=seen, shown=shown))
+
+
+def load_batch(
+    step_and_group: tuple[int, int],
+    sampler: PairSampler,
+    background: tuple[float, float],  # range of greys
+    augmentation: Augmentation,
+    most_steps: int | None,
+    estimator: Callable[[Batch, Group, np.random.Generator], Batch] | None,
+) -> Batch:
+    """One group of a step: drawn, read, augmented, and passed through the prior where there is an `estimator`."""
+    group, rng = sampler.group(*step_and_group)
+    batch = to_batch(group, rng, background, augmentation, most_steps)
+    return batch if estimator is None else estimator(batch, group, rng)

@@ -171,22 +171,14 @@ def _shade(mesh: TriangleMesh, f: np.ndarray, w: np.ndarray, c2w: np.ndarray) ->
     return np.clip(linear_to_srgb(color[:, :3]) * shade[:, None], 0, 1), alpha
 
 
-def rasterize(
-    corners: np.ndarray,  # (F, 3, 3)
-    c2w: np.ndarray,
-    fovy: float,
-    resolution: int,
-    near: float = 1e-3,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest face of each pixel's centre, (R, R) int64, -1 for none, and the weights of its corners, (R, R, 3),
-    true in space (perspective-correct). Rays and image axes are those of `cameras.rays`."""
-    return peel(corners, c2w, fovy, np.full((resolution, resolution), np.inf), near)[:2]
-
-
 def peel(
     corners: np.ndarray, c2w: np.ndarray, fovy: float, behind: np.ndarray, near: float = 1e-3
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The nearest face that is farther than `behind`, (R, R) 1 / depth; its weights; and its own 1 / depth, (R, R)."""
+    """The nearest face of each pixel's centre that is farther than `behind`, (R, R) 1 / depth (infinite for all faces).
+
+    Its number, (R, R) int64, -1 for none; the weights of its corners, (R, R, 3), true in space (perspective-correct);
+    and its own 1 / depth, (R, R). Rays and image axes are those of `cameras.rays`.
+    """
     resolution = len(behind)
     rotation, position = np.asarray(c2w, dtype=np.float64)[:3, :3], np.asarray(c2w, dtype=np.float64)[:3, 3]
     in_camera = (corners - position) @ rotation

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from jointdreamer.cameras import look_at
-from jointdreamer.classifier.pairs import world_to_camera
+from jointdreamer.classifier.views import world_to_camera
 from jointdreamer.data.meshes import MAX_BYTES, MAX_FACES, SUFFIXES, BadMesh, draw, load_mesh
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.terminal import safe_output

@@ -111,7 +111,7 @@ def toybox_features(
     def compute() -> np.ndarray:
         from jointdreamer.cameras import orbit_cameras
         from jointdreamer.toybox import data, raycast
-        from jointdreamer.toybox.world import solids
+        from jointdreamer.toybox.solids import solids
 
         cameras = orbit_cameras(instruments.n_views, instruments.resolution, **orbit)
         c2w, fovy = cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy()

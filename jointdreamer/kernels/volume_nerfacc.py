@@ -56,7 +56,7 @@ def march(
 
 
 def alpha_and_transmittance(tau: Tensor, ray_indices: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """As `volume.alpha_and_transmittance`: alpha and T (N,) from packed optical depths, differentiable."""
+    """As `samples.alpha_and_transmittance`: alpha and T (N,) from packed optical depths, differentiable."""
     import nerfacc  # pyright: ignore[reportMissingImports]  (an optional extra)
 
     if len(tau) == 0:  # a kernel cannot be launched for nothing

@@ -18,7 +18,7 @@ from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
-from jointdreamer.formats.gltf import write_glb
+from jointdreamer.formats.glb import write_glb
 from jointdreamer.formats.ply import mark_z_up
 from jointdreamer.formats.surface import WORLD_TO_Y_UP, srgb_to_linear
 

@@ -18,7 +18,7 @@ from jointdreamer.images import grid, write_png
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
-from jointdreamer.toybox.recipes import FAMILY
+from jointdreamer.toybox.recipes.shipped import FAMILY
 from jointdreamer.toybox.world import Words
 from jointdreamer.weights.parts import load_part
 

@@ -16,7 +16,8 @@ import torch
 
 from jointdreamer.cameras import Rig, look_at, mvdream_camera, sample_cameras
 from jointdreamer.toybox import raycast
-from jointdreamer.toybox.world import DIRECTION_WORDS, Toy, caption, direction_word, has_3d_data, sample_toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import DIRECTION_WORDS, Toy, caption, direction_word, has_3d_data, sample_toy
 
 RESOLUTION = 64
 # The cameras of the world: MVDream's, in a narrower range of fov and distance. conf/models/toybox.yaml agrees (tested).

@@ -19,7 +19,8 @@ from jointdreamer.errors import UserError
 from jointdreamer.metrics import is_janus, resultant_length
 from jointdreamer.toybox import data, raycast
 from jointdreamer.toybox.networks import AZIMUTH_BINS, JudgeNet
-from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, Toy, sample_toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, Toy, sample_toy
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge" / "model.safetensors"
 VIEWS, BACKGROUND = 16, 0.85

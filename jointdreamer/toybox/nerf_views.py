@@ -17,7 +17,8 @@ from jointdreamer.scenes.nerf.field import HashGridField
 from jointdreamer.scenes.nerf.scene import NeRF
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy
 
 MOMENTS = (45, 75, 120)  # steps: mush, blurred, nearly sharp
 VIEWS = 8  # at each moment

@@ -53,6 +53,13 @@ def build_tokenizer(words: Words = SHIPPED_WORDS) -> Any:
     return tokenizer_of(vocab, list(ranks), model_max_length=TEXT_LENGTH, unk_token="<|endoftext|>")
 
 
+def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
+    """(N, 24) token numbers, padded as StableDiffusionPipeline pads."""
+    return tokenizer(
+        texts, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
 def tokenizer_of(vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> Any:
     """A CLIPTokenizer of these tokens and merges, through the files that every release of transformers reads."""
     with tempfile.TemporaryDirectory(prefix="jointdreamer-") as folder:

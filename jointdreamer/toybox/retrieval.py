@@ -14,7 +14,8 @@ from torch import Tensor
 
 from jointdreamer.images import grid, write_png
 from jointdreamer.toybox.judge import load_judge
-from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, held_out_fronts, retrieval
+from jointdreamer.toybox.recipes.clip import held_out_fronts, retrieval
+from jointdreamer.toybox.recipes.shipped import FAMILY, WEIGHTS
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, parse_caption
 from jointdreamer.weights.parts import load_tokenizer
 

@@ -18,7 +18,8 @@ from jointdreamer.runs.pictures import load_scene
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.judge import judging_cameras
-from jointdreamer.toybox.world import SECOND, Toy, parse_caption, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import SECOND, Toy, parse_caption
 
 RESOLUTION = 96
 

@@ -11,7 +11,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,17 @@ from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import atomic_path
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.terminal import safe_output
-from jointdreamer.toybox import recipes
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
-from jointdreamer.toybox.novel_view import NovelView
+from jointdreamer.toybox.recipes.autoencoder import Vae
+from jointdreamer.toybox.recipes.clip import Clip
+from jointdreamer.toybox.recipes.judge import Judge
+from jointdreamer.toybox.recipes.multi_view import MultiView
+from jointdreamer.toybox.recipes.novel_view import NovelView
+from jointdreamer.toybox.recipes.pictures import make_data, missing_input
+from jointdreamer.toybox.recipes.shipped import refuse_shipped, shipped_weights
+from jointdreamer.toybox.recipes.text_to_image import TextToImage
 
-RECIPES = {**recipes.RECIPES, NovelView.name: NovelView}
+RECIPES = {recipe.name: recipe for recipe in (Vae, TextToImage, MultiView, NovelView, Clip, Judge)}
 DEFAULT_STEPS = {
     "vae": 2000,
     "text-to-image": 12000,
@@ -116,11 +123,11 @@ class Trainer:
                 self._save()
                 with self.averaged():
                     sheet(self.step)
-                recipes.plot_curve(self.curve, self.folder / "loss.png")
+                plot_curve(self.curve, self.folder / "loss.png")
 
     def averaged(self):
         """A context in which the networks hold their averaged weights."""
-        return recipes.swapped(self.networks, self.average)
+        return swapped(self.networks, self.average)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -155,6 +162,35 @@ class Trainer:
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         print(f"{self.folder.name}: going on from step {self.step}", flush=True)
+
+
+@contextmanager
+def swapped(nets: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) -> Iterator[None]:
+    """The networks hold `states`, in evaluation mode, inside the context."""
+    kept = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in nets.items()}
+    for name, net in nets.items():
+        net.load_state_dict(states[name])
+        net.eval()
+    yield
+    for name, net in nets.items():
+        net.load_state_dict(kept[name])
+        net.train()
+
+
+def plot_curve(curve: list[tuple[int, float]], path: Path) -> None:
+    """Write the loss (step, value) as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3))
+    axes.semilogy(*zip(*curve, strict=True))
+    axes.set(xlabel="step", ylabel="loss")
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,19 +232,19 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Do what the command line asks; its exit status."""
     if args.model == "data":
-        recipes.make_data(args.folder, args.pictures, args.rigs or max(1, args.pictures // 6), args.edition)
+        make_data(args.folder, args.pictures, args.rigs or max(1, args.pictures // 6), args.edition)
         return 0
-    missing = recipes.missing_input(args.model, args.folder)
+    missing = missing_input(args.model, args.folder)
     if missing:
         print(f"{args.model} needs {missing} first: python -m jointdreamer.toybox.train {missing}", file=sys.stderr)
         return 2
 
     if args.from_shipped or args.install:
-        recipes.refuse_shipped(args.folder, args.model)
+        refuse_shipped(args.folder, args.model)
     recipe: Any = RECIPES[args.model](args.folder, args.batch)
     if args.from_shipped:
         for name, net in recipe.networks.items():
-            net.load_state_dict(recipes.shipped_weights(args.model, name))
+            net.load_state_dict(shipped_weights(args.model, name))
     trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
     if not args.install:
         trainer.folder.mkdir(parents=True, exist_ok=True)

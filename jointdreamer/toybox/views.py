@@ -5,6 +5,7 @@ other views there are.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 
 from jointdreamer.cameras import sample_cameras
-from jointdreamer.classifier.pairs import CAPTIONS, write_packed
+from jointdreamer.classifier.views import CAPTIONS, write_packed
+from jointdreamer.errors import printable
 from jointdreamer.files import write_text
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.world import Toy, caption, sample_toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import Toy, caption, sample_toy
 
 N_VIEWS = 12
 
@@ -45,7 +48,7 @@ def toy_views(index: int, seed: int, resolution: int, n_views: int = N_VIEWS) ->
 def pack_toy_views(
     folder: Path, n: int, seed: int, resolution: int = 64, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Render n toys into memory-mapped arrays in `folder` (view_pairs.PackedViews), 200 kB each at 64 pixels."""
+    """Render n toys into memory-mapped arrays in `folder` (classifier.views.PackedViews), 200 kB each at 64 pixels."""
 
     def rendered() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the ray caster releases the GIL
@@ -57,3 +60,19 @@ def pack_toy_views(
     names = toy_names(n, seed)
     write_text(folder / CAPTIONS, json.dumps({name: caption(toy(index, seed)) for index, name in enumerate(names)}))
     write_packed(folder, names, (N_VIEWS, resolution), rendered())
+
+
+def render_toys(folder: Path, n: int, seed: int, resolution: int) -> None:
+    """`pack_toy_views`, unless something is there; how far it is stands on stderr."""
+    if (folder / "ids.json").exists() or (folder.is_dir() and any(folder.iterdir()) and not _unfinished(folder)):
+        return
+
+    def progress(done: int, total: int) -> None:
+        print(printable(f"rendering toys into {folder}: {done} of {total}"), file=sys.stderr, flush=True)
+
+    pack_toy_views(folder, n, seed, resolution, progress)
+
+
+def _unfinished(folder: Path) -> bool:
+    parts = ("rgba.npy", "c2w.npy", CAPTIONS)
+    return all(entry.name.startswith(".tmp-") or entry.name in parts for entry in folder.iterdir())

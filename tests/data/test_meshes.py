@@ -10,7 +10,7 @@ import trimesh as _trimesh
 from PIL import Image
 
 from jointdreamer.cameras import look_at
-from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, rasterize
+from jointdreamer.data.meshes import BadMesh, TriangleMesh, draw, load_mesh, peel
 from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.scenes.export import write_mesh
 from jointdreamer.toybox import raycast
@@ -48,7 +48,7 @@ def test_two_boxes_look_as_the_ray_caster_sees_them(elevation, azimuth):
     placed = [((0.1, 0.0, -0.1), (0.3, 0.2, 0.25)), ((-0.25, 0.2, 0.2), (0.1, 0.3, 0.2))]
     corners = np.concatenate([box(*where) for where in placed])
     c2w = camera(elevation, azimuth)
-    face, weight = rasterize(corners, c2w, FOVY, 48)
+    face, weight, _ = peel(corners, c2w, FOVY, np.full((48, 48), np.inf))
     solids = raycast.pack([Solid(BOX, *where, (1.0, 1.0, 1.0)) for where in placed])
     rgba, depth, _ = raycast.render(solids, c2w[None], np.array([FOVY]), 48, supersample=1)
     hit = face >= 0
@@ -62,7 +62,7 @@ def test_two_boxes_look_as_the_ray_caster_sees_them(elevation, azimuth):
 
 def test_what_is_behind_the_camera_is_not_drawn():
     triangle = np.array([[[0, 0, 5.0], [1, 0, 5], [0, 1, 5]], [[0, 0, 0], [1, 0, 0], [0, 1, 9.0]]])
-    face, _ = rasterize(triangle, np.eye(4), FOVY, 8)
+    face, _, _ = peel(triangle, np.eye(4), FOVY, np.full((8, 8), np.inf))
     assert (face == -1).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trimesh as _trimesh
 
-from jointdreamer.classifier.pairs import ViewFolder, open_views
+from jointdreamer.classifier.views import ViewFolder, open_views
 from jointdreamer.data import render_views
 from tests.glb_builder import GlbBuilder
 

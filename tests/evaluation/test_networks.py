@@ -8,7 +8,8 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import TOYBOX, Inception, clip_files, toybox_clip
-from jointdreamer.toybox.recipes import held_out_fronts, tokens
+from jointdreamer.toybox.networks import tokens
+from jointdreamer.toybox.recipes.clip import held_out_fronts
 
 
 def test_the_toybox_clip_answers_as_transformers_own_forward_does():

@@ -11,7 +11,8 @@ from jointdreamer.evaluation.networks import toybox_clip
 from jointdreamer.evaluation.reference import TRUE_TOYS, folder_features, name_toys, toybox_features
 from jointdreamer.toybox.judge import BACKGROUND
 from jointdreamer.toybox.raycast import pack, render
-from jointdreamer.toybox.world import HELD_OUT_SHAPES, Toy, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import HELD_OUT_SHAPES, Toy
 
 ORBIT = {"elevation_deg": 15.0, "distance": 0.95 / math.tan(math.radians(20)), "fovy_deg": 40.0}
 

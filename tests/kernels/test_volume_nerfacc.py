@@ -15,7 +15,8 @@ from jointdreamer.errors import UserError
 from jointdreamer.kernels import volume_nerfacc as nerfacc_backend
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import VolumeRenderer, alpha_and_transmittance
+from jointdreamer.scenes.nerf.samples import alpha_and_transmittance
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
 
 def traverse_grids(rays_o, rays_d, binaries, aabbs, near_planes, step_size):

@@ -8,7 +8,8 @@ from jointdreamer.cameras import Rig, rays, sample_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.field import HashGridField
-from jointdreamer.scenes.nerf.volume import Composite, VolumeRenderer, composite
+from jointdreamer.scenes.nerf.samples import Composite, composite
+from jointdreamer.scenes.nerf.volume import VolumeRenderer
 
 COUNTS = torch.tensor([0, 3, 1, 0, 40, 2, 0])
 

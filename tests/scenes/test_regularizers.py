@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from jointdreamer.cameras import orbit_cameras, rays
+from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf.base import Field, FieldOutput
-from jointdreamer.scenes.nerf.volume import Render
 from jointdreamer.scenes.regularizers import (
     needs_normals,
     opaque,

@@ -7,7 +7,8 @@ import torch
 
 from jointdreamer.cameras import Rig, look_at
 from jointdreamer.toybox import data, nerf_views, raycast
-from jointdreamer.toybox.world import is_held_out_combination, solids
+from jointdreamer.toybox.solids import solids
+from jointdreamer.toybox.world import is_held_out_combination
 
 
 def test_later_views_are_nearer_to_the_truth(monkeypatch):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jointdreamer.classifier.pairs import PackedViews, read_captions
+from jointdreamer.classifier.views import PackedViews, read_captions
 from jointdreamer.toybox.data import RIG
 from jointdreamer.toybox.views import N_VIEWS, pack_toy_views, toy, toy_names, toy_views
 from jointdreamer.toybox.world import caption

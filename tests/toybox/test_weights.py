@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jointdreamer.toybox import networks
-from jointdreamer.toybox.recipes import FAMILY, WEIGHTS, _save_part, _save_tokenizer
+from jointdreamer.toybox.recipes.shipped import FAMILY, WEIGHTS, save_part, save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
 from jointdreamer.weights.parts import load_tokenizer, part_keys
 
@@ -62,8 +62,8 @@ def test_what_training_saves_is_read_alike(tmp_path):
 
     tokenizer = networks.build_tokenizer()
     encoder = networks.build_text_encoder(tokenizer).eval()
-    _save_part(encoder, tmp_path / "text_encoder")
-    _save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    save_part(encoder, tmp_path / "text_encoder")
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
     assert all(key.startswith("text_model.") for key in part_keys(tmp_path / "text_encoder"))
     assert {"vocab.json", "merges.txt"} <= {path.name for path in (tmp_path / "tokenizer").iterdir()}
     loaded = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")

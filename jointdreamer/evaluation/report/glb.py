@@ -12,7 +12,7 @@ import trimesh
 from scipy.spatial import KDTree
 
 from jointdreamer.errors import UserError
-from jointdreamer.formats.gltf import normalised, read_accessor, read_glb, write_glb
+from jointdreamer.formats.glb import normalised, read_accessor, read_glb, write_glb
 
 
 def thin_glb(data: bytes, max_faces: int = 40_000) -> bytes:

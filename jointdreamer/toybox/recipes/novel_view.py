@@ -1,4 +1,4 @@
-"""The toybox's novel-view model: Zero-1-to-3's structure in small, from the rigs' latents.
+"""The novel-view model: Zero-1-to-3's structure in small, from the rigs' latents.
 
 It ships as a diffusers folder that priors/zero123.py reads: unet/, image_encoder/, clip_camera_projection/, scheduler/.
 """
@@ -19,17 +19,9 @@ from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD
 from jointdreamer.priors.prompts import embed_texts
 from jointdreamer.priors.zero123 import POSE
 from jointdreamer.toybox import data, networks
-from jointdreamer.toybox.recipes import (
-    Recipe,
-    _latents,
-    _load_vae,
-    _save_part,
-    averaged_weights,
-    ddim,
-    decode,
-    denoising_loss,
-    trained_family,
-)
+from jointdreamer.toybox.recipes.base import Recipe
+from jointdreamer.toybox.recipes.denoising import ddim, decode, denoising_loss, latents_of
+from jointdreamer.toybox.recipes.shipped import averaged_weights, load_vae, save_part, trained_family
 from jointdreamer.toybox.world import caption, direction_word
 
 VIEWS = 4  # of a rig
@@ -64,9 +56,9 @@ class NovelView(Recipe):
         nn.init.eye_(projection.weight)  # the embedding as it is, no pose yet; the authors' start
         nn.init.zeros_(projection.bias)
         self.networks = {"unet": unet, "projection": projection, "tower": networks.build_vision_tower()}
-        self.vae = _load_vae(folder)
-        self.latents = _latents(folder, "rigs", self.rigs, self.vae)
-        # `_latents` puts each rig on a light grey of its own, drawn from this seed in this order
+        self.vae = load_vae(folder)
+        self.latents = latents_of(folder, "rigs", self.rigs, self.vae)
+        # `latents_of` puts each rig on a light grey of its own, drawn from this seed in this order
         self.ground = data.random_background(np.random.default_rng(5), len(self.rigs))
         self.prior = LatentDiffusion.build(trained_family(folder), dtype="float32", x0_limit=4.0, x0_rescale=0.7)
         self.text_parts = self.prior.text_parts()
@@ -82,10 +74,14 @@ class NovelView(Recipe):
         x0 = latents[n[:, None], torch.from_numpy(others)].flatten(0, 1)
         beside = latents[n, torch.from_numpy(reference)] / self.vae.config.scaling_factor  # unscaled, as the authors
         timesteps = torch.randint(1000, (len(rows),))
-        ahead = np.flatnonzero(rng.random(len(rows)) < self.ESTIMATES)
-        if len(ahead):
-            images[ahead], beside[ahead] = self.estimates(
-                beside[ahead] * self.vae.config.scaling_factor, timesteps[ahead], rows[ahead], reference[ahead], rng
+        estimated = np.flatnonzero(rng.random(len(rows)) < self.ESTIMATES)
+        if len(estimated):
+            images[estimated], beside[estimated] = self.estimates(
+                beside[estimated] * self.vae.config.scaling_factor,
+                timesteps[estimated],
+                rows[estimated],
+                reference[estimated],
+                rng,
             )
         pose = rig_poses(self.rigs, rows[:, None], reference[:, None], others)
         seen = torch.from_numpy(rng.random(len(x0)) >= self.DROP).float()
@@ -157,8 +153,8 @@ class NovelView(Recipe):
     def save(self, where: Path) -> Path:
         from safetensors.torch import save_file
 
-        _save_part(self.networks["unet"], where / "unet")
-        _save_part(self.networks["tower"], where / "image_encoder")
+        save_part(self.networks["unet"], where / "unet")
+        save_part(self.networks["tower"], where / "image_encoder")
         networks.build_scheduler().save_pretrained(where / "scheduler")
         folder = where / "clip_camera_projection"
         folder.mkdir(parents=True, exist_ok=True)

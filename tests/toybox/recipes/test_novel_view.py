@@ -10,8 +10,8 @@ from jointdreamer.diffusion import noise_from_x0
 from jointdreamer.priors.registry import load_novel_view
 from jointdreamer.priors.zero123 import relative_numbers
 from jointdreamer.toybox import data, networks
-from jointdreamer.toybox.novel_view import NovelView, rig_poses, widened
-from jointdreamer.toybox.recipes import FAMILY, WEIGHTS
+from jointdreamer.toybox.recipes.novel_view import NovelView, rig_poses, widened
+from jointdreamer.toybox.recipes.shipped import FAMILY, WEIGHTS
 from tests.priors.test_novel_view import x0_of
 
 

@@ -8,15 +8,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 from jointdreamer.toybox import networks
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
-from jointdreamer.toybox.recipes import (
-    SHIPPED,
-    MultiView,
-    averaged_weights,
-    edition_number,
-    make_data,
-    shipped_weights,
-    trained_family,
-)
+from jointdreamer.toybox.recipes.multi_view import MultiView
+from jointdreamer.toybox.recipes.pictures import edition_number, make_data
+from jointdreamer.toybox.recipes.shipped import SHIPPED, averaged_weights, shipped_weights, trained_family
 from jointdreamer.toybox.train import main
 from jointdreamer.toybox.world import WORDS_OF_TEXT_TO_IMAGE_ONLY
 

@@ -1,0 +1,56 @@
+"""A recipe: the networks of one toybox model, its loss, its sample sheet, and the folder that it ships as."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from jointdreamer.images import grid, write_png
+from jointdreamer.toybox import data
+from jointdreamer.toybox.networks import EDITIONS, Edition
+from jointdreamer.toybox.recipes.pictures import edition_number
+from jointdreamer.toybox.recipes.shipped import WEIGHTS
+
+
+class Recipe(ABC):
+    """One model. `networks` are trained; the Trainer calls `loss` and `sheet`, and at the end `save` or `install`."""
+
+    name = ""
+    lr = 1e-3
+    ships_as = ""  # folder below WEIGHTS
+
+    def __init__(self, folder: Path, batch: int):
+        self.folder, self.batch = folder, batch
+        self.edition: Edition = EDITIONS[edition_number(folder)]
+        self.words = self.edition.words
+        self.flat = data.Pictures.load(folder / "flat")
+        self.rigs = data.Pictures.load(folder / "rigs")
+        self.networks: dict[str, Any] = {}
+
+    @abstractmethod
+    def loss(self, step: int, rng: np.random.Generator) -> Tensor:
+        """The loss of one step; `rng` is the step's own."""
+
+    @abstractmethod
+    def sheet(self, step: int) -> None:
+        """Show how far the networks are."""
+
+    @abstractmethod
+    def save(self, where: Path) -> Path:
+        """Write the networks as they ship below `where`."""
+
+    def install(self) -> Path:
+        return self.save(WEIGHTS / self.ships_as)
+
+    def write_sheet(self, step: int, rgb: Tensor, columns: int) -> None:
+        write_png(self.folder / self.name / "sheets" / f"step_{step:06d}.png", grid(rgb.clamp(0, 1), columns))
+
+    def random_views(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, list[tuple[Any, int, int]]]:
+        """N RGBA views, half flat and half of rigs, and where they come from: (pictures, row, view)."""
+        origins = []
+        for k in range(n):
+            source = self.flat if k % 2 else self.rigs
+            origins.append((source, int(rng.integers(len(source))), int(rng.integers(source.azimuth.shape[1]))))
+        return np.stack([source.rgba[row, view] for source, row, view in origins]), origins
