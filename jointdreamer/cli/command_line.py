@@ -141,10 +141,8 @@ def settle_name(cfg: Any, words: Sequence[str]) -> None:
 
 
 def choice_of_page(page: str, group: str) -> str | None:
-    """What a page of conf/ chooses for a group, itself or by the experiment that it starts from; None for nothing."""
+    """What a page of conf/ chooses for a group; None for nothing."""
     file = CONF / f"{page}.yaml"
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if choice := re.search(rf"^ *- (?:override /)?{group}: (\S+)", text, re.MULTILINE):
-        return choice[1]
-    base = re.search(r"^ *- /(experiment/\S+)", text, re.MULTILINE)
-    return choice_of_page(base[1], group) if base else None
+    choice = re.search(rf"^ *- (?:override /)?{group}: (\S+)", text, re.MULTILINE)
+    return choice[1] if choice else None

@@ -8,6 +8,7 @@ from jointdreamer.cli.command_line import choices_of, config_folders, typed, wor
 from jointdreamer.cli.words import quoted
 from jointdreamer.errors import one_line
 from jointdreamer.project import CONF
+from jointdreamer.runs.versions import renamed
 
 # Launchers that Hydra has as packages of their own: the extra of ours that installs each
 LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
@@ -34,6 +35,8 @@ def explain(message: str, config_name: str) -> str:
     missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
+        if now := renamed(f"{group}/{name}"):
+            return f"experiment={group.partition('/')[2]}/{name} is the same run as {now}: take that"
         # Hydra leaves out those that lie in a folder of their own
         there = " ".join(dict.fromkeys([*there.split(), *choices_of(group, config_folders(typed[1:]))]))
         own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
@@ -42,8 +45,6 @@ def explain(message: str, config_name: str) -> str:
     if not unknown:
         return message
     from omegaconf import DictConfig, OmegaConf
-
-    from jointdreamer.runs.versions import renamed
 
     node: Any = compose_again(config_name)
     if now := renamed(unknown[1], str(OmegaConf.select(node, "energy.name"))):

@@ -1,10 +1,7 @@
 """What runs of earlier versions look like, read as one of this version: the only place that knows how things were."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
-
-from jointdreamer.scenes.nerf.encoding import HashEncoding
 
 # config key until 2026-11-29 -> what it is called now
 RENAMED = {
@@ -13,6 +10,21 @@ RENAMED = {
     "schedule.lr.albedo": "schedule.lr.appearance",
     "distillation.prior": "distillation.terms.NAME.prior",
     "distillation.weighting": "distillation.terms.NAME.weighting",
+}
+# rows of tables that were another one's run, until 2026-11-29
+RENAMED |= {
+    f"experiment/{row}": f"experiment={same}"
+    for row, same in {
+        "table1/dreamfusion": "table3/none",
+        "table1/jointdreamer": "table3/mvs",
+        "fig7/neither": "table2/jsd",
+        "fig7/cfg_switching": "table2/jsd_cfg",
+        "fig7/both": "table2/jointdreamer",
+        "fig8/sds": "table3/none",
+        "fig8/jsd": "table3/mvs",
+        "fig10/mvdream": "table1/mvdream",
+        "fig10/jsd": "table3/mvs",
+    }.items()
 }
 # energy -> its model among `models`, which has the options that the energy had until 2026-11-29
 MODELS = {"mvs": "multi_view", "i2i": "novel_view", "cls": "classifier"}
@@ -29,6 +41,7 @@ def renamed(key: str, energy: str = "") -> str | None:
     return RENAMED.get(key)
 
 
+ENCODING = ("n_levels", "n_features", "log2_table_size", "base_resolution", "growth", "backend")  # once of the field
 PARTS = ("field", "background", "renderer")  # of a NeRF, each for itself in a checkpoint until 2026-11-29
 GROUPS = {"encoding": "geometry:encoding", "density": "geometry", "albedo": "appearance"}  # of its optimiser
 
@@ -40,7 +53,7 @@ def current_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     config = {"scene": {"name": "nerf"}, **config}
     if isinstance(field := config.get("field"), Mapping) and "encoding" not in field:
-        moved = [name for name in inspect.signature(HashEncoding).parameters if name in field]
+        moved = [name for name in ENCODING if name in field]
         kept = {name: value for name, value in field.items() if name not in moved}
         config["field"] = kept | {"encoding": {name: field[name] for name in moved}}
     schedule = config["schedule"] = _copied(config.get("schedule"))
