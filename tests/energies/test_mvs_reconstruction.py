@@ -117,7 +117,7 @@ def test_the_autoencoder_may_come_from_elsewhere(tiny_mv_folder, tiny_sd_folder,
     folder = tmp_path / "without"
     shutil.copytree(tiny_mv_folder(), folder)
     shutil.rmtree(folder / "vae")
-    with pytest.raises(UserError, match=r"energy\.vae"):
+    with pytest.raises(UserError, match=r"models\.multi_view\.vae"):
         mvs(folder)
     assert mvs(folder, vae=tiny_sd_folder())(views()).shape == (B,)
 
@@ -138,7 +138,7 @@ def test_shared_latents_take_no_autoencoder_and_one_draw(tiny_mv_folder, tmp_pat
 @pytest.mark.parametrize("latents", [None, torch.zeros(B, V, 4, 16, 16), torch.zeros(B, V, 8, 8, 8)])
 def test_shared_latents_of_another_shape_are_refused(tiny_mv_folder, latents):
     energy = mvs(tiny_mv_folder(), vae="shared")
-    with pytest.raises(UserError, match=r"energy\.vae=shared.*4x8x8.*energy\.vae=FOLDER"):
+    with pytest.raises(UserError, match=r"models\.multi_view\.vae=shared.*4x8x8.*vae=FOLDER"):
         energy(Views(**{**vars(views()), "latents": latents}))
 
 
