@@ -98,7 +98,7 @@ class Sphere(Field):
     def density(self, x):
         raise NotImplementedError
 
-    def forward(self, x, normals=False, known=None):
+    def forward(self, x, normals=False, features=None):
         normal = torch.nn.functional.normalize(x + self.waves * (40 * x).sin(), dim=1)
         return FieldOutput(x[:, 0], x, normal)
 

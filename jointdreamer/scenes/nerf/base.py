@@ -26,15 +26,15 @@ class Field(nn.Module, ABC):
     def density(self, x: Tensor) -> Tensor:
         """World points (N, 3) -> sigma (N,). The cheap question: occupancy, pruning and meshes ask only this."""
 
-    def survey(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`density`, asked without a graph, and what `forward` would find again at these points: (N, ...), or None.
+    def density_and_features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`density` without a graph, and features (N, ...) of these points that `forward` can use again, or None.
 
-        Who goes on with some of the points gives `forward` the rows of these as `known`, if it is not None.
+        `forward` takes the rows of the points that are left after pruning.
         """
         return self.density(x), None
 
     @abstractmethod
-    def forward(self, x: Tensor, normals: bool = False, known: Tensor | None = None) -> FieldOutput:
+    def forward(self, x: Tensor, normals: bool = False, features: Tensor | None = None) -> FieldOutput:
         """World points (N, 3) -> density, albedo and, only if asked for, normals."""
 
     @abstractmethod

@@ -123,13 +123,13 @@ class HashEncoding(nn.Module):
             candidates = ("numba",)
         elif device == "cuda" and dtype in (torch.float32, torch.float16) and self.n_features in GPU_WIDTHS:
             candidates = ("tcnn", "triton")
-        known = (name for name in candidates if name in available_backends())
-        return next((name for name in known if name == "numba" or agrees(name, self.params.device, dtype)), "torch")
+        usable = (name for name in candidates if name in available_backends())
+        return next((name for name in usable if name == "numba" or agrees(name, self.params.device, dtype)), "torch")
 
-    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
         """Points (N, 3) -> features (N, L * F), level-major.
 
-        known: these features, found before without a graph: they are put into it, which spares finding them again.
+        features: these features, gathered before without a graph: they are put into it, which spares gathering again.
         """
         backend = self._check(x)
         if backend == "tcnn" and len(x):
@@ -137,7 +137,7 @@ class HashEncoding(nn.Module):
 
             return hash_tcnn.features(self, x)
         if backend in ("numba", "triton"):
-            return Features.apply(x.contiguous(), self.params, self, kernels(backend), known)
+            return Features.apply(x.contiguous(), self.params, self, kernels(backend), features)
         tables = self.params.view(-1, self.n_features).split(np.diff(self.offsets).tolist())
         levels = zip(tables, self.scales.tolist(), self.resolutions.tolist(), strict=True)
         return torch.cat([recomputed(level_features, x, *level) for level in levels], dim=-1)
@@ -343,11 +343,11 @@ class Features(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, params: Tensor, grid: HashEncoding, kernels: Kernels, known: Tensor | None = None
+        ctx, x: Tensor, params: Tensor, grid: HashEncoding, kernels: Kernels, features: Tensor | None = None
     ) -> Tensor:
         ctx.save_for_backward(x, params)
         ctx.grid, ctx.kernels = grid, kernels
-        return kernels.gather(grid, x, params) if known is None else known
+        return kernels.gather(grid, x, params) if features is None else features
 
     @staticmethod
     def backward(ctx, grad):

@@ -61,19 +61,19 @@ class HashGridField(Field):
         return F.softplus(self._z(x))
 
     @torch.no_grad()
-    def survey(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def density_and_features(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         features = self.encoding(self._unit(x))
         sigma = F.softplus(self.density_mlp(features).squeeze(-1) + self._blob(x))
         return sigma, features if self.encoding.backend == "numba" else None
 
-    def forward(self, x: Tensor, normals: bool = False, known: Tensor | None = None) -> FieldOutput:
-        features = self.encoding(self._unit(x), known)
+    def forward(self, x: Tensor, normals: bool = False, features: Tensor | None = None) -> FieldOutput:
+        encoded = self.encoding(self._unit(x), features)
         if normals and self.normal == "analytic":
-            z, slope = self.density_mlp.with_gradient(features)
+            z, slope = self.density_mlp.with_gradient(encoded)
             normal = self._outward(self._z_gradient(x, slope))
-            color = self.albedo_mlp(features)
+            color = self.albedo_mlp(encoded)
         else:
-            z, color = together(features, self.density_mlp, self.albedo_mlp)
+            z, color = together(encoded, self.density_mlp, self.albedo_mlp)
             normal = self._outward(self._z_difference(x)) if normals else None
         return FieldOutput(F.softplus(z.squeeze(-1) + self._blob(x)), torch.sigmoid(color), normal)
 

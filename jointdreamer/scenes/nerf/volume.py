@@ -140,17 +140,17 @@ class VolumeRenderer(nn.Module):
             offset = torch.zeros(len(rays_o), device=rays_o.device)
         else:
             offset = torch.rand(len(rays_o), generator=generator, device=generator.device).to(rays_o.device)
-        behind = background.draw(generator)
+        background_rgb = background.draw(generator)
 
         normals = normals or shading.needs_normals
         chunk = min(chunk or len(rays_o), len(rays_o))
         composite = self._composite if chunk == len(rays_o) else partial(recomputed, self._composite)
         parts = []
-        for o, d, shift, lamp in zip(*(x.split(chunk) for x in (rays_o, rays_d, offset, light)), strict=True):
-            counts, t, known = self._samples(field, o, d, shift)
+        for o, d, shift, light_position in zip(*(x.split(chunk) for x in (rays_o, rays_d, offset, light)), strict=True):
+            counts, t, features = self._samples(field, o, d, shift)
             if chunk < len(rays_o):
-                known = None  # kept for all chunks, it would be their memory
-            parts.append(composite(field, behind, shading, normals, o, d, lamp, counts, t, known))
+                features = None  # kept for all chunks, it would be their memory
+            parts.append(composite(field, background_rgb, shading, normals, o, d, light_position, counts, t, features))
 
         def image(name: str) -> Tensor:
             pixels = torch.cat([part[name] for part in parts])
@@ -171,20 +171,20 @@ class VolumeRenderer(nn.Module):
     def _samples(
         self, field: Field, rays_o: Tensor, rays_d: Tensor, offset: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Where rays (R, 3) are sampled: how often each (R,), the distances t (N,), and what `Field.survey` found."""
+        """Where rays (R, 3) are sampled: how often each (R,), the distances t (N,), and the field's features there."""
         ray_indices, t = self.march(rays_o, rays_d, offset)
-        counts, known = count_per_ray(ray_indices, len(rays_o)), None
+        counts, features = count_per_ray(ray_indices, len(rays_o)), None
         if self.prune:
-            sigma, known = field.survey(self._points(rays_o, rays_d, ray_indices, t))
+            sigma, features = field.density_and_features(self._points(rays_o, rays_d, ray_indices, t))
             keep = self._visible(sigma * self.step_size, ray_indices, counts)
             counts, t = count_per_ray(ray_indices.index_select(0, keep), len(rays_o)), t.index_select(0, keep)
-            known = None if known is None else known.index_select(0, keep)
-        return counts, t, known
+            features = None if features is None else features.index_select(0, keep)
+        return counts, t, features
 
     def _composite(
         self,
         field: Field,
-        behind: Callable[[Tensor], Tensor],  # the background's colours (R, 3) in directions (R, 3)
+        background_rgb: Callable[[Tensor], Tensor],  # the background's colours (R, 3) in directions (R, 3)
         shading: Shading,
         normals: bool,
         rays_o: Tensor,  # (R, 3)
@@ -192,12 +192,12 @@ class VolumeRenderer(nn.Module):
         light: Tensor,  # (R, 3)
         counts: Tensor,  # (R,) samples of each ray
         t: Tensor,  # (N,) their distances
-        known: Tensor | None,  # (N, ...) what `Field.survey` found there
+        features: Tensor | None,  # (N, ...) of the field there, if it has any to use again
     ) -> dict[str, Any]:
         """Pixels (R, C) by the names they have in `Render`."""
         ray_indices = torch.repeat_interleave(counts, output_size=len(t))  # told the size, it waits for no device
         x = self._points(rays_o, rays_d, ray_indices, t)
-        out = field(x, normals=normals) if known is None else field(x, normals=normals, known=known)
+        out = field(x, normals=normals) if features is None else field(x, normals=normals, features=features)
         rgb = shade(out.albedo, out.normal, x, light[ray_indices] if shading.needs_normals else light, shading)
 
         values = rgb if out.normal is None else torch.cat([rgb, out.normal], dim=-1)
@@ -208,7 +208,7 @@ class VolumeRenderer(nn.Module):
             weights, sums, z_variance = composite(tau, t, values, ray_indices, counts, self._scan)
         opacity, depth = sums[:, :1].clamp(max=1), sums[:, 1:2]  # the sum may round above 1
         parts = {
-            "rgb": (sums[:, 2:5] + behind(rays_d) * (1 - opacity)).clamp(0, 1),
+            "rgb": (sums[:, 2:5] + background_rgb(rays_d) * (1 - opacity)).clamp(0, 1),
             "opacity": opacity,
             "depth": depth,
             "z_variance": z_variance[:, None],

@@ -141,17 +141,17 @@ def test_unknown_normals():
 
 def test_what_a_survey_found_is_not_looked_for_again(monkeypatch):
     field, x = small_field(), torch.rand(40, 3) * 2 - 1
-    sigma, known = field.survey(x)
+    sigma, features = field.density_and_features(x)
     torch.testing.assert_close(sigma, field.density(x).detach())
-    assert known is not None and not known.requires_grad
+    assert features is not None and not features.requires_grad
 
     results = []
-    for rows in (None, known):
+    for rows in (None, features):
         if rows is not None:
             monkeypatch.setattr("jointdreamer.kernels.hash_numba.gather", None)
         field.zero_grad()  # sets the gradients to None: the ones in `results` stay
-        out = field(x, known=rows)
+        out = field(x, features=rows)
         (out.sigma.sum() + (out.albedo * torch.linspace(0, 1, 3)).sum()).backward()
         results.append([out.sigma, out.albedo, *(p.grad for p in field.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert small_field(backend="torch").survey(x)[1] is None
+    assert small_field(backend="torch").density_and_features(x)[1] is None
