@@ -23,6 +23,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
 
 from jointdreamer.classifier.augment import Augmentation
@@ -161,6 +162,10 @@ def train(cfg: dict[str, Any]) -> int:
     path = run_path(cfg["out_dir"], cfg["name"], f"{cfg['models']['name']} {cfg['data']['folder']}", cfg["seed"])
     weights = checksums(training.weights) if first else []
     with ExitStack() as stack:
+        if training.settings.teaches_derivative:
+            # a switch of the whole process, which the threads that ask the prior for estimates see too: now and then in
+            # another state, a run would not repeat itself
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         run = stack.enter_context(RunFolder.open(path, cfg, compare=compare_classifiers)) if first else None
         if run is not None and cfg["export"] is not None:
             try_folder(Path(cfg["export"]))

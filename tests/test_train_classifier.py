@@ -169,6 +169,15 @@ def test_a_step_can_be_taught_with_guided_estimates(go, words, tiny_sd_folder, t
     assert all(0 < row["step_error"] < MOST_ERROR for row in rows(run_folder(tmp_path)))
 
 
+def test_a_run_with_guided_estimates_repeats_itself(go, words, tiny_sd_folder, tmp_path):
+    """Its threads ask the prior while the main thread switches attention to what has a second derivative."""
+    more = ["estimates.guided=1", "training.steps=4", "training.derivative_weight=1", "models.dtype=float32"]
+    more += [f"models.text_to_image.source={tiny_sd_folder('epsilon')}", "models.text_to_image.image_size=16"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert go(words(*more), one) == go(words(*more), two) == 0, (one / "stderr").read_text()
+    assert_same_run(run_folder(one), run_folder(two))
+
+
 def test_guided_estimates_want_captions_and_something_to_correct(go, words, toys, tmp_path):
     assert go(words("estimates.guided=0.5", "training.derivative_weight=0", "training.step_weight=0")) == 2
     said = (tmp_path / "stderr").read_text()
