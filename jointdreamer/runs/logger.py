@@ -72,7 +72,7 @@ class Logger:
         self.folder, self.steps, self.every = Path(folder), steps, every
         self._stream = sys.stderr if stream is None else stream
         self._tty = bool(getattr(self._stream, "isatty", lambda: False)())
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics: Any = None  # opened for the first row: a run that is refused before it has none
         self._text = (self.folder / "train.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar: tqdm | None = None
         self._start = 0
@@ -140,6 +140,8 @@ class Logger:
             numbers |= {f"loss/{name}": _number(value) for name, value in (losses or {}).items()}
             numbers |= {name: _number(value) for name, value in (more or {}).items()}
             numbers |= _flat("now", now) if now is not None else {}
+            if self._metrics is None:
+                self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._write(self._metrics, to_json(numbers))
             if self._wandb is not None:
                 self._wandb.log(numbers | {"seconds_per_step": seconds})
@@ -198,7 +200,7 @@ class Logger:
 
     def close(self, failed: bool = False) -> None:
         """Put everything back and let wandb finish. Calling it twice does no harm."""
-        if self._metrics.closed:
+        if self._text.closed:
             return
         if self._bar is not None:
             self._bar.close()
@@ -208,7 +210,7 @@ class Logger:
         self._package.removeHandler(self._handler)
         self._package.propagate, level = self._before
         self._package.setLevel(level)
-        for file in (self._metrics, self._text):
+        for file in filter(None, (self._metrics, self._text)):
             with suppress(OSError):  # every write is flushed: what is left here has failed before and was reported
                 file.close()
 

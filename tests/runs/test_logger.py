@@ -169,3 +169,12 @@ def test_check_finite_names_the_step_and_the_guilty_term():
     message = str(caught.value)
     assert message.startswith("step 7: the loss is nan (from orient)") and "step 5 is kept" in message
     assert "\n" not in message and isinstance(caught.value, UserError)
+
+
+def test_a_run_without_a_row_has_no_file_of_rows(tmp_path):
+    """One that is refused before its first step has not begun."""
+    with Logger(tmp_path, steps=3, stream=io.StringIO()) as logger:
+        logger.message("a warning")
+        assert not (tmp_path / "metrics.jsonl").exists()
+        logger.log(0, 0.5)
+    assert (tmp_path / "metrics.jsonl").exists()
