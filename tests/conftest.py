@@ -46,11 +46,16 @@ WORDS = ("a", "red", "robot", "with", "hat", "front", "side", "back", "overhead"
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` skip themselves on a machine without one."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    """Tests marked `gpu` skip themselves on a machine without one, those marked `kernels` where these are off."""
+    missing = {} if torch.cuda.is_available() else {"gpu": "needs a CUDA device"}
+    from jointdreamer import kernels
+
+    if not kernels.enabled():
+        missing["kernels"] = "compiled kernels are off"
+    for item in items:
+        for mark, reason in missing.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

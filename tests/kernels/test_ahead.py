@@ -1,5 +1,6 @@
 """What is compiled ahead is what a step calls."""
 
+import pytest
 import torch
 
 from jointdreamer.cameras import Rig, sample_cameras
@@ -15,6 +16,7 @@ from jointdreamer.scenes.nerf.volume import VolumeRenderer
 from tests.conftest import _unet
 
 
+@pytest.mark.kernels
 def test_a_step_compiles_nothing_more(monkeypatch):
     monkeypatch.setattr(kernels, "has_bfloat16_units", lambda: True)
     thread = kernels.compile_ahead(torch.device("cpu"), 2)

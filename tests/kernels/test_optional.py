@@ -59,6 +59,7 @@ def test_every_module_but_the_kernels_is_imported_without_them_and_the_ray_caste
     assert done.stdout.split() == ["2.0", "0.0"]
 
 
+@pytest.mark.kernels
 def test_off_and_a_missing_numba_turn_them_off(monkeypatch):
     assert kernels.enabled()
     monkeypatch.setenv("JOINTDREAMER_KERNELS", "Off")

@@ -149,6 +149,7 @@ def test_off_cuda_or_not_installed_it_is_refused(monkeypatch):
         renderer.march(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1))
 
 
+@pytest.mark.kernels
 def test_auto_takes_it_on_cuda_alone_and_only_where_it_can_run(monkeypatch):
     renderer = VolumeRenderer()
     monkeypatch.setattr(nerfacc_backend, "can_run", lambda: True)

@@ -312,6 +312,7 @@ def test_wild_points_do_not_crash(backend):
 
 
 @needs_numba
+@pytest.mark.kernels
 def test_auto_takes_numba_for_float32_and_torch_for_float64():
     assert grid("auto").backend == "numba"
     assert grid("auto", torch.float64).backend == "torch"
@@ -320,6 +321,7 @@ def test_auto_takes_numba_for_float32_and_torch_for_float64():
         grid("numba", torch.float64)(torch.rand(2, 3, dtype=torch.float64))
 
 
+@pytest.mark.kernels
 def test_auto_takes_what_fits_the_device(monkeypatch):
     """The rule alone, for devices that are not here."""
     from types import SimpleNamespace

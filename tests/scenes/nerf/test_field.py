@@ -139,7 +139,8 @@ def test_unknown_normals():
         HashGridField(**SMALL, normal="smooth")
 
 
-def test_what_a_survey_found_is_not_looked_for_again(monkeypatch):
+@pytest.mark.kernels
+def test_features_of_the_pruning_are_used_again(monkeypatch):
     field, x = small_field(), torch.rand(40, 3) * 2 - 1
     sigma, features = field.density_and_features(x)
     torch.testing.assert_close(sigma, field.density(x).detach())

@@ -60,6 +60,7 @@ def in_one_pass(x: torch.Tensor, networks: list[MLP], weights: list[torch.Tensor
 
 @pytest.mark.parametrize("n", [0, 1, 127, 128, 5000])
 @pytest.mark.parametrize("n_in", [5, 12])
+@pytest.mark.kernels
 def test_compiled_networks_are_the_plain_ones(n, n_in):
     """Of other sizes than multiples of four, and more points than one block and one sum take."""
     torch.manual_seed(0)
@@ -79,6 +80,7 @@ def test_compiled_networks_are_the_plain_ones(n, n_in):
         )
 
 
+@pytest.mark.kernels
 def test_compiled_gradients_do_not_depend_on_the_number_of_threads():
     network, x, weight = MLP(12, 32, 3), torch.randn(20_000, 12, requires_grad=True), torch.randn(20_000, 3)
     found = []
