@@ -3,12 +3,14 @@
 `optimise` below is the paper's algorithm. Config stops in this file; everything it calls takes plain arguments.
 """
 
+import gc
+
 from jointdreamer.cli import main as cli
 
 if __name__ == "__main__":
+    gc.disable()  # until the loop: a second of passes over half a million objects that imports make and nobody drops
     cli.read_command("config")  # answers --help and mistyped words before the imports below take seconds
 
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,7 +118,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                 start = plan.steps
                 logger.message(f"{run.path}: all {plan.steps} steps are done; making the outputs")
             else:
-                training = prepare(cfg, plan, scene, generator, accelerator, run, logger)
+                training = prepare(cfg, plan, scene, output, generator, accelerator, run, logger)
                 start = run.resume(**training.parts)
                 room = run.room(plan.steps - start, training.every.checkpoint, scene)
                 try_outputs(run.path, output.views > 0, room)
@@ -128,20 +130,21 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                     done = f"{run.newest_checkpoint} of {plan.steps} steps"
                     logger.message(f"stopped after {done}, saved; the same command goes on")
                     return stop.exit_status
-                return finish(cfg, plan.steps, scene, output, run, logger, stop)
+                return finish(cfg, plan.steps, scene, run, logger, stop)
 
 
 def prepare(
     cfg: dict[str, Any],
     plan: Plan,
     scene: Scene,
+    output: Output,
     generator: torch.Generator,
     accelerator: Accelerator,
     run: RunFolder,
     logger: Logger,
 ) -> Training:
     """What teaches the scene: terms, which ask frozen priors and, between the views, an energy; cut to what fits."""
-    device, rig, output = accelerator.device, Rig(**cfg["cameras"]), Output(**cfg["output"])
+    device, rig = accelerator.device, Rig(**cfg["cameras"])
     terms = build_terms(
         **cfg["distillation"],
         prior=partial(build_prior, models=cfg["models"], device=device),
@@ -172,9 +175,7 @@ def prepare(
     return Training(plan, rig, scene, terms, optimizer, generator, accelerator, memory.rays_per_chunk, every, output)
 
 
-def finish(
-    cfg: dict[str, Any], steps: int, scene: Scene, output: Output, run: RunFolder, logger: Logger, stop: Stop
-) -> int:
+def finish(cfg: dict[str, Any], steps: int, scene: Scene, run: RunFolder, logger: Logger, stop: Stop) -> int:
     """Make what the run is for; the exit status."""
     seconds, device = run.seconds, next(scene.parameters()).device
     with stop.at_once():

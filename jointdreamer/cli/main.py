@@ -26,7 +26,6 @@ def read_command(config_name: str) -> None:
     For the top of a script, before imports that take seconds. A multirun is composed by `main`.
     """
     global _read
-    gc.disable()  # until the loop: a second of passes over half a million objects that imports make and nobody drops
     if is_multirun(sys.argv[1:]):
         return
     found: list[dict[str, Any]] = []
@@ -44,22 +43,13 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     became of it, and the status is the worst of all.
     """
     global _read
-    job = Job.current
-    if _read is not None and job is not None:
-        cfg, _read, job.task = _read, None, task
-        try:
-            job.run(cfg)
-        except BrokenPipeError:
-            _mute()
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return job.finish(interrupted=True)
-        return job.finish()
+    if _read is not None and Job.current is not None:
+        cfg, _read, job = _read, None, Job.current
+        job.task = task
+        return _guarded(config_name, job, lambda: job.run(cfg))
     use_utf8()
     safe_output()
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     atexit.register(gc.freeze)  # what is left dies with the process: to look for cycles in it first takes a second
     typed[:] = sys.argv
@@ -69,17 +59,27 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     if multirun:  # the processes that a launcher starts import us too
         path = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
-    try:
-        has_models = re.search(
-            r"^  - models:", (CONF / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE
-        )
+
+    def compose_and_run() -> None:
+        page = (CONF / f"{config_name}.yaml").read_text(encoding="utf-8")
+        has_models = re.search(r"^  - models:", page, re.MULTILINE)
         sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+
+    return _guarded(config_name, job, compose_and_run)
+
+
+def _guarded(config_name: str, job: Job, run: Callable[[], Any]) -> int:
+    """The exit status of a command after `run`; a mistake, an interruption or a reader that is gone is no traceback."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        run()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # not a job's: they keep their own
         return complain(explain(str(error), config_name))
     except BrokenPipeError:  # who read our output has enough of it: `| head -1`
-        _mute()
-        return job.finish()
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     except ConnectionError as error:
         return complain(f"the launcher found nobody to give the jobs to: {error}")
     except OSError as error:
@@ -94,11 +94,6 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
             return complain("no SLURM here (no srun): start the sweep on a login node, or take hydra/launcher=local")
         traceback.print_exc()
     return job.finish()
-
-
-def _mute() -> None:
-    """Nobody reads our output any more."""
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import gc
 import sys
 
 from jointdreamer.cli import main as cli
@@ -24,3 +25,12 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, capsys):
     assert cli.main("config", lambda cfg: {}["no such key"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said and "KeyError: 'no such key'" in said
+
+
+def test_reading_a_command_leaves_the_garbage_collector_on(monkeypatch):
+    """It is off while train.py imports and loads, and for nobody else: a training of the classifier lasts hours."""
+    for words in (["-m", "runs=x"], ["runs=x"]):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+        cli.read_command("evaluate")
+        assert gc.isenabled()
+    monkeypatch.setattr(cli, "_read", None)
