@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from jointdreamer.arguments import Range, Share, Takes
 from jointdreamer.classifier.augment import Augmentation
 from jointdreamer.classifier.model import ClassifierSettings
-from jointdreamer.cli.settings import Count, Device, Precision, Seed, Steps, check
+from jointdreamer.cli.settings import Count, RunConfig, Seed, Steps, check
 from jointdreamer.errors import UserError
 
 KEYS = ("seed", "name", "out_dir", "device", "precision", "start_from", "export", "data", "augmentation", "estimates")
@@ -70,14 +70,9 @@ class Every:
 
 
 @dataclass(frozen=True)
-class ClassifierConfig:
+class ClassifierConfig(RunConfig):
     """The config of train_classifier.py."""
 
-    seed: Seed
-    name: str
-    out_dir: str
-    device: Device
-    precision: Precision
     data: Annotated[dict, Takes(Data)]
     augmentation: Annotated[dict, Takes(Augmentation)]
     estimates: Annotated[dict, Takes(Estimates)]
@@ -85,8 +80,6 @@ class ClassifierConfig:
     training: Annotated[dict, Takes(Optimisation)]
     validation_groups: Annotated[int, Range(1, 10**6)]
     every: Annotated[dict, Takes(Every)]
-    models: dict
-    logger: dict
 
 
 def check_classifier(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ its signature says.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from jointdreamer.arguments import Range, check_arguments
@@ -17,13 +17,26 @@ Count = Annotated[int, Range(low=1)]
 Steps = Annotated[int, Range(low=0)]  # between two of something; 0 is never
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "bf16"]
+MAY_BE_EMPTY = ("negative_prompt",)  # of the texts
 
 
-def check(cfg: dict[str, Any], settings: type, optional: tuple[str, ...] = ("negative_prompt",)) -> None:
+@dataclass(frozen=True)
+class RunConfig:
+    """What the config of every script that makes a run has."""
+
+    seed: Seed
+    name: str
+    out_dir: str
+    device: Device
+    precision: Precision
+    models: dict
+    logger: dict
+
+
+def check(cfg: dict[str, Any], settings: type) -> None:
     """Refuse, before anything is loaded, what the config may not say; texts become texts, a name of digits too.
 
     settings: a dataclass whose fields are keys of the config
-    optional: its texts that may be empty
 
     Raises UserError, one line.
     """
@@ -31,7 +44,7 @@ def check(cfg: dict[str, Any], settings: type, optional: tuple[str, ...] = ("neg
     for field in fields(settings):
         if field.type is str:
             text = named.get(field.name)
-            if text is None or (not str(text).strip() and field.name not in optional):
+            if text is None or (not str(text).strip() and field.name not in MAY_BE_EMPTY):
                 raise UserError(f"{field.name} is empty: wanted a text")
             named[field.name] = cfg[field.name] = str(text)
     check_arguments(settings, named, "", whole=False)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
-from jointdreamer.cli.settings import Count, Device, Precision, Seed, Steps, check, orbit
+from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
 from jointdreamer.distillation.registry import check_terms
 from jointdreamer.energies.registry import build_energy, check_energy
 from jointdreamer.optim import build_optimizer
@@ -43,16 +43,11 @@ class Output:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """The config of train.py, less what scene, terms and priors take."""
 
     prompt: str
     negative_prompt: str
-    seed: Seed
-    name: str
-    out_dir: str
-    device: Device
-    precision: Precision
     every: Annotated[dict, Takes(Every)]
     output: Annotated[dict, Takes(Output)]
     cameras: Annotated[dict, Takes(Rig)]
@@ -61,8 +56,6 @@ class TrainConfig:
     memory: Annotated[dict, Takes(plan_memory)]
     energy: Annotated[dict, Takes(build_energy)]
     schedule: dict
-    models: dict
-    logger: dict
 
 
 def check_training(cfg: dict[str, Any]) -> None:

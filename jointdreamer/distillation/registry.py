@@ -1,6 +1,5 @@
 """Terms by name."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,7 +37,7 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
             raise UserError(f"{family}.timesteps={came!r}: wanted the name of a term before it, or null")
         earlier.append(name)
         function = function_of(kind, TERMS, Term, family)
-        if "prior" in inspect.signature(function).parameters and "prior" not in options:
+        if "prior" in parameters_of(kind, TERMS, Term, family) and "prior" not in options:
             raise UserError(f"{family}.prior is missing: say {family}.prior=text_to_image, or another of `models`")
         for key, value in options.items():
             if key not in BUILT:  # under the name by which the user said it

@@ -2,14 +2,15 @@
 of them, would have drawn the others as they are."""
 
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from jointdreamer.arguments import Pixels, Positive, Range, Scale, Share
+from jointdreamer.arguments import Pixels, Positive, Range, Scale
 from jointdreamer.cameras import Cameras, Rig, look_at
 from jointdreamer.diffusion import noise_from_x0, noise_like
 from jointdreamer.energies.base import Energy, Views
@@ -202,23 +203,10 @@ def _camera(like: Cameras, elevation: float, azimuth: float, distance: float) ->
     return Cameras(look_at(e, a, d), first.fovy, e, a, d, first.light, first.resolution, first.orthographic)
 
 
-def mvs(
-    source: str | Path | Sequence[str],
-    file: str | None = None,
-    vae: str | Path | None = None,
-    image_size: Pixels | None = None,
-    guidance_scale: Scale = 50.0,
-    rescale: Share = 0.5,
-    x0_limit: Positive | None = None,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "cpu",
-    compile: bool = False,
-) -> ReconstructionEnergy:
-    """Eq. 8's energy over MVDream or the toybox's model; options as of `MultiViewDiffusion.build`."""
-    options = {"dtype": dtype, "device": device, "compile": compile}
-    return ReconstructionEnergy(
-        MultiViewDiffusion.build(source, file, vae, image_size, guidance_scale, rescale, x0_limit, **options)
-    )
+@wraps(MultiViewDiffusion.build)
+def mvs(*args: Any, **options: Any) -> ReconstructionEnergy:
+    """Eq. 8's energy over MVDream or the toybox's model; the arguments of `MultiViewDiffusion.build`."""
+    return ReconstructionEnergy(MultiViewDiffusion.build(*args, **options))
 
 
 def i2i(

@@ -1,13 +1,13 @@
 """Energies by name."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from jointdreamer.arguments import build_by_name, check_arguments, function_of
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
 from jointdreamer.energies.base import Energy
+from jointdreamer.priors.registry import with_shared
 
 ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
@@ -26,12 +26,10 @@ def energy_function(name: str) -> Callable[..., Any]:
 
 def options_of_model(name: str, models: Mapping[str, Any]) -> dict[str, Any]:
     """What the config's `models` say of an energy's own model: the options of its role that it takes."""
-    parameters, role = inspect.signature(energy_function(name)).parameters, ROLES.get(name)
-    if role is None:
+    if (role := ROLES.get(name)) is None:
         return {}
-    given = {key: models[key] for key in ("dtype", "compile") if key in models}
-    given |= models.get(role) or {}
-    return {key: value for key, value in given.items() if key in parameters}
+    wanted = parameters_of(name, ENERGIES, Energy, "energy")
+    return {key: value for key, value in with_shared(models, models.get(role) or {}).items() if key in wanted}
 
 
 def check_energy(models: Mapping[str, Any], name: str, **options: Any) -> None:
@@ -53,6 +51,6 @@ def build_energy(
     Raises UserError for a name, module, class or option that does not exist.
     """
     options = {**options_of_model(name, models or {}), **options}
-    if "device" in inspect.signature(energy_function(name)).parameters:
+    if "device" in parameters_of(name, ENERGIES, Energy, "energy"):
         options["device"] = device
     return build_by_name(name, ENERGIES, Energy, "energy", options).to(device)

@@ -37,6 +37,8 @@ class LatentDiffusion(AutoencodedPrior):
     Raises UserError for a UNet that needs other inputs.
     """
 
+    what = "text-to-image model"
+
     def __init__(
         self,
         unet: Any,
@@ -129,8 +131,6 @@ class LatentDiffusion(AutoencodedPrior):
         # a copy: autograd, an energy's for one, refuses what inference mode has made
         prediction = prediction.to(torch.float32, copy=True).unflatten(0, (k, b, v))
         return [self.process.noise(one, x_t, t) for one in prediction]
-
-    what = "text-to-image model"
 
     def beside(self, rows: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """The network's input rows (K B V, C, h, w), with what a model wants beside the noisy latents."""

@@ -1,13 +1,12 @@
 """Priors by their role among a config's models."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of, parameters_of
 from jointdreamer.errors import UserError
 from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder
 from jointdreamer.priors.base import Prior
@@ -27,17 +26,21 @@ ROLES = {"text_to_image": "latent", "multi_view": "multi_view"}  # role -> its k
 
 def check_prior(role: str, models: Mapping[str, Any]) -> None:
     """Refuse what `build_prior` would refuse, without reading any weights. Raises UserError, one line."""
-    _, function, options = _chosen(role, models)
-    check_arguments(function, options, f"models.{role}", whole=False)
+    kind, options = _chosen(role, models)
+    check_arguments(function_of(kind, PRIORS, Prior, f"models.{role}"), options, f"models.{role}", whole=False)
 
 
-def _chosen(role: str, models: Mapping[str, Any]) -> tuple[str, Callable, dict[str, Any]]:
-    """Kind, builder and options of a role's prior."""
+def _chosen(role: str, models: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Kind and options of a role's prior."""
     if not isinstance(models.get(role), Mapping):
         raise UserError(f"unknown prior {role!r}: choose one of {', '.join(ROLES)}")
     options = dict(models[role])
-    kind = options.pop("kind", None) or ROLES.get(role, role)
-    return kind, function_of(kind, PRIORS, Prior, f"models.{role}"), options
+    return options.pop("kind", None) or ROLES.get(role, role), options
+
+
+def with_shared(models: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of one model, with those that the config says once for all of them."""
+    return {**{key: models[key] for key in ("dtype", "compile") if key in models}, **options}
 
 
 def build_prior(role: str, models: Mapping[str, Any], device: torch.device | str) -> Prior:
@@ -45,11 +48,10 @@ def build_prior(role: str, models: Mapping[str, Any], device: torch.device | str
 
     Raises UserError for another role, or options that it does not take.
     """
-    kind, function, options = _chosen(role, models)
-    parameters = inspect.signature(function).parameters
-    options = {**{key: models[key] for key in ("dtype", "compile") if key in models}, **options}
-    options |= {"device": device, "text": models.get("text_to_image", {}).get("source")}
-    options = {key: value for key, value in options.items() if key in parameters or key in models[role]}
+    kind, own = _chosen(role, models)
+    wanted = parameters_of(kind, PRIORS, Prior, f"models.{role}")
+    options = with_shared(models, own) | {"device": device, "text": models.get("text_to_image", {}).get("source")}
+    options = {key: value for key, value in options.items() if key in wanted or key in own}
     return build_by_name(kind, PRIORS, Prior, f"models.{role}", options).to(device)
 
 

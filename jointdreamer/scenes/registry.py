@@ -1,12 +1,11 @@
 """Scenes by name."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from jointdreamer.arguments import build_by_name, check_arguments, function_of
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
 from jointdreamer.scenes.base import Scene
 
 SCENES = {"nerf": "jointdreamer.scenes.nerf.scene:NeRF"}  # short name -> where it lives; imported only when chosen
@@ -15,12 +14,12 @@ SCENES = {"nerf": "jointdreamer.scenes.nerf.scene:NeRF"}  # short name -> where 
 def check_scene(groups: Mapping[str, Any], name: str, **options: Any) -> None:
     """Refuse what `build_scene` would refuse, without building anything. Raises UserError, one line."""
     function = function_of(name, SCENES, Scene, "scene")
-    check_arguments(function, _groups_of(function, groups), "", whole=False)
+    check_arguments(function, _groups_of(name, groups), "", whole=False)
     check_arguments(function, options, "scene", whole=False)
 
 
-def _groups_of(function: Callable, groups: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = inspect.signature(function).parameters
+def _groups_of(name: str, groups: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = parameters_of(name, SCENES, Scene, "scene")
     return {key: groups[key] for key in ("field", "background", "renderer") if key in wanted and key in groups}
 
 
@@ -33,8 +32,7 @@ def build_scene(name: str, groups: Mapping[str, Any], device: torch.device | str
 
     Raises UserError for a name, module, class or option that does not exist.
     """
-    function = function_of(name, SCENES, Scene, "scene")
-    shared = _groups_of(function, groups)
-    if "device" in inspect.signature(function).parameters:
+    shared = _groups_of(name, groups)
+    if "device" in parameters_of(name, SCENES, Scene, "scene"):
         shared["device"] = device
     return build_by_name(name, SCENES, Scene, "scene", {**shared, **options})

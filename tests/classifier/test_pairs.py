@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jointdreamer.cameras import camera_numbers, look_at
+from jointdreamer.cameras import camera_numbers
 from jointdreamer.classifier.pairs import (
     OTHER_OBJECT,
     TRUE,
@@ -17,13 +17,7 @@ from jointdreamer.classifier.pairs import (
     is_held_out,
     rotation_angle,
 )
-
-VIEWS = 12
-
-
-def random_poses(rng, n=VIEWS):
-    elevation, azimuth = rng.uniform(-0.3, 1.0, n), rng.uniform(-math.pi, math.pi, n)
-    return look_at(*(torch.from_numpy(x) for x in (elevation, azimuth, rng.uniform(1.5, 2.2, n)))).numpy()
+from tests.classifier.poses import random_poses
 
 
 class Numbered:

@@ -1,16 +1,13 @@
 """Views on disk: the layout of views_release, packed views, captions, and folders with holes."""
 
 import logging
-import math
 import os
 import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from jointdreamer.cameras import look_at
 from jointdreamer.classifier.pairs import PairSampler
 from jointdreamer.classifier.views import (
     Damaged,
@@ -23,13 +20,7 @@ from jointdreamer.classifier.views import (
     write_packed,
 )
 from jointdreamer.errors import UserError
-
-VIEWS = 12
-
-
-def random_poses(rng, n=VIEWS):
-    elevation, azimuth = rng.uniform(-0.3, 1.0, n), rng.uniform(-math.pi, math.pi, n)
-    return look_at(*(torch.from_numpy(x) for x in (elevation, azimuth, rng.uniform(1.5, 2.2, n)))).numpy()
+from tests.classifier.poses import VIEWS, random_poses
 
 
 def write_object(folder, seed, n=VIEWS, size=20, flip=False):

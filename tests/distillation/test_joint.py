@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jointdreamer.diffusion import Noised, NoiseProcess, add_noise, noise_like, scaled_linear_alphas_cumprod
+from jointdreamer.diffusion import Noised, add_noise, noise_like, scaled_linear_alphas_cumprod
 from jointdreamer.distillation.joint import (
     WEIGHTINGS,
     JointScoreDistillation,
@@ -20,10 +20,10 @@ from jointdreamer.distillation.joint import (
 from jointdreamer.energies.base import Energy
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
-from jointdreamer.priors.base import Prior
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import guided
 from jointdreamer.scenes.base import Render
+from tests.priors.known import PicturePrior
 
 B, V, C, H = 2, 4, 3, 5
 NOTHING: Any = None  # for the cameras, the scene and the text that nothing here looks at
@@ -40,21 +40,8 @@ class NoText:
         return Condition(torch.zeros(()))
 
 
-class KnownPrior(Prior):
+class KnownPrior(PicturePrior):
     """Predicts a fixed linear function of x_t: COND x_t given the text, UNCOND x_t given none."""
-
-    def __init__(self):
-        super().__init__()
-        self.process = NoiseProcess.variance_preserving(scaled_linear_alphas_cumprod().double())
-
-    def embed(self, prompts):
-        raise AssertionError("embedded already")
-
-    def encode(self, rgb, generator, grad=True, chunk=None):
-        return rgb
-
-    def decode(self, latents):
-        return latents
 
     def predict(self, x_t, t, conditions, cameras):
         return [(COND if condition.embedding else UNCOND) * x_t for condition in conditions]
