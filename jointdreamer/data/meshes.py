@@ -35,6 +35,19 @@ class TriangleMesh:
     cutoff: np.ndarray | None = None  # (F,) opacity from which on a surface is there; 0: it is as opaque as it says
     notes: tuple[str, ...] = ()  # what the file holds and could not be read
 
+    def color_at(self, face: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Linear RGB (N, 3) and opacity (N,) on these faces (N,), at these weights of their corners (N, 3)."""
+        color = (self.color[face] * weight[..., None]).sum(1)
+        alpha = color[:, 3].copy() if color.shape[1] == 4 else np.ones(len(face))
+        uv, texture = (self.uv[face] * weight[..., None]).sum(1), self.texture[face]
+        for number, image in enumerate(self.textures):
+            here = texture == number
+            if here.any():
+                rgba = image.sample(uv[here])
+                color[here, :3] *= rgba[:, :3]
+                alpha[here] *= rgba[:, 3]
+        return color[:, :3], alpha
+
 
 def load_mesh(path: Path, max_faces: int = MAX_FACES, max_bytes: int = MAX_BYTES) -> TriangleMesh:
     """Read a GLB, OBJ, PLY, STL or OFF: scene transforms applied, +y up turned to +z up, centred, the longest side of
@@ -147,15 +160,7 @@ def draw(
 
 def _shade(mesh: TriangleMesh, f: np.ndarray, w: np.ndarray, c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sRGB in the light (n, 3) and opacity (n,) at the places w (n, 3) of the faces f (n,)."""
-    color = (mesh.color[f] * w[..., None]).sum(1)
-    alpha = color[:, 3].copy() if color.shape[1] == 4 else np.ones(len(f))
-    uv, texture = (mesh.uv[f] * w[..., None]).sum(1), mesh.texture[f]
-    for number, image in enumerate(mesh.textures):
-        here = texture == number
-        if here.any():
-            rgba = image.sample(uv[here])
-            color[here, :3] *= rgba[:, :3]
-            alpha[here] *= rgba[:, 3]
+    color, alpha = mesh.color_at(f, w)
     if mesh.cutoff is not None:
         cutoff = mesh.cutoff[f]
         alpha = np.where(cutoff > 0, alpha >= cutoff, alpha)

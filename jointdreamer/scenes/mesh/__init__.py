@@ -1,0 +1,1 @@
+"""Triangle meshes as scenes: tetrahedral grids, a differentiable rasteriser, textures."""
