@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
+from jointdreamer.cli.stages import start_of
 from jointdreamer.cli.training import Every, Output, check_training
 from jointdreamer.comparison import compare
 from jointdreamer.distillation.base import Term, metrics_of, pictures_of, weighted_sum
@@ -100,6 +101,9 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
 def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     """Make one object as the resolved config says, or go on with it; returns the exit status."""
     check_training(cfg)
+    first = start_of(cfg)
+    if first and first.config and (status := train(first.config, optimise)):
+        return status
     plan, generator = Plan(cfg["schedule"]), seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     output = Output(**cfg["output"])
@@ -118,8 +122,13 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                 start = plan.steps
                 logger.message(f"{run.path}: all {plan.steps} steps are done; making the outputs")
             else:
+                fresh = not run.checkpoints
+                if first and fresh:
+                    first.give(scene)
                 training = prepare(cfg, plan, scene, output, generator, accelerator, run, logger)
                 start = run.resume(**training.parts)
+                if first and start == 0 and not fresh:  # its checkpoints were damaged
+                    first.give(scene)
                 room = run.room(plan.steps - start, training.every.checkpoint, scene)
                 try_outputs(run.path, output.views > 0, room)
             run.write_command(cli.typed_command())

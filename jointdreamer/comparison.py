@@ -30,7 +30,7 @@ from jointdreamer.weights.find import local_path
 # The last word of a key: how something is computed, not what.
 HOW = ("backend", "compile", "low_memory", "workers")
 # The last word of a key that names weights by where they lie: their content counts, as far as it is compared.
-PLACES, COMPARED = ("source", "file", "vae", "decoder", "start_from"), ("source", "file")
+PLACES, COMPARED = ("source", "file", "vae", "decoder", "start_from", "init_from"), ("source", "file")
 # Whose signature says what a setting means that a config does not have.
 TAKERS = {
     "cameras": (Rig,),
@@ -51,6 +51,7 @@ BEFORE = {
     "distillation.energy_limit": None,
     "distillation.x0_limit": None,
     "start_from": None,
+    "init_from": None,
     "estimates.share": 0,
     "estimates.guided": 0,
     "training.derivative_weight": 0,

@@ -7,12 +7,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from jointdreamer.arguments import member_of
 from jointdreamer.cameras import Rig
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.project import CONF
 from jointdreamer.scenes.background import SphericalBackground
+from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
-from jointdreamer.scenes.regularizers import REGULARIZERS
+from jointdreamer.scenes.registry import SCENES
 from jointdreamer.schedules import Plan
 from jointdreamer.toybox.table import PROMPT_SEED, draw_prompts
 
@@ -50,7 +52,9 @@ def test_the_memory_presets_are_their_budgets():
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_every_experiment_composes(experiment, models):
     cfg = config(f"experiment={experiment}", f"models={models}")
-    Plan(cfg["schedule"]).check(["jsd", "mvdream", *REGULARIZERS])
+    known = member_of(cfg["scene"]["name"], SCENES, Scene, "scene").regularizer_names
+    Plan(cfg["schedule"]).check([*cfg["distillation"]["terms"], *known])
+    assert cfg["init_from"] in (None, *names("experiment"))
     second = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
     assert second.startswith("# python ") and f"experiment={experiment}" in second
 

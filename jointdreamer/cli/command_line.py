@@ -133,7 +133,7 @@ def settle_name(cfg: Any, words: Sequence[str]) -> None:
         return
     pages = [f"{group}/{typed[group]}" for group in ("experiment", "distillation") if group in typed]
     name = str(cfg.name)
-    for group in ("distillation", "energy", "novel_view"):
+    for group in ("scene", "distillation", "energy", "novel_view"):
         own = next(filter(None, (choice_of_page(page, group) for page in [*pages, "config"])), None)
         if group in typed and typed[group] not in (own, *re.split("[/_]", name)):
             name += f"_{typed[group]}"

@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from jointdreamer.cli.command_line import complete, config_folders, is_multirun, split_words, typed, word_of
@@ -101,20 +102,33 @@ def composed(config_name: str, words: list[str], models: str) -> dict[str, Any]:
 
     Raises UserError for a word that Hydra does not take.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     words = words if word_of(words, "models") else [*words, f"models={models}"]
     typed[:] = ["", *words]
     try:
         settings = complete(words, lambda: False, multirun=False)
-        overrides = split_words(settings)[1]
-        overrides += [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in config_folders(words)[1:]]
-        with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            # `name` is filled by Hydra's runtime, which `compose` does not have
-            plain: Any = OmegaConf.to_container(compose(config_name, [*overrides, "name=none"]), resolve=True)
+    except ValueError as error:
+        raise UserError(explain(str(error), config_name)) from error
+    overrides = split_words(settings)[1]
+    overrides += [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in config_folders(words)[1:]]
+    # `name` is filled by Hydra's runtime, which `compose` does not have
+    return resolved(config_name, [*overrides, "name=none"])
+
+
+def resolved(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config that Hydra composes of overrides in its own grammar, also while it runs a job.
+
+    Raises UserError for what it does not take.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    here = GlobalHydra.instance().is_initialized()
+    try:
+        with nullcontext() if here else initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            plain: Any = OmegaConf.to_container(compose(config_name, list(overrides)), resolve=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(explain(str(error), config_name)) from error
     return plain

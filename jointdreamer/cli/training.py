@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
+
 from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
 from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
 from jointdreamer.distillation.registry import check_terms
 from jointdreamer.energies.registry import build_energy, check_energy
+from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import check_prior
+from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
-from jointdreamer.scenes.registry import check_scene
+from jointdreamer.scenes.registry import check_scene, scene_bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class TrainConfig(RunConfig):
 
     prompt: str
     negative_prompt: str
+    init_from: str | None
     every: Annotated[dict, Takes(Every)]
     output: Annotated[dict, Takes(Output)]
     cameras: Annotated[dict, Takes(Rig)]
@@ -62,6 +67,12 @@ def check_training(cfg: dict[str, Any]) -> None:
     """`check` of train.py's config, with what its scene, terms, energy and priors take. Raises UserError, one line."""
     check(cfg, TrainConfig)
     check_scene(cfg, **cfg["scene"])
+    need, free = scene_bytes(**cfg["scene"]), free_bytes(torch.device("cpu"))
+    if need > free:
+        raise UserError(
+            f"scene.resolution={cfg['scene'].get('resolution')} needs about {need / 1e9:.1f} GB and there are "
+            f"{free / 1e9:.1f} GB: wanted a lower one"
+        )
     check_energy(cfg["models"], **cfg["energy"])
     check_terms(**cfg["distillation"])
     check_prior("text_to_image", cfg["models"])

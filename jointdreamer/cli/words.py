@@ -12,7 +12,7 @@ from typing import Any
 
 # Hydra's functions of a sweep: prompt="choice(a, b)" is no text
 SWEEP_FUNCTION = re.compile(r"(choice|shuffle|sort|tag|glob|range)\(.*\)", re.DOTALL)
-WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)  # as str() gives it back
+NUMBER = re.compile(r"-?(0|[1-9]\d*)|-?(0|[1-9]\d{0,9})\.(0|\d{0,3}[1-9])", re.ASCII)  # as str() gives it back
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 IN_QUOTES = r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'"""
 
@@ -23,7 +23,7 @@ class Text:
 
     listed: bool = False  # [a, b] is a list of texts
     template: bool = False  # ${key} stands for that key's value, as in the key's own default
-    open: bool = False  # null or auto in all of conf/: it may also hold a whole number
+    open: bool = False  # null or auto in all of conf/: it may also hold a number
     prose: bool = False  # its default is the empty text, which says nothing: `null` is a word like any other
 
 
@@ -105,7 +105,7 @@ def for_hydra(value: str, kind: Text, multirun: bool = False) -> str:
 
 
 def _is_no_text(bare: str, kind: Text) -> bool:
-    return (bare == "null" and not kind.prose) or (kind.open and WHOLE_NUMBER.fullmatch(bare) is not None)
+    return (bare == "null" and not kind.prose) or (kind.open and NUMBER.fullmatch(bare) is not None)
 
 
 def as_typed(text: str, kind: Text | None = None) -> str:

@@ -234,9 +234,13 @@ class RunFolder:
         step: completed steps, the step to do next.
         parts: whatever has a `state_dict`, `torch.Generator`s, or plain values (tensors, numbers, strings, lists,
             dicts). The state of torch's, numpy's and Python's global random generators is added.
-        Raises: UserError if the disk is full or a tensor holds NaN or infinity (older checkpoints stay as they are);
+        Raises: UserError if the disk is full, a tensor holds NaN or infinity, or a part's own `check_state` does (older
+        checkpoints stay as they are);
         TypeError for a part that `torch.load(weights_only=True)` would refuse to read.
         """
+        for part in parts.values():
+            if hasattr(part, "check_state"):
+                part.check_state()
         file = self.still_there() / "checkpoints" / f"step_{step:06d}.pt"
         metrics = self.path / "metrics.jsonl"
         if metrics.exists():  # a checkpoint promises that the rows before it are on the disk

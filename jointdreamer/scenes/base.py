@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -83,6 +84,26 @@ class Scene(nn.Module, ABC):
         return {}
 
     regularizer_names: tuple[str, ...] = ()  # the losses that `regularizers` knows
+
+    @classmethod
+    def bytes_to_build(cls, **options: Any) -> float:
+        """The most memory that building it with these options of `scene` takes at a time, beyond its field."""
+        return 0.0
+
+    def start_from(self, other: "Scene") -> None:
+        """Take over another scene's object, as a second stage does. Raises UserError for one that it cannot take."""
+        raise UserError(f"{type(self).__name__} cannot start from another scene")
+
+    def start_from_mesh(self, corners: np.ndarray, points: np.ndarray, albedo: np.ndarray) -> None:
+        """Take over a closed surface, z up and front +x: corners of its faces (F, 3, 3), the longest side of its box 1.
+
+        points, albedo: samples of it, (N, 3), and their colours (N, 3) in [0, 1]
+        Raises UserError for a scene that cannot, and for a surface that is not closed.
+        """
+        raise UserError(f"{type(self).__name__} cannot start from a mesh")
+
+    def check_state(self) -> None:
+        """Raise UserError if the object is not worth a checkpoint: the one before it then stays."""
 
     def before_step(self, step: int, generator: torch.Generator) -> None:
         """Called before the render of each step, e.g. to update an occupancy grid."""

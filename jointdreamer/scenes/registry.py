@@ -5,10 +5,13 @@ from typing import Any
 
 import torch
 
-from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of, parameters_of
 from jointdreamer.scenes.base import Scene
 
-SCENES = {"nerf": "jointdreamer.scenes.nerf.scene:NeRF"}  # short name -> where it lives; imported only when chosen
+SCENES = {
+    "nerf": "jointdreamer.scenes.nerf.scene:NeRF",
+    "dmtet": "jointdreamer.scenes.mesh.scene:DMTet",
+}  # short name -> where it lives; imported only when chosen
 
 
 def check_scene(groups: Mapping[str, Any], name: str, **options: Any) -> None:
@@ -16,6 +19,12 @@ def check_scene(groups: Mapping[str, Any], name: str, **options: Any) -> None:
     function = function_of(name, SCENES, Scene, "scene")
     check_arguments(function, _groups_of(name, groups), "", whole=False)
     check_arguments(function, options, "scene", whole=False)
+
+
+def scene_bytes(name: str, **options: Any) -> float:
+    """The most memory that `build_scene` takes for a scene itself; 0 for one that says nothing."""
+    member = member_of(name, SCENES, Scene, "scene")
+    return member.bytes_to_build(**options) if isinstance(member, type) else 0.0
 
 
 def _groups_of(name: str, groups: Mapping[str, Any]) -> dict[str, Any]:

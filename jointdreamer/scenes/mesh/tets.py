@@ -14,6 +14,7 @@ from torch import Tensor
 from jointdreamer.errors import UserError
 
 CELL = 4  # units of the lattice
+GRID_BYTES = 550  # that making a grid takes, times resolution^3; measured at 64, 128 and 192
 ATOMS = ((0, 0, 0), (2, 2, 2), (1, 2, 0), (3, 2, 0), (0, 1, 2), (0, 3, 2), (2, 0, 1), (2, 0, 3))  # of a cell
 MARGIN = 2  # units: the grid's hull is ragged by less
 MAX_OFFSET = 0.44  # units along each axis: moves of 4/9 and more may turn a tetrahedron over

@@ -37,6 +37,10 @@ class Field(nn.Module, ABC):
     def forward(self, x: Tensor, normals: bool = False, features: Tensor | None = None) -> FieldOutput:
         """World points (N, 3) -> density, albedo and, only if asked for, normals."""
 
+    def albedo(self, x: Tensor) -> Tensor:
+        """World points (N, 3) -> albedo (N, 3) in [0, 1], of a surface that has them."""
+        return self(x).albedo
+
     @abstractmethod
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by role, as in `Scene.parameter_groups`."""

@@ -77,6 +77,9 @@ class HashGridField(Field):
             normal = self._outward(self._z_difference(x)) if normals else None
         return FieldOutput(F.softplus(z.squeeze(-1) + self._blob(x)), torch.sigmoid(color), normal)
 
+    def albedo(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.albedo_mlp(self.encoding(self._unit(x))))
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {
             "geometry:encoding": list(self.encoding.parameters()),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jointdreamer.arguments import Takes
 from jointdreamer.cameras import Cameras
+from jointdreamer.errors import UserError
 from jointdreamer.kernels.ahead import compile_ahead
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import Render, Scene
@@ -65,6 +66,12 @@ class NeRF(Scene):
         self, render: Render, weights: SimpleNamespace, cameras: Cameras, generator: torch.Generator | None
     ) -> dict[str, Tensor]:
         return regularizers(render, weights, self.field, cameras, generator)
+
+    def start_from(self, other: Scene) -> None:
+        if not isinstance(other, NeRF):
+            raise UserError(f"scene nerf starts from a NeRF, not from a {type(other).__name__}")
+        self.field.load_state_dict(other.field.state_dict())
+        self.background.load_state_dict(other.background.state_dict())
 
     def before_step(self, step: int, generator: torch.Generator) -> None:
         self.renderer.update_occupancy(self.field, step, generator)

@@ -1,0 +1,92 @@
+"""What a run starts from: `init_from`, another run, an experiment that is made first, or a mesh file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jointdreamer.cli.command_line import choices_of
+from jointdreamer.cli.main import resolved
+from jointdreamer.cli.words import quoted
+from jointdreamer.comparison import HOW
+from jointdreamer.errors import UserError
+from jointdreamer.formats.surface import linear_to_srgb
+from jointdreamer.project import CONF
+from jointdreamer.runs.folder import run_path
+from jointdreamer.runs.pictures import load_scene
+from jointdreamer.runs.records import read_result
+from jointdreamer.runs.same_config import differing_keys
+from jointdreamer.scenes.base import Scene
+from jointdreamer.scenes.mesh.inside import samples
+
+SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
+SHARED += ("background", "renderer", "memory", "logger", "every", "output")  # what both stages of an object have
+SAMPLES = 200_000  # of a mesh: a hundredth of its size apart
+MESHES = (".glb", ".gltf", ".obj", ".ply")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run's object comes from."""
+
+    path: Path  # a run folder, or a mesh file
+    config: dict[str, Any] | None = None  # of the run that is to be made, or resumed, first
+    field: Mapping[str, Any] | None = None  # of the run that starts here
+
+    @property
+    def is_mesh(self) -> bool:
+        return self.path.suffix.lower() in MESHES
+
+    def give(self, scene: Scene) -> None:
+        """Let `scene` start from it. Raises UserError, one line, for what is not finished, or does not fit."""
+        if self.is_mesh:
+            scene.start_from_mesh(*surface_of(self.path))
+            return
+        if read_result(self.path) is None:
+            raise UserError(f"init_from={self.path}: that run is not finished; give its command again first")
+        first, config = load_scene(self.path)
+        other = differing_keys(config.get("field"), self.field)
+        if differing := [said for key, said in other.items() if key.rpartition(".")[2] not in HOW]:
+            raise UserError(
+                f"init_from={self.path}: field.{differing[0]}: wanted the same field, give it as it is there"
+            )
+        scene.start_from(first.to(next(scene.parameters()).device))
+
+
+def surface_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A mesh file as `Scene.start_from_mesh` takes it. Raises UserError, one line."""
+    from jointdreamer.data.meshes import BadMesh, load_mesh  # many formats: only where one is asked for
+
+    try:
+        mesh = load_mesh(path)
+    except BadMesh as error:
+        raise UserError(f"init_from={path}: {error}") from error
+    if mesh.notes:
+        raise UserError(f"init_from={path}: {mesh.notes[0]}; wanted a mesh that can be read whole")
+    corners = np.stack([-mesh.corners[..., 1], mesh.corners[..., 0], mesh.corners[..., 2]], -1)  # front -y -> +x
+    face, weight = samples(corners, SAMPLES)
+    color, _ = mesh.color_at(face, weight)
+    return corners, (corners[face] * weight[..., None]).sum(1), linear_to_srgb(color).clip(0, 1)
+
+
+def start_of(cfg: Mapping[str, Any]) -> Start | None:
+    """What `init_from` of train.py's config names; None for nothing. Raises UserError if that is not there."""
+    if cfg["init_from"] is None:
+        return None
+    given, experiments = str(cfg["init_from"]), choices_of("experiment", [CONF])
+    path = Path(given).expanduser()
+    if (path / "config.yaml").is_file() or (path.is_file() and path.suffix.lower() in MESHES):
+        return Start(path, field=cfg["field"])
+    if given not in experiments:
+        raise UserError(
+            f"init_from={given}: no run folder, no mesh ({', '.join(MESHES)}) and no experiment; there are "
+            f"{', '.join(experiments)}"
+        )
+    first = resolved("config", [f"experiment={given}", f"models={quoted(cfg['models']['name'])}"])
+    first |= {key: cfg[key] for key in SHARED}
+    path = run_path(first["out_dir"], first["name"], first["prompt"], first["seed"])
+    if first["name"] == cfg["name"]:
+        raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")
+    return Start(path, first, cfg["field"])

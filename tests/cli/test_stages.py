@@ -1,0 +1,131 @@
+"""Second stages, whole: a mesh after a NeRF that is made first or resumed, and what cannot be started from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+MESH = ["prompt=a bear", "scene=dmtet", "scene.resolution=16", "scene.threshold=mean", "name=mesh", "schedule.steps=2"]
+
+
+def folder(out: Path, name: str) -> Path:
+    (config,) = out.glob(f"runs/{name}/**/config.yaml")
+    return config.parent
+
+
+def steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def stderr(out: Path) -> str:
+    return (out / "stderr").read_text()
+
+
+@pytest.fixture(scope="module")
+def two_stages(launcher, tiny_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stages")
+    assert launcher.run(out, tiny_run(*MESH, "init_from=smoke")) == 0, stderr(out)
+    return out
+
+
+def test_one_command_makes_both_stages(two_stages):
+    first, second = folder(two_stages, "smoke"), folder(two_stages, "mesh")
+    assert steps(first) == list(range(12)) and steps(second) == [0, 1]
+    for run in (first, second):
+        assert json.loads((run / "result.json").read_text())["prompt"] == "a bear"
+        assert (run / "turntable" / "rgb.mp4").exists() and (run / "mesh" / "mesh.glb").exists()
+    assert (two_stages / "stdout").read_text().split() == [str(run.relative_to(two_stages)) for run in (first, second)]
+
+
+def test_the_second_stage_begins_with_the_colours_of_the_first(two_stages):
+    def state(name, step):
+        file = folder(two_stages, name) / "checkpoints" / f"step_{step:06d}.pt"
+        return torch.load(file, weights_only=True)["parts"]["scene"]
+
+    first, second = state("smoke", 12), state("mesh", 1)
+    moved = (second["field.albedo_mlp.first"] - first["field.albedo_mlp.first"]).abs().max()
+    assert 0 < moved < 0.01  # one step of the optimiser
+
+
+def test_the_same_command_again_has_nothing_to_do(launcher, tiny_run, two_stages):
+    assert launcher.run(two_stages, tiny_run(*MESH, "init_from=smoke")) == 0
+    assert (two_stages / "stdout").read_text().count("is complete: nothing to do") == 2
+
+
+def test_a_finished_run_is_taken_by_its_folder_and_goes_on_without_it(launcher, tiny_run, two_stages, tmp_path):
+    given = [*MESH[:-2], f"init_from={folder(two_stages, 'smoke')}", "name=other"]
+    assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=1")) == 0, stderr(tmp_path)
+    assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=3")) == 0, stderr(tmp_path)
+    assert steps(folder(tmp_path, "other")) == [0, 1, 2]
+
+
+def test_a_mesh_file_is_taken(launcher, tiny_run, tmp_path):
+    trimesh.creation.icosphere(3).export(tmp_path / "ball.glb")
+    assert launcher.run(tmp_path, tiny_run(*MESH, f"init_from={tmp_path / 'ball.glb'}")) == 0, stderr(tmp_path)
+    made = trimesh.load(folder(tmp_path, "mesh") / "mesh" / "mesh.glb", force="mesh")
+    assert made.extents == pytest.approx([1.3] * 3, abs=0.15)
+
+
+def damaged(path: Path) -> Path:
+    path.write_bytes(b"glTF and nothing more")
+    return path
+
+
+def open_box(path: Path) -> Path:
+    mesh = trimesh.creation.box()
+    mesh.update_faces(np.arange(12) > 0)
+    mesh.export(path)
+    return path
+
+
+def not_a_number(path: Path) -> Path:
+    mesh = trimesh.creation.box()
+    vertices = mesh.vertices.copy()
+    vertices[0] = np.nan
+    faces = "\n".join(f"f {a + 1} {b + 1} {c + 1}" for a, b, c in mesh.faces)
+    path.write_text("\n".join(f"v {x} {y} {z}" for x, y, z in vertices) + "\n" + faces)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (
+            lambda tmp: "nowhere",
+            "init_from=nowhere: no run folder, no mesh (.glb, .gltf, .obj, .ply) and no experiment",
+        ),
+        (lambda tmp: damaged(tmp / "a.glb"), "it cannot be read"),
+        (lambda tmp: open_box(tmp / "a.ply"), "the mesh is open: 3 of its edges"),
+        (lambda tmp: not_a_number(tmp / "a.obj"), "vertices are not finite; wanted a mesh that can be read whole"),
+    ],
+)
+def test_what_cannot_be_started_from_is_one_line(launcher, tiny_run, tmp_path, start, says):
+    status = launcher.run(tmp_path, tiny_run(*MESH, f"init_from={start(tmp_path)}"))
+    assert status == 2 and says in stderr(tmp_path) and "Traceback" not in stderr(tmp_path), stderr(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["field.encoding.n_levels=3"], "field.encoding.n_levels is 2 there, 3 here: wanted the same field"),
+        (["scene.resolution=18"], "wanted a multiple of 4"),
+        (["scene.resolution=512"], "needs about 73.8 GB and there are"),
+        (["scene.threshold=1000000000.0"], "no density above scene.threshold=1e+09"),
+        (["schedule.loss.opaque=1"], "unknown key 'schedule.loss.opaque'"),
+    ],
+)
+def test_a_mistake_in_the_second_stage_is_one_line(launcher, tiny_run, two_stages, tmp_path, more, says):
+    given = [word for word in MESH if word.partition("=")[0] != more[0].partition("=")[0]]
+    status = launcher.run(tmp_path, tiny_run(*given, f"init_from={folder(two_stages, 'smoke')}", *more))
+    assert status == 2 and says in stderr(tmp_path) and "Traceback" not in stderr(tmp_path), stderr(tmp_path)
+
+
+def test_a_run_that_is_not_finished_is_refused(launcher, tiny_run, two_stages, tmp_path):
+    first = tmp_path / "first"
+    (first / "checkpoints").mkdir(parents=True)
+    (first / "config.yaml").write_bytes((folder(two_stages, "smoke") / "config.yaml").read_bytes())
+    assert launcher.run(tmp_path / "out", tiny_run(*MESH, f"init_from={first}")) == 2
+    assert "that run is not finished" in stderr(tmp_path / "out")
