@@ -215,7 +215,7 @@ whole antialias(const float *clip, const whole *faces, const whole *opposite, wh
             if (down ? y + 1 == h : x + 1 == w) continue;
             whole p = (image * h + y) * w + x, q = p + (down ? w : 1);
             if (triangle[p] == triangle[q]) continue;
-            int swap = !triangle[p] || (triangle[q] && depth[q] < depth[p]);
+            int swap = !triangle[p] || (triangle[q] && depth[q] <= depth[p]);
             whole number = triangle[swap ? q : p] - 1;
             const whole *face = faces + 3 * number;
             unsigned char *bits = known + image * f + number;

@@ -372,7 +372,7 @@ def crossings(
                 second = np.uintp(row * width + x + (width if vertical else 1))
                 if triangle[p] == triangle[second]:
                     continue
-                second_owns = triangle[p] == 0 or (triangle[second] != 0 and depth[second] < depth[p])
+                second_owns = triangle[p] == 0 or (triangle[second] != 0 and depth[second] <= depth[p])
                 face = np.uintp((triangle[second] if second_owns else triangle[p]) - 1)
                 if known[image, face] == UNKNOWN:
                     known[image, face] = outline(screen, faces, opposite, image * n, face)

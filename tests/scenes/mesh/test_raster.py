@@ -465,7 +465,14 @@ def test_what_does_not_fit_is_one_line():
         (r"attributes are .* M = 1 images", lambda: interpolate(torch.zeros(2, 36, 1), raster, faces)),
         ("the raster sees face", lambda: interpolate(torch.zeros(36, 1), raster, faces[:1])),
         (r"colours of this raster are \(1, 4, 4", lambda: antialias(clip, raster, clip, faces, opposite)),
-        ("opposite vertices are", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, opposite[1:])),
+        ("no opposite vertices", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, opposite[1:])),
+        ("no opposite vertices", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, faces + 1)),
+        ("same images and dtype", lambda: antialias(torch.zeros(1, 4, 4, 1).double(), raster, clip, faces, opposite)),
+        (
+            "same images and dtype",
+            lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip.expand(2, -1, -1), faces, opposite),
+        ),
+        ("attributes are torch.float32", lambda: interpolate(torch.zeros(36, 1).half(), raster, faces)),
         ("a texture is", lambda: sample_texture(torch.zeros(4, 4), torch.zeros(3, 2))),
     ):
         with pytest.raises(UserError, match=said):
