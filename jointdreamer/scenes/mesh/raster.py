@@ -136,8 +136,8 @@ def antialias(
     the two centres at a distance d from the face's own pixel. If it is a silhouette (nothing across it, or the face
     across it lies on the same side), more upright to the line than along it, and -1/16 < d < 17/16, then 1/2 - d, with
     d cut to [0, 1], is what the edge lacks of the border between the pixels (d < 1/2: the face's own pixel takes that
-    share of the other's colour) or has beyond it (d > 1/2: the other pixel takes of the face's). A pixel may get several
-    shares. The gradient of clip x, y and w is that of d, hence of the edge's two vertices alone.
+    share of the other's colour) or has beyond it (d > 1/2: the other pixel takes of the face's). A pixel may get
+    several shares. The gradient of clip x, y and w is that of d, hence of the edge's two vertices alone.
 
     Only edges of faces that a pixel sees are looked at. Of a smooth surface whose faces are smaller than pixels hardly
     any face at the outline is seen: of a sphere with 1280 faces, as wide as half of the image, a quarter of the outline
