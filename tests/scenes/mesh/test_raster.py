@@ -166,6 +166,20 @@ def test_the_reference_finds_the_same_a_few_candidates_at_a_time(monkeypatch):
 
 
 @both
+def test_beyond_its_ends_a_sliver_covers_nothing(backend):
+    """Corners in line with pixel centres, up to rounding, which alone decides on the signs of the edge functions."""
+    g = torch.Generator().manual_seed(10)
+    for _ in range(40):
+        start, step = torch.randint(32, (2,), generator=g) + 0.5, torch.randint(1, 4, (2,), generator=g)
+        along = 3 + 4 * torch.rand(3, 1, generator=g)
+        points = (start + along * step) % 32
+        clip = from_pixels([(x, y, 0.5) for x, y in points.tolist()], 32, w=0.7)[None]
+        raster = rasterize(clip, torch.tensor([[0, 1, 2]]), (32, 32), backend)
+        seen = raster.triangle[0].nonzero() + 0.5  # row, column
+        assert (seen.flip(1) > points.amin(0) - 1e-3).all() and (seen.flip(1) < points.amax(0) + 1e-3).all()
+
+
+@both
 def test_images_do_not_influence_each_other(backend):
     (one, faces), (other, _) = soup(9, torch.Generator().manual_seed(3)), soup(9, torch.Generator().manual_seed(4))
     together = rasterize(torch.stack([one, other]), faces, (9, 14), backend)
@@ -408,6 +422,22 @@ def test_a_crease_is_an_edge_where_the_surface_folds_back(backend):
         color = (raster.triangle == 1).float()[..., None]
         image = antialias(color, raster, clip, faces, opposite_vertices(faces), backend)
         assert (image[0, 8, 4:6, 0] != color[0, 8, 4:6, 0]).any() == blended
+
+
+@both
+def test_an_edge_just_past_the_other_centre_pulls_at_nothing(backend):
+    """It blends as one through that centre would, by a half, and where exactly it is makes no difference."""
+    slanted = [(3.53, -20, 0.5), (3.53, 30, 0.5), (-20, 5, -4.2)]  # nearer to the left
+    right = [(3.0, -20, 0.4), (3.0, 30, 0.4), (60, 5, 0.4)]  # in front of its right end
+    clip = from_pixels([*slanted, *right], 8)[None].requires_grad_()
+    faces = torch.arange(6).view(2, 3)
+    raster = rasterize(clip, faces, (8, 8), backend)
+    assert raster.triangle[0, 4].tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
+    color = (raster.triangle == 1).float()[..., None]
+    image = antialias(color, raster, clip, faces, opposite_vertices(faces), backend)
+    assert image[0, 4, :, 0].tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    image[0, 4, 3].sum().backward()
+    assert clip.grad is not None and not clip.grad.any()
 
 
 @both
