@@ -167,15 +167,13 @@ def test_the_reference_finds_the_same_a_few_candidates_at_a_time(monkeypatch):
 
 @both
 def test_just_beyond_its_end_a_sliver_covers_nothing(backend):
-    """Corners in line with a pixel's centre, which rounding alone takes to one side or the other of the edges."""
-    g = torch.Generator().manual_seed(10)
-    for _ in range(60):
-        row, column = torch.randint(4, 20, (2,), generator=g).tolist()
-        step = torch.randint(1, 4, (2,), generator=g)
-        points = torch.tensor([column + 0.5, row + 0.5]) + torch.tensor([[0.003], [1.37], [2.71]]) * step
-        clip = from_pixels([(x, y, 0.5) for x, y in points.tolist()], 32, w=0.7)[None]
-        raster = rasterize(clip, torch.tensor([[0, 1, 2]]), (32, 32), backend)
-        assert not raster.triangle[0, row, column]
+    """Its corners are in line with the middle pixel's centre, (0, 0), but for one last bit, which a product loses."""
+    end, infinity = 2.0**-10, torch.tensor(math.inf)  # 1/66 of a pixel
+    for a, b in 0.1 + 0.7 * torch.rand(60, 2, generator=torch.Generator().manual_seed(10)):
+        corners = torch.tensor([[end, end], [a, a], [b, torch.nextafter(b, infinity)]])
+        clip = torch.cat([corners, torch.tensor([[0.5, 1.0]]).expand(3, 2)], dim=1)[None]
+        raster = rasterize(clip, torch.tensor([[0, 1, 2]]), (31, 31), backend)
+        assert not raster.triangle[0, 15, 15]
 
 
 @both
