@@ -84,7 +84,7 @@ class DMTet(Scene):
     ) -> "DMTet":
         """From the arguments of `HashGridField` and `SphericalBackground`; not moved yet."""
         colors = HashGridField(**field)
-        compile_ahead(torch.device(device), colors.encoding.n_features)
+        compile_ahead(torch.device(device), colors.encoding.n_features, mesh=True)
         return cls(colors, SphericalBackground(**background), resolution, max_offset, threshold, distilled)
 
     @classmethod
