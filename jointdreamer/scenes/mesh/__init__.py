@@ -1,0 +1,1 @@
+"""Triangle meshes and their differentiable rasteriser."""
