@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = ("contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "turntable/transforms.json")
 OUTPUTS += ("mesh/mesh.glb",)
+# What a setting that cannot be provokes, in this code or in torch
+IMPOSSIBLE = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, MemoryError)
 RAYS = 2**13  # rendered at a time: what a small card has room for beside the networks
 
 
@@ -234,10 +236,21 @@ def try_outputs(folder: Path, turntable: bool, needed_bytes: float) -> None:
 def load_scene(folder: Path) -> tuple[Scene, dict[str, Any]]:
     """A run's scene and config, from its newest checkpoint, on the CPU.
 
-    Raises UserError for a folder that is no run or has no readable checkpoint.
+    Raises UserError for a folder that is no run, has no readable checkpoint, or is of another version of the code.
     """
     config, checkpoint = read_run(folder)
-    return scene_of(config, checkpoint), config
+    try:
+        return scene_of(config, checkpoint), config
+    except IMPOSSIBLE as error:
+        raise of_another_version(folder, error) from error
+
+
+def of_another_version(folder: Path, error: BaseException) -> UserError:
+    """The error for a run whose settings and checkpoint this code cannot make an object of."""
+    return UserError(
+        f"{folder} was made by another version of this code ({one_line(error)[:160] or type(error).__name__}): "
+        "take that version, or name runs that do not include it"
+    )
 
 
 def scene_of(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Scene:
