@@ -78,7 +78,7 @@ def save_turntable(
     cameras: Cameras,  # one rig, a view a frame
     fps: int,
 ) -> list[Path]:
-    """rgb.mp4 and normal.mp4 of a full turn, and their cameras as transforms.json; returns the paths."""
+    """rgb.mp4 and normal.mp4 of a full turn, and their cameras as transforms.json; returns the videos."""
     paths: dict[str, Path] = {}
     with ExitStack() as stack:
         videos = {}
@@ -88,7 +88,8 @@ def save_turntable(
                     paths[name] = folder / f"{name}.mp4"
                     videos[name] = stack.enter_context(video_writer(paths[name], fps))
                 videos[name](view[name])
-    return [*paths.values(), save_cameras(folder, cameras)]
+    save_cameras(folder, cameras)
+    return list(paths.values())
 
 
 def save_cameras(folder: Path, cameras: Cameras) -> Path:
