@@ -121,9 +121,10 @@ def measure_run(run: str, args: Any, folder: Path) -> dict[str, Any]:
         samples = {name: compared(surface, colors, arrays, name) for name in samplings}
         found["formats"][suffix] = {"megabytes": file.stat().st_size / 1e6, "blender": facts, "samples": samples}
     if args.validator:
-        data = (place / "mesh.glb").read_bytes()
-        found["validator"] = {"exported": validated(args.validator, data)}
-        found["validator"]["in the report"] = validated(args.validator, thin_glb(data))
+        files = {"exported": place / "mesh.glb", "the run's own": Path(run) / "mesh" / "mesh.glb"}
+        data = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+        data |= {f"{name}, in a report": thin_glb(of) for name, of in data.items()}
+        found["validator"] = {name: validated(args.validator, of) for name, of in data.items()}
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+PNG = b"\x89PNG"
 MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
 DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -62,7 +63,7 @@ def write_glb(
     faces: np.ndarray,  # (F, 3) of 16 or 32 unsigned bits
     node: dict | None = None,
     extensions: Sequence[str] = (),
-    picture: bytes | None = None,  # a PNG, sRGB, for TEXCOORD_0, which has v down
+    picture: bytes | None = None,  # a PNG or JPEG, sRGB, for TEXCOORD_0, which has v down
     double_sided: bool = False,
 ) -> bytes:
     """A GLB of one triangle list with a matt material (without one its default is metal).
@@ -105,7 +106,7 @@ def write_glb(
         sampler = {"magFilter": LINEAR, "minFilter": TRILINEAR, "wrapS": CLAMP, "wrapT": CLAMP}
         painted = {
             "textures": [{"sampler": 0, "source": 0}],
-            "images": [{"mimeType": "image/png", "bufferView": len(views)}],
+            "images": [{"mimeType": "image/png" if picture[:4] == PNG else "image/jpeg", "bufferView": len(views)}],
             "samplers": [sampler],
         }
         views.append({"buffer": 0, "byteOffset": len(buffer), "byteLength": len(picture)})
