@@ -120,7 +120,8 @@ def write_quantised(
     center = (vertices.min(0) + vertices.max(0)) / 2
     scale = float(np.abs(vertices - center).max()) or 1.0  # one for all axes: normals need no correction
     position = np.round((vertices - center) / scale * 32767).astype("<i2")
-    normal = np.round(np.clip(normals, -1, 1) * 127).astype("<i1")
+    flat = np.linalg.norm(normals, axis=1, keepdims=True) < 0.5  # none has length 0, section 3.7.2.1
+    normal = np.round(np.where(flat, (0.0, 1.0, 0.0), np.clip(normals, -1, 1)) * 127).astype("<i1")
     name = "COLOR_0" if picture is None else "TEXCOORD_0"
     attributes = {"POSITION": position, name: to_short(color), "NORMAL": normal}
     node = {"scale": [scale] * 3, "translation": center.tolist()}

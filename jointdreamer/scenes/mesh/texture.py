@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import trimesh
 from scipy import ndimage
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from jointdreamer.errors import UserError
@@ -70,7 +71,26 @@ def unwrap(surface: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray,
         faces[piece] = index.astype(np.int64) + count
         uvs.append(uv)
         count += len(uv)
-    return np.concatenate(vertices).astype(np.int64), faces, np.concatenate(uvs).astype(np.float32).clip(0, 1)
+    uv = np.concatenate(uvs).astype(np.float32).clip(0, 1)
+    return _with_slivers_placed(points, np.concatenate(vertices).astype(np.int64), faces, uv)
+
+
+def _with_slivers_placed(
+    points: np.ndarray, vertices: np.ndarray, faces: np.ndarray, uv: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """xatlas leaves faces without area at uv 0: give each the place of the nearest vertex that has one."""
+    slivers = (uv[faces] == 0).all((1, 2))
+    placed = np.unique(faces[~slivers])
+    if not slivers.any() or not len(placed):
+        return vertices, faces, uv
+    corners = vertices[faces[slivers]]
+    _, nearest = KDTree(points[vertices[placed]]).query(points[corners].mean(1))
+    faces = faces.copy()
+    faces[slivers] = len(vertices) + np.arange(corners.size).reshape(-1, 3)
+    vertices = np.concatenate([vertices, corners.reshape(-1)])
+    uv = np.concatenate([uv, np.repeat(uv[placed[nearest]], 3, axis=0)])
+    used, index = np.unique(faces, return_inverse=True)
+    return vertices[used], index.reshape(-1, 3), uv[used]
 
 
 def _pieces(centers: np.ndarray) -> list[np.ndarray]:

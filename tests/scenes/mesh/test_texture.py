@@ -118,6 +118,20 @@ def test_charts_that_are_smaller_than_a_texel_have_their_colour():
     assert (texel == 255).all()
 
 
+def test_slivers_without_area_have_the_colour_of_their_place():
+    """An edge of a box is halved on one side of it: the face that fills the gap is a line."""
+    surface = trimesh.creation.box(extents=(2, 2, 2))
+    (a, b, c), middle = surface.faces[0], len(surface.vertices)
+    faces = np.concatenate([surface.faces[1:], [[a, middle, c], [middle, b, c], [a, b, middle]]])
+    points = np.concatenate([surface.vertices, [np.asarray(surface.vertices)[[a, b]].mean(0)]])
+    thin = trimesh.Trimesh(points, faces, process=False)
+    assert thin.is_watertight and thin.area_faces[-1] == 0
+    mesh = add_texture(thin, 256, smooth)
+    assert np.array_equal(mesh.vertices[mesh.faces], thin.faces)
+    wanted = 255 * smooth(torch.tensor(points[middle]), None).numpy()
+    assert np.abs(looked_up(mesh, mesh.uv[mesh.faces[-1]]) - wanted).max() < 10
+
+
 @pytest.mark.parametrize("size", [8, -1, 9000])
 def test_a_size_that_cannot_be_is_said_in_one_line(size):
     with pytest.raises(UserError, match=f"texture of {size} pixels: wanted from 16 to 8192"):
