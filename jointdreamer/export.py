@@ -228,7 +228,7 @@ def main(words: Sequence[str]) -> int:
             try:
                 export(run, place, settings)
             except UserError as error:
-                status = complain(error)
+                status = complain(error if str(run) in str(error) else f"{run}: {error}")
     except UserError as error:
         return complain(error)
     except KeyboardInterrupt:
