@@ -66,7 +66,7 @@ def test_the_map_is_of_the_surface_and_its_charts_do_not_overlap():
     assert uv.min() >= 0 and uv.max() <= 1 and uv.max(0).min() > 0.95
     a, b, c = uv[faces].transpose(1, 0, 2)
     areas = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
-    assert areas.min() > 0 and 0.5 < areas.sum() < 1
+    assert areas.min() > 0 and 0.4 < areas.sum() < 1
     clip = torch.tensor(np.c_[2 * uv - 1, np.zeros(len(uv)), np.ones(len(uv))], dtype=torch.float32)[None]
     covered = texture.rasterize(clip, torch.tensor(faces), (size, size)).triangle > 0
     assert float(covered.float().mean()) == pytest.approx(areas.sum(), abs=0.01)  # an overlap is covered once
