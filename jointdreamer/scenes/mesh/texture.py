@@ -17,7 +17,7 @@ from torch import Tensor
 from jointdreamer.errors import UserError
 from jointdreamer.scenes.mesh.raster import interpolate, rasterize
 
-# world points and unit outward normals, both (N, 3) -> albedo (N, 3) in [0, 1], sRGB as everywhere; on any device
+# world points and unit outward normals, both (N, 3) on the CPU -> albedo (N, 3) in [0, 1], sRGB, on any device
 Colors = Callable[[Tensor, Tensor], Tensor]
 
 SMALLEST, LARGEST = 16, 8192  # pixels along a side
