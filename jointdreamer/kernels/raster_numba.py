@@ -85,17 +85,17 @@ def find_crossings(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`raster.Twin.find_crossings`."""
     m, height, width = triangle.shape
-    room = 2 * width  # the most that a row has; the system gives memory only where something is written
-    pair, alpha = np.empty((m * height, room), np.int64), np.empty((m * height, room), np.float32)
-    edge, found = np.empty((m * height, room, 2), np.int64), np.empty(m * height, np.int64)
+    rows, most = m * height, 2 * m * height * width
+    # Room for all pairs that there are: the system gives memory only where something is written
+    pair, edge, alpha = np.empty(most, np.int64), np.empty((most, 2), np.int64), np.empty(most, np.float32)
+    start, count = np.empty(rows, np.int64), np.empty(rows, np.int64)
     known = np.full((m, len(faces)), UNKNOWN)
-    screen = project(clip, (height, width))
-    mesh = screen, faces, opposite, clip.shape[1], height, width
-    share(crossings, m * height, *mesh, triangle.view(-1), depth.view(-1), known, pair, edge, alpha, found)
-    ends = found.cumsum()
-    count = int(ends[-1]) if len(ends) else 0
-    packed = np.empty(count, np.int64), np.empty((count, 2), np.int64), np.empty(count, np.float32)
-    share(pack, m * height, found, ends, pair, edge, alpha, *packed)
+    mesh = project(clip, (height, width)), faces, opposite, clip.shape[1], height, width
+    pixels = triangle.view(-1), depth.view(-1)
+    share(crossings, rows, *mesh, *pixels, known, pair, edge, alpha, start, count)
+    n = int(count.sum())
+    packed = np.empty(n, np.int64), np.empty((n, 2), np.int64), np.empty(n, np.float32)
+    share(pack, rows, start, count, count.cumsum() - count, pair, edge, alpha, *packed)
     pair, edge, alpha = map(torch.from_numpy, packed)
     return pair, edge, alpha
 
@@ -188,7 +188,7 @@ def find_nearest(begin, end, clip, faces, n, box, fx, fy, barycentric, depth, tr
         for p in range(pixels + first * width, pixels + (last + 1) * width):
             depth[p], triangle[p], barycentric[p, 0], barycentric[p, 1] = INFINITY, 0, ZERO, ZERO
         for face in range(len(faces)):
-            at = image * len(faces) + face
+            at = np.uintp(image * len(faces) + face)
             top, bottom = max(np.int64(box[at, 0]), first), min(np.int64(box[at, 1]), last)
             if top > bottom:
                 continue
@@ -212,7 +212,7 @@ def find_nearest(begin, end, clip, faces, n, box, fx, fy, barycentric, depth, tr
                     if min(q0x, q1x, q2x) > ZERO or max(q0x, q1x, q2x) < ZERO:
                         continue
                     z = (z0 * a0 + z1 * a1 + z2 * a2) / (w0 * a0 + w1 * a1 + w2 * a2)
-                    p = pixels + y * width + x
+                    p = np.uintp(pixels + y * width + x)
                     if z < depth[p] and z > -INFINITY:
                         depth[p], triangle[p] = z, face + 1
                         barycentric[p, 0], barycentric[p, 1] = a0 / area, a1 / area
@@ -220,6 +220,13 @@ def find_nearest(begin, end, clip, faces, n, box, fx, fy, barycentric, depth, tr
             if triangle[p] == 0:
                 depth[p] = ZERO
         row = image * height + last + 1
+
+
+@inlined
+def corners_of(faces, face):
+    """A face's vertices. Unsigned, here and below: no test for numbers from the end."""
+    f = np.uintp(face)
+    return np.uintp(faces[f, 0]), np.uintp(faces[f, 1]), np.uintp(faces[f, 2])
 
 
 @inlined
@@ -237,22 +244,21 @@ def rasterize_gradients(begin, end, clip, faces, fx, fy, triangle, barycentric, 
     for part in range(begin, end):
         image, first, last = range_of(part, parts, height)
         out = sums[image, part - image * parts]
-        offset = image * sums.shape[2]
+        vertices = clip[image * sums.shape[2] : (image + 1) * sums.shape[2]]
         for row in range(first, last):
             y = fy[row - image * height]
             for column in range(width):
-                p = row * width + column
+                p = np.uintp(row * width + column)
                 if triangle[p] == 0:
                     continue
                 g0, g1 = grad[p, 0], grad[p, 1]
                 if g0 == ZERO and g1 == ZERO:
                     continue
-                face, x = triangle[p] - 1, fx[column]
-                i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-                w0, w1, w2 = clip[offset + i, 3], clip[offset + j, 3], clip[offset + k, 3]
-                q0x, q0y = clip[offset + i, 0] - x * w0, clip[offset + i, 1] - y * w0
-                q1x, q1y = clip[offset + j, 0] - x * w1, clip[offset + j, 1] - y * w1
-                q2x, q2y = clip[offset + k, 0] - x * w2, clip[offset + k, 1] - y * w2
+                x = fx[column]
+                i, j, k = corners_of(faces, triangle[p] - 1)
+                q0x, q0y = vertices[i, 0] - x * vertices[i, 3], vertices[i, 1] - y * vertices[i, 3]
+                q1x, q1y = vertices[j, 0] - x * vertices[j, 3], vertices[j, 1] - y * vertices[j, 3]
+                q2x, q2y = vertices[k, 0] - x * vertices[k, 3], vertices[k, 1] - y * vertices[k, 3]
                 area = (q1x * q2y - q1y * q2x) + (q2x * q0y - q2y * q0x) + (q0x * q1y - q0y * q1x)
                 by_area = ONE / (area + math.copysign(least_area, area))
                 g0, g1 = g0 * by_area, g1 * by_area
@@ -275,17 +281,21 @@ def add(out, i, x, y, dx, dy):
 def values(begin, end, attributes, faces, triangle, barycentric, per_image, out):
     """Pixels. attributes (M or 1, N, K), per_image = H W, out (M H W, K)."""
     channels = attributes.shape[2]
-    for p in range(begin, end):
-        if triangle[p] == 0:
+    while begin < end:
+        image = begin // per_image
+        table = attributes[image if len(attributes) > 1 else 0]
+        for pixel in range(begin, min(end, (image + 1) * per_image)):
+            p = np.uintp(pixel)
+            if triangle[p] == 0:
+                for c in range(channels):
+                    out[p, c] = ZERO
+                continue
+            b0, b1 = barycentric[p, 0], barycentric[p, 1]
+            b2 = ONE - b0 - b1
+            i, j, k = corners_of(faces, triangle[p] - 1)
             for c in range(channels):
-                out[p, c] = ZERO
-            continue
-        table = attributes[p // per_image if len(attributes) > 1 else 0]
-        face, b0, b1 = triangle[p] - 1, barycentric[p, 0], barycentric[p, 1]
-        b2 = ONE - b0 - b1
-        i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
-        for c in range(channels):
-            out[p, c] = table[i, c] * b0 + table[j, c] * b1 + table[k, c] * b2
+                out[p, c] = table[i, c] * b0 + table[j, c] * b1 + table[k, c] * b2
+        begin = (image + 1) * per_image
 
 
 @compiled
@@ -295,12 +305,13 @@ def value_gradients(begin, end, attributes, faces, triangle, barycentric, grad, 
     for part in range(begin, end):
         image, first, last = range_of(part, parts, len(triangle) // m)
         out, table = sums[image, part - image * parts], attributes[image if len(attributes) > 1 else 0]
-        for p in range(first, last):
+        for pixel in range(first, last):
+            p = np.uintp(pixel)
             grad0 = grad1 = ZERO
             if triangle[p] != 0:
-                face, b0, b1 = triangle[p] - 1, barycentric[p, 0], barycentric[p, 1]
+                b0, b1 = barycentric[p, 0], barycentric[p, 1]
                 b2 = ONE - b0 - b1
-                i, j, k = faces[face, 0], faces[face, 1], faces[face, 2]
+                i, j, k = corners_of(faces, triangle[p] - 1)
                 for c in range(channels):
                     g = grad[p, c]
                     grad0 += g * (table[i, c] - table[k, c])
@@ -339,26 +350,30 @@ def outline(screen, faces, opposite, first, face):
 
 
 @compiled
-def crossings(begin, end, screen, faces, opposite, n, height, width, triangle, depth, known, pair, edge, alpha, found):
+def crossings(
+    begin, end, screen, faces, opposite, n, height, width, triangle, depth, known, pair, edge, alpha, start, count
+):
     """Rows of all images: their pairs with the pixel to the right and the one below, in that order.
 
-    known (M, F): outlines, UNKNOWN before. Two threads may find one at once, and find the same. pair, edge, alpha:
-    rows (M H, 2 W) of which the first `found` (M H,) entries are filled.
+    known (M, F): outlines, UNKNOWN before. Two threads may find one at once, and find the same. Row by row, a call
+    fills pair, edge and alpha (2 M H W, ...) from where its first row has room for all pairs; start, count (M H,) say
+    which of them are a row's.
     """
     half_width, half_height = np.float32(width) * HALF, np.float32(height) * HALF
+    at = 2 * width * begin
     for row in range(begin, end):
-        image, count = row // height, 0
+        image, start[row] = row // height, at
         y = row - image * height
         for x in range(width):
-            p = row * width + x
+            p = np.uintp(row * width + x)
             for vertical in range(2):
                 if (y if vertical else x) + 1 == (height if vertical else width):
                     continue
-                second = p + (width if vertical else 1)
+                second = np.uintp(row * width + x + (width if vertical else 1))
                 if triangle[p] == triangle[second]:
                     continue
-                second_owns = triangle[p] == 0 or (triangle[second] != 0 and depth[second] < depth[p])
-                face = (triangle[second] if second_owns else triangle[p]) - 1
+                second_owns = triangle[p] == 0 or (triangle[second] != 0 and depth[second] <= depth[p])
+                face = np.uintp((triangle[second] if second_owns else triangle[p]) - 1)
                 if known[image, face] == UNKNOWN:
                     known[image, face] = outline(screen, faces, opposite, image * n, face)
                 bits = known[image, face]
@@ -389,22 +404,22 @@ def crossings(begin, end, screen, faces, opposite, n, height, width, triangle, d
                 if farthest < 0 or not upright or not bits >> farthest & 1:
                     continue
                 if -slack < distance and distance < ONE + slack:
-                    pair[row, count] = 2 * p + vertical
-                    edge[row, count, 0] = image * n + faces[face, (farthest + 1) % 3]
-                    edge[row, count, 1] = image * n + faces[face, (farthest + 2) % 3]
-                    alpha[row, count] = sign * (HALF - min(max(distance, ZERO), ONE))
-                    count += 1
-        found[row] = count
+                    pair[at] = 2 * (row * width + x) + vertical
+                    edge[at, 0] = image * n + faces[face, (farthest + 1) % 3]
+                    edge[at, 1] = image * n + faces[face, (farthest + 2) % 3]
+                    alpha[at] = sign * (HALF - min(max(distance, ZERO), ONE))
+                    at += 1
+        count[row] = at - start[row]
 
 
 @compiled
-def pack(begin, end, found, ends, pair, edge, alpha, packed_pair, packed_edge, packed_alpha):
-    """Rows of all images: what was found in them, moved up."""
+def pack(begin, end, start, count, to, pair, edge, alpha, packed_pair, packed_edge, packed_alpha):
+    """Rows of all images: what was found in them, moved to where it begins without gaps."""
     for row in range(begin, end):
-        start = ends[row] - found[row]
-        for i in range(found[row]):
-            packed_pair[start + i], packed_alpha[start + i] = pair[row, i], alpha[row, i]
-            packed_edge[start + i, 0], packed_edge[start + i, 1] = edge[row, i, 0], edge[row, i, 1]
+        for i in range(count[row]):
+            source, target = start[row] + i, to[row] + i
+            packed_pair[target], packed_alpha[target] = pair[source], alpha[source]
+            packed_edge[target, 0], packed_edge[target, 1] = edge[source, 0], edge[source, 1]
 
 
 @compiled
@@ -464,17 +479,14 @@ def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
     """The kernels, in the order in which a step needs them, and the types that they are called with."""
     one, two, three, four, share = array(1), array(2), array(3), array(4), (int64, int64)
     whole, pairs, mesh = array(1, int64), array(2, int64), (array(2, int64), array(2, int64))
-    boxes, size = array(2, int32), (int64, int64)
+    boxes, size, found = array(2, int32), (int64, int64), (whole, pairs, one)
     return [
         (to_pixels, (*share, two, *size, two)),
         (find_boxes, (*share, two, pairs, int64, *size, boxes)),
         (find_nearest, (*share, two, pairs, int64, boxes, one, one, two, one, whole)),
         (values, (*share, three, pairs, whole, two, int64, two)),
-        (
-            crossings,
-            (*share, two, *mesh, int64, *size, whole, one, array(2, uint8), pairs, array(3, int64), two, whole),
-        ),
-        (pack, (*share, whole, whole, pairs, array(3, int64), two, whole, pairs, one)),
+        (crossings, (*share, two, *mesh, int64, *size, whole, one, array(2, uint8), *found, whole, whole)),
+        (pack, (*share, whole, whole, whole, *found, *found)),
         (blend, (int64, whole, one, two, two)),
         (blend_gradients, (*size, whole, pairs, one, two, two, two, two, two)),
         (value_gradients, (*share, three, pairs, whole, two, two, two, four)),

@@ -52,6 +52,32 @@ def test_encoding_refuses_a_kernel_that_is_wrong(monkeypatch):
         encoding.competitors(encoding.Size(2, 8), 64, "cpu")
 
 
+def test_rasterize(bench, capsys):
+    found = bench("rasterize", "--repeats", "1", "--resolution", "40", "--faces", "600", "--views", "2")
+    assert found.keys() >= {*KEYS, "scene", "times", "ratios", "verdicts"}
+    assert found["times"].keys() == {"rasterize", "interpolate", "antialias", "backward", "forward + backward"}
+    assert {"torch", "numba"} <= found["times"]["rasterize"].keys() and "nvdiffrast" in found["left_out"]
+    assert abs(found["scene"]["faces"] - 600) < 60 and 0.3 < found["scene"]["covered"] < 0.9
+    assert len(found["verdicts"]) == 1 and "forward + backward" in capsys.readouterr().out
+
+
+def test_rasterize_refuses_a_loop_that_is_wrong():
+    from benchmarks import rasterize
+
+    scene = rasterize.bumpy_sphere(40, 1, 600, "cpu")
+    right = rasterize.torch_step(scene, "torch")
+    wrong = right._replace(antialias=lambda of: {"image": right.antialias(of)["image"] * 1.1})
+    with pytest.raises(RuntimeError, match="wrong disagrees in: image"):
+        rasterize.check_same({"right": right, "wrong": wrong})
+
+
+def test_rasterize_without_a_compiler_says_so_in_one_line(bench, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.c_loop.shutil.which", lambda name: None)
+    found = bench("rasterize", "--repeats", "1", "--resolution", "16", "--faces", "100")
+    assert found["left_out"]["C loop"] == "no cc with OpenMP here" and found["verdicts"][0]["holds"] is None
+    assert "C loop: left out, no cc with OpenMP here" in capsys.readouterr().out
+
+
 def test_render(bench):
     found = bench("render", "--repeats", "1", "--resolutions", "8,12", "--views", "2", "--renderer", "prune=false")
     rows = found["rows"]
@@ -94,14 +120,14 @@ def test_scaling(bench, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ("encoding", "render", "step", "scaling"))
+@pytest.mark.parametrize("name", ("encoding", "rasterize", "render", "step", "scaling"))
 def test_on_a_gpu(bench, name):
     words = ["--paper-size", "energy=mvs"] if name == "step" else []
     found = bench(name, "--device", "cuda", *words)
     assert found["machine"]["gpu"] and found["settings"]["device"] == "cuda"
 
 
-@pytest.mark.parametrize("name", ("encoding", "render", "step", "scaling"))
+@pytest.mark.parametrize("name", ("encoding", "rasterize", "render", "step", "scaling"))
 @pytest.mark.parametrize("words", (["--repeats", "0"], ["--repeats", "x"], ["--colour"], ["--device", "tpu"]))
 def test_a_bad_option_costs_one_line(name, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *words])

@@ -184,7 +184,7 @@ def find_crossings(
 
     first, second = ends(pair, width)
     seen, z = triangle.view(-1), depth.view(-1)
-    second_owns = (seen[first] == 0) | ((seen[second] != 0) & (z[second] < z[first]))
+    second_owns = (seen[first] == 0) | ((seen[second] != 0) & (z[second] <= z[first]))
     face = torch.where(second_owns, seen[second], seen[first]) - 1
     image = first // (height * width)
     kept = outline[image, face].any(-1).nonzero().squeeze(1)  # most pairs lie inside of the surface

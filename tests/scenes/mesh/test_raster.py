@@ -166,6 +166,17 @@ def test_the_reference_finds_the_same_a_few_candidates_at_a_time(monkeypatch):
 
 
 @both
+def test_just_beyond_its_end_a_sliver_covers_nothing(backend):
+    """Its corners are in line with the middle pixel's centre, (0, 0), but for one last bit, which a product loses."""
+    end, infinity = 2.0**-10, torch.tensor(math.inf)  # 1/66 of a pixel
+    for a, b in 0.1 + 0.7 * torch.rand(60, 2, generator=torch.Generator().manual_seed(10)):
+        corners = torch.tensor([[end, end], [a, a], [b, torch.nextafter(b, infinity)]])
+        clip = torch.cat([corners, torch.tensor([[0.5, 1.0]]).expand(3, 2)], dim=1)[None]
+        raster = rasterize(clip, torch.tensor([[0, 1, 2]]), (31, 31), backend)
+        assert not raster.triangle[0, 15, 15]
+
+
+@both
 def test_images_do_not_influence_each_other(backend):
     (one, faces), (other, _) = soup(9, torch.Generator().manual_seed(3)), soup(9, torch.Generator().manual_seed(4))
     together = rasterize(torch.stack([one, other]), faces, (9, 14), backend)
@@ -411,6 +422,22 @@ def test_a_crease_is_an_edge_where_the_surface_folds_back(backend):
 
 
 @both
+def test_an_edge_just_past_the_other_centre_pulls_at_nothing(backend):
+    """It blends as one through that centre would, by a half, and where exactly it is makes no difference."""
+    slanted = [(3.53, -20, 0.5), (3.53, 30, 0.5), (-20, 5, -4.2)]  # nearer to the left
+    right = [(3.0, -20, 0.4), (3.0, 30, 0.4), (60, 5, 0.4)]  # in front of its right end
+    clip = from_pixels([*slanted, *right], 8)[None].requires_grad_()
+    faces = torch.arange(6).view(2, 3)
+    raster = rasterize(clip, faces, (8, 8), backend)
+    assert raster.triangle[0, 4].tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
+    color = (raster.triangle == 1).float()[..., None]
+    image = antialias(color, raster, clip, faces, opposite_vertices(faces), backend)
+    assert image[0, 4, :, 0].tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    image[0, 4, 3].sum().backward()
+    assert clip.grad is not None and not clip.grad.any()
+
+
+@both
 def test_composite_first_then_antialias(backend):
     """With constant colours that is the blend by the antialiased opacity; the other order lets light through."""
     vertices, faces = icosphere(1)
@@ -465,7 +492,14 @@ def test_what_does_not_fit_is_one_line():
         (r"attributes are .* M = 1 images", lambda: interpolate(torch.zeros(2, 36, 1), raster, faces)),
         ("the raster sees face", lambda: interpolate(torch.zeros(36, 1), raster, faces[:1])),
         (r"colours of this raster are \(1, 4, 4", lambda: antialias(clip, raster, clip, faces, opposite)),
-        ("opposite vertices are", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, opposite[1:])),
+        ("no opposite vertices", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, opposite[1:])),
+        ("no opposite vertices", lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip, faces, faces + 1)),
+        ("same images and dtype", lambda: antialias(torch.zeros(1, 4, 4, 1).double(), raster, clip, faces, opposite)),
+        (
+            "same images and dtype",
+            lambda: antialias(torch.zeros(1, 4, 4, 1), raster, clip.expand(2, -1, -1), faces, opposite),
+        ),
+        ("attributes are torch.float32", lambda: interpolate(torch.zeros(36, 1).half(), raster, faces)),
         ("a texture is", lambda: sample_texture(torch.zeros(4, 4), torch.zeros(3, 2))),
     ):
         with pytest.raises(UserError, match=said):
