@@ -325,7 +325,7 @@ from pathlib import Path
 from jointdreamer.runs import pictures as outputs
 from jointdreamer.energies.random import RandomEnergy
 
-def linger(path, field, resolution):
+def linger(*_):
     Path(os.environ["BEGAN"]).touch()
     time.sleep(60)
 
