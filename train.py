@@ -117,7 +117,8 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
         with Logger(run.path, plan.steps, every=cfg["every"]["log"]) as logger:
             training = None
             if run.is_trained(plan.steps) and run.resume(only=True, scene=scene) == plan.steps:
-                forecast_outputs(output.resolution, output.mesh_resolution)  # what is missing needs no prior
+                # what is missing needs no prior
+                forecast_outputs(output.resolution, output.mesh_resolution, output.texture)
                 try_outputs(run.path, output.views > 0, 0)
                 start = plan.steps
                 logger.message(f"{run.path}: all {plan.steps} steps are done; making the outputs")
@@ -161,7 +162,7 @@ def prepare(
         prompts=Prompts(cfg["prompt"], cfg["negative_prompt"], **cfg["prompts"]),
         rig=rig,
     )
-    ends = (output.resolution, output.mesh_resolution)
+    ends = (output.resolution, output.mesh_resolution, output.texture)
     memory = plan_as_before(
         run.pinned(), cfg["memory"], partial(plan_memory, plan, rig, scene, terms, device, output=ends)
     )

@@ -601,6 +601,7 @@ def tiny_run(tiny_sd_folder, tiny_mv_folder, tiny_nv_folder) -> Callable[..., li
             "output.views=2",
             "output.resolution=8",
             "output.mesh_resolution=8",
+            "output.texture=16",
         ]
         return [*(word for word in default if word.partition("=")[0] not in given), *more]
 

@@ -99,6 +99,7 @@ def test_the_python_page_runs_as_it_stands(launcher, tiny_run, tmp_path, monkeyp
         "runs/.../metrics.jsonl": str(result.parent / "metrics.jsonl"),
         "jointdreamer/toybox/weights": str(ROOT / "jointdreamer" / "toybox" / "weights"),
         "resolution=256": "resolution=16",
+        "texture=1024": "texture=32",
     }.items():
         assert there in code
         code = code.replace(there, here)

@@ -32,7 +32,7 @@ LAYERS = (  # from the ground up: a room imports its own files and those of room
     {"data"},
     {"evaluation"},
     {"cli"},
-    {"tables", "doctor", "sample2d"},
+    {"tables", "doctor", "sample2d", "export"},
     {"__main__"},
 )
 HYDRA = {"hydra", "omegaconf"}

@@ -133,7 +133,8 @@ def lines(file: Path) -> list[str]:
 
 def test_every_file_of_the_contract_is_there(whole):
     wanted = ["config.yaml", "metrics.jsonl", "train.log", "environment.json", "command.txt", "result.json"]
-    wanted += ["turntable/rgb.mp4", "turntable/normal.mp4", "mesh/mesh.glb", "contact_sheet.png"]
+    wanted += ["turntable/rgb.mp4", "turntable/normal.mp4", "turntable/transforms.json"]
+    wanted += ["mesh/mesh.glb", "contact_sheet.png"]
     wanted += [f"views/step_{step:06d}.png" for step in (6, STEPS)]
     wanted += [f"energy/step_{step:06d}.png" for step in (6, STEPS)]
     wanted += [f"checkpoints/step_{step:06d}.pt" for step in (STEPS - EVERY, STEPS)]
@@ -324,7 +325,7 @@ from pathlib import Path
 from jointdreamer.runs import pictures as outputs
 from jointdreamer.energies.random import RandomEnergy
 
-def linger(path, field, resolution):
+def linger(*_):
     Path(os.environ["BEGAN"]).touch()
     time.sleep(60)
 

@@ -1,7 +1,7 @@
 """The config of train.py: what each value may be, and which function takes each group."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -36,6 +36,7 @@ class Output:
     resolution: Annotated[int, Range(8, 4096)]
     fps: Annotated[int, Range(1, 240)]
     mesh_resolution: Annotated[int, Range(8, 1024)]
+    texture: Literal[0] | Annotated[int, Range(16, 8192)]  # of the mesh; 0: colours at its vertices
     elevation_deg: Annotated[float, Range(-90, 90)]
     distance: Annotated[float, Range(0.1, 1000)]
     fovy_deg: Annotated[float, Range(1, 179)]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdreamer.errors import UserError, one_line
+from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import TOYBOX, Clip, ClipFiles, Inception
 from jointdreamer.evaluation.runs import Run, file_identity
 from jointdreamer.files import atomic_path
@@ -34,9 +34,6 @@ JUDGE = TOYBOX / "judge" / "model.safetensors"
 DIRECTIONS = ("front", "side", "back")
 LARGEST = 1e15  # of a feature: its square is still a number
 SHEET_COLUMNS = 10
-
-# What a setting that cannot be provokes, in this code or in torch
-IMPOSSIBLE = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, MemoryError)
 
 Arrays = dict[str, np.ndarray]
 
@@ -224,13 +221,14 @@ def measure(run: Run, instruments: Instruments) -> Measured:
     Raises UserError for a checkpoint that cannot be read, is of another version of the code, or shows no picture.
     """
     from jointdreamer.images import grid, write_png
+    from jointdreamer.runs.pictures import IMPOSSIBLE, of_another_version
 
     scene, orbit = load(run, instruments.place)
     try:
         rgb = views(scene, orbit, instruments.n_views, instruments.resolution)
         judged_rgb = judging_views(scene) if instruments.clip_files.toybox else None
     except IMPOSSIBLE as error:
-        raise of_another_version(run, error) from error
+        raise of_another_version(run.folder, error) from error
     found: dict[str, Any] = {"features": instruments.clip.images(rgb)}
     if instruments.fid_file is not None:
         found["fid_features"] = instruments.fid_images(rgb)
@@ -252,7 +250,7 @@ def measure(run: Run, instruments: Instruments) -> Measured:
 def load(run: Run, device: str) -> tuple[Scene, dict[str, float]]:
     """The run's scene and its evaluation camera. Raises UserError as `measure` does."""
     from jointdreamer.runs.checkpoint import read_checkpoint_file
-    from jointdreamer.runs.pictures import scene_of
+    from jointdreamer.runs.pictures import IMPOSSIBLE, of_another_version, scene_of
 
     try:
         checkpoint = read_checkpoint_file(run.checkpoint, run.result["steps"])
@@ -266,17 +264,9 @@ def load(run: Run, device: str) -> tuple[Scene, dict[str, float]]:
             scene_of(run.config, checkpoint)
         scene = scene_of(run.config, checkpoint)
     except IMPOSSIBLE as error:
-        raise of_another_version(run, error) from error
+        raise of_another_version(run.folder, error) from error
     orbit = {key: float(run.config["output"][key]) for key in ("elevation_deg", "distance", "fovy_deg")}
     return scene.to(device), orbit
-
-
-def of_another_version(run: Run, error: BaseException) -> UserError:
-    """The error for a run whose settings and checkpoint this code cannot make an object of."""
-    return UserError(
-        f"{run.folder} was made by another version of this code ({one_line(error)[:160] or type(error).__name__}): "
-        "evaluate it with that version, or name runs that do not include it"
-    )
 
 
 @torch.no_grad()

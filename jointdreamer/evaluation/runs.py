@@ -118,16 +118,10 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[Run], list[LeftOut]]:
     shown = " ".join(patterns)
     if not matches:
         raise UserError(f"runs={shown} matches nothing: wanted run folders of train.py, e.g. runs='runs/*/*/seed*'")
-    found: dict[str, Path] = {}  # by what they are, so that a link to a run does not count twice
-    left_out: list[tuple[Path, str]] = []
-    for path in matches:
-        inside = list(_runs_below(path))
-        if not inside and os.path.isdir(path) and not _in_a_run(path):
-            left_out.append((path, "no run folder: it has no config.yaml, nor any folder below it"))
-        for folder in inside:
-            found.setdefault(os.path.realpath(folder), folder)
+    found, others = run_folders(matches)
+    left_out = [(path, "no run folder: it has no config.yaml, nor any folder below it") for path in others]
     runs = []
-    for folder in found.values():
+    for folder in found:
         try:
             run = _read(folder)
         except UserError as error:
@@ -147,6 +141,19 @@ def find_runs(patterns: Sequence[str]) -> tuple[list[Run], list[LeftOut]]:
             f"runs={shown}: none of the {len(matches)} paths that match is a finished run of train.py{first}"
         )
     return sorted(runs, key=lambda run: run.folder), named
+
+
+def run_folders(matches: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The run folders among and below some paths, each once, and the paths of folders that hold none."""
+    found: dict[str, Path] = {}  # by what they are, so that a link to a run does not count twice
+    others = []
+    for path in matches:
+        inside = list(_runs_below(path))
+        if not inside and os.path.isdir(path) and not _in_a_run(path):
+            others.append(path)
+        for folder in inside:
+            found.setdefault(os.path.realpath(folder), folder)
+    return list(found.values()), others
 
 
 def _is_run(folder: Path) -> bool:
@@ -176,7 +183,7 @@ def _read(folder: Path) -> Run:
     if not os.path.lexists(checkpoint):
         raise UserError(f"no {checkpoint.relative_to(folder)}: the object itself is gone")
     mesh = folder / "mesh" / "mesh.glb" if result.get("mesh", True) else None
-    return Run(folder, config, result, checkpoint, _digest(checkpoint), mesh)
+    return Run(folder, config, result, checkpoint, digest_of(checkpoint), mesh)
 
 
 def check_config(config: Any) -> None:
@@ -201,7 +208,7 @@ def value_at(config: Any, key: str) -> Any:
     return config
 
 
-def _digest(checkpoint: Path) -> str:
+def digest_of(checkpoint: Path) -> str:
     """The content of a checkpoint, from the checksums that the file itself lists: no need to read it.
 
     Raises Unreadable.

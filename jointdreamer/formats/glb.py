@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+PNG = b"\x89PNG"
 MAGIC, JSON_CHUNK, BINARY_CHUNK = b"glTF", b"JSON", b"BIN\0"
 DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 TRIANGLES = 4  # the mode of a list of triangles
+VERTICES, INDICES = 34962, 34963  # what a buffer view is for
+LINEAR, TRILINEAR, CLAMP = 9729, 9987, 33071  # of a sampler: magnified, made smaller, beyond the edges
 
 
 def read_glb(data: bytes) -> tuple[dict, bytes]:
@@ -60,6 +63,8 @@ def write_glb(
     faces: np.ndarray,  # (F, 3) of 16 or 32 unsigned bits
     node: dict | None = None,
     extensions: Sequence[str] = (),
+    picture: bytes | None = None,  # a PNG or JPEG, sRGB, for TEXCOORD_0, which has v down
+    double_sided: bool = False,
 ) -> bytes:
     """A GLB of one triangle list with a matt material (without one its default is metal).
 
@@ -85,20 +90,35 @@ def write_glb(
         buffer.extend(bytes(-len(buffer) % 4))
         return len(accessors) - 1
 
-    indices = add(faces.reshape(-1, 1), "SCALAR", 34963)
+    indices = add(faces.reshape(-1, 1), "SCALAR", INDICES)
     numbers = {}
     for name, array in attributes.items():
         more: dict[str, Any] = {} if array.dtype.kind == "f" else {"normalized": True}
         if name == "POSITION":
             more |= {"min": array.min(0).tolist(), "max": array.max(0).tolist()}
-        numbers[name] = add(array, f"VEC{array.shape[1]}", 34962, **more)
+        numbers[name] = add(array, f"VEC{array.shape[1]}", VERTICES, **more)
+    material: dict[str, Any] = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}
+    if double_sided:
+        material["doubleSided"] = True
+    painted: dict[str, Any] = {}
+    if picture is not None:
+        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+        sampler = {"magFilter": LINEAR, "minFilter": TRILINEAR, "wrapS": CLAMP, "wrapT": CLAMP}
+        painted = {
+            "textures": [{"sampler": 0, "source": 0}],
+            "images": [{"mimeType": "image/png" if picture[:4] == PNG else "image/jpeg", "bufferView": len(views)}],
+            "samplers": [sampler],
+        }
+        views.append({"buffer": 0, "byteOffset": len(buffer), "byteLength": len(picture)})
+        buffer.extend(picture + bytes(-len(picture) % 4))
     tree: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "jointdreamer"},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, **(node or {})}],
         "meshes": [{"primitives": [{"attributes": numbers, "indices": indices, "mode": TRIANGLES, "material": 0}]}],
-        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}],
+        "materials": [material],
+        **painted,
         "accessors": accessors,
         "bufferViews": views,
         "buffers": [{"byteLength": len(buffer)}],

@@ -1,4 +1,4 @@
-"""Wavefront OBJ and its MTL: Kd times map_Kd times vertex colours, all in sRGB as every program shows them.
+"""Wavefront OBJ and its MTL, read and written: Kd times map_Kd times vertex colours, all in sRGB as programs show them.
 
 What is named in a file and cannot be had (a material, a picture) is named in `notes` and left out.
 """
@@ -28,6 +28,7 @@ from jointdreamer.reading import Unreadable, read_bytes
 # options of a map and how many words follow; of -o, -s and -t the second and third may be missing
 OPTIONS = {"blendu": 1, "blendv": 1, "boost": 1, "mm": 2, "o": 3, "s": 3, "t": 3, "texres": 1, "clamp": 1}
 OPTIONS |= {"bm": 1, "imfchan": 1, "type": 1, "cc": 1, "colorspace": 1}
+MATERIAL = "surface"  # as it is written
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
@@ -201,3 +202,26 @@ def _pair(words: list[str] | None, default: float) -> np.ndarray | None:
         return None
     numbers = [float(word) for word in words[:2]]
     return np.array([numbers[0], numbers[1] if len(numbers) > 1 else default])
+
+
+def obj_text(
+    vertices: np.ndarray,  # (N, 3) y up
+    normals: np.ndarray,  # (N, 3)
+    faces: np.ndarray,  # (F, 3)
+    uv: np.ndarray,  # (M, 2) v up
+    mapped: np.ndarray,  # (F, 3) rows of uv
+    library: str,  # name of the MTL beside it
+) -> str:
+    """A textured OBJ. Vertices are shared across the seams of the map: what is closed stays closed."""
+    lines = [f"mtllib {library}", f"usemtl {MATERIAL}"]
+    for key, rows in (("v", vertices), ("vn", normals), ("vt", uv)):
+        form = " ".join([key, *["{:.8g}"] * rows.shape[1]])
+        lines += [form.format(*row) for row in rows.tolist()]
+    corners = np.stack([faces, mapped, faces], -1).reshape(len(faces), 9) + 1  # v/vt/vn
+    lines += ["f {}/{}/{} {}/{}/{} {}/{}/{}".format(*row) for row in corners.tolist()]
+    return "\n".join(lines) + "\n"
+
+
+def mtl_text(picture: str) -> str:
+    """The MTL of `obj_text`: matt, and as bright as the picture (some programs multiply it by Kd)."""
+    return f"newmtl {MATERIAL}\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nNs 0\nd 1\nillum 1\nmap_Kd {picture}\n"

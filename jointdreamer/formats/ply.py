@@ -1,6 +1,7 @@
 """PLY: plain or binary, vertex or face colours of any type in sRGB, texture coordinates of vertices or faces.
 
 It has no axes of its own: y up, as in OBJ and glTF, unless a comment says `z up`, as those that this program writes do.
+Their front is -y, as Blender has it of every other format; it was +x until 2026-11-30.
 """
 
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 from jointdreamer.formats.surface import (
     LARGEST_MESH,
     WORLD_TO_Y_UP,
+    Y_UP_TO_Z_UP,
     BadMesh,
     Part,
     Texture,
@@ -21,7 +23,7 @@ from jointdreamer.formats.surface import (
 )
 from jointdreamer.reading import Unreadable, read_bytes
 
-Z_UP = "comment z up, front +x"
+Z_UP = "comment z up, front -y"
 TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4"}
 TYPES |= {"double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4"}
 TYPES |= {"float32": "f4", "float64": "f8", "int64": "i8", "uint64": "u8"}
@@ -86,8 +88,9 @@ def _read(path: Path, max_faces: int, notes: list[str]) -> list[Part]:
         raise BadMesh(f"it is huge: {len(faces)} faces, the limit is {max_faces}")
     if len(faces) and not 0 <= faces.min() <= faces.max() < len(points):
         raise BadMesh("it is broken (a face names a corner that is not there)")
-    if any("z up" in comment for comment in comments):
-        points = points @ WORLD_TO_Y_UP[:3, :3].T
+    if axes := next((comment for comment in comments if "z up" in comment), None):
+        y_up = WORLD_TO_Y_UP if "front +x" in axes else np.linalg.inv(Y_UP_TO_Z_UP)
+        points = points @ y_up[:3, :3].T
 
     def colors(name: str) -> np.ndarray | None:
         for names in COLORS:

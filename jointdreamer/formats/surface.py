@@ -20,6 +20,8 @@ GREY = 0.7  # sRGB, of a surface without any colour
 MAX_SIDE = 2048  # of a texture: a larger one is made smaller, since views are of 512 pixels or so
 # world (front x, left y, up z) -> files (left x, up y, front z): a rotation, so triangles keep their winding
 WORLD_TO_Y_UP = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+# files (left x, up y, front z) -> Blender (left x, up z, front -y), which is how it takes GLB and OBJ in
+Y_UP_TO_Z_UP = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
 
 
 class BadMesh(Exception):
@@ -79,6 +81,13 @@ def _texel(along: np.ndarray, size: int, wrap: str) -> np.ndarray:
     elif wrap == "mirror":
         along = 1 - np.abs(1 - along % 2.0)
     return np.floor(along * size).clip(0, size - 1).astype(np.int64)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A picture (h, w, 3 or 4) uint8 as a PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="PNG")
+    return stream.getvalue()
 
 
 def load_texture(data: bytes, opaque: bool) -> np.ndarray:

@@ -34,10 +34,12 @@ CHUNK_MARGIN = 2.0  # once more for a chunk of rays, which may be rows of the mi
 CHUNKS_OF_RAYS = (2**16, 2**15, 2**14, 2**13, 2**12, 2**11, 2**10)
 
 # The outputs at the end, per pixel: 16 views of three pictures as bytes, in the sheet and in its parts; or a render and
-# the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it.
+# the frames that ffmpeg, twice, looks ahead at. Per point of the mesh's grid, and of a side of it. Per texel: as it is
+# painted, as PNG, and in the file.
 SHEET_BYTES = 16 * 3 * 3 * 4
 FRAME_BYTES = 400 + 2 * 150
 POINT_BYTES, FACE_BYTES = 26, 1500
+TEXEL_BYTES = 12
 
 CPU_GB = 0.2  # libraries loaded after the forecast, the compiler of the kernels, scratch of the convolutions
 CUDA_GB = 0.9  # context, cuBLAS and cuDNN workspaces; from the literature, not measured here
@@ -75,10 +77,10 @@ def step_bytes(
     return demand.held + demand.moments + demand.fixed + demand.factor * max(moments)
 
 
-def export_bytes(resolution: int, mesh_resolution: int) -> float:
+def export_bytes(resolution: int, mesh_resolution: int, texture: int = 0) -> float:
     """The most that the outputs of a finished run have in memory at a time, wherever the run is: on the CPU's side."""
-    pictures = resolution**2 * max(SHEET_BYTES, FRAME_BYTES)
-    return max(pictures, mesh_resolution**3 * POINT_BYTES + mesh_resolution**2 * FACE_BYTES)
+    pictures, faces = resolution**2 * max(SHEET_BYTES, FRAME_BYTES), mesh_resolution**2 * FACE_BYTES
+    return max(pictures, faces + mesh_resolution**3 * POINT_BYTES, faces + texture**2 * TEXEL_BYTES)
 
 
 @dataclass(frozen=True)
@@ -140,13 +142,13 @@ def plan_memory(
     budget_gb: float | None = None,
     rays_per_chunk: int | Literal["auto"] | None = "auto",
     images_per_chunk: int | Literal["auto"] | None = "auto",
-    output: tuple[int, int] | None = None,
+    output: tuple[int, int, int] | None = None,
 ) -> Memory:
     """What this run will need where it is now, and how it is cut to fit into the budget and the device.
 
     budget_gb: what it may take, GB (1e9 bytes); null is all that the device has free.
     rays_per_chunk, images_per_chunk: a number, null for all at once, or auto for the largest that fits.
-    output: the resolutions of the pictures and of the mesh at the end; None for no outputs.
+    output: the resolutions of the pictures, the mesh and its texture at the end; None for no outputs.
 
     Raises UserError, one line, for numbers below 1 and where a stage of the schedule, or the outputs, cannot fit.
     """
@@ -201,7 +203,7 @@ def plan_memory(
 
 
 def forecast_outputs(
-    resolution: int, mesh_resolution: int, held: float | None = None, limit: float | None = None
+    resolution: int, mesh_resolution: int, texture: int, held: float | None = None, limit: float | None = None
 ) -> float:
     """Bytes that the process will have on the CPU's side while it makes its outputs.
 
@@ -211,11 +213,12 @@ def forecast_outputs(
     cpu = torch.device("cpu")
     held = held_bytes(cpu) if held is None else held
     limit = held_bytes(cpu) + free_bytes(cpu) if limit is None else limit
-    need = export_bytes(resolution, mesh_resolution)
+    need = export_bytes(resolution, mesh_resolution, texture)
     if held + need > limit:
         raise UserError(
             f"memory: the outputs at the end need about {(held + need) / GB:.1f} GB and there are {limit / GB:.1f} GB; "
-            f"take a lower output.mesh_resolution (now {mesh_resolution}) or output.resolution (now {resolution})"
+            f"take a lower output.mesh_resolution (now {mesh_resolution}), output.texture (now {texture}) or "
+            f"output.resolution (now {resolution})"
         )
     return held + need
 

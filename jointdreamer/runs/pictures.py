@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from jointdreamer.cameras import Cameras, orbit_cameras
 from jointdreamer.errors import UserError, one_line
-from jointdreamer.files import try_folder
+from jointdreamer.files import to_json, try_folder, write_text
 from jointdreamer.images import (
     VideoError,
     contact_sheet,
@@ -29,11 +30,15 @@ from jointdreamer.reading import is_out_of_memory
 from jointdreamer.runs.folder import read_run
 from jointdreamer.runs.versions import current_config, current_parts
 from jointdreamer.scenes.base import Render, Scene
-from jointdreamer.scenes.export import write_mesh
+from jointdreamer.scenes.export import asset, write_mesh
 from jointdreamer.scenes.registry import build_scene
 
 log = logging.getLogger(__name__)
 
+OUTPUTS = ("contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "turntable/transforms.json")
+OUTPUTS += ("mesh/mesh.glb",)
+# What a setting that cannot be provokes, in this code or in torch
+IMPOSSIBLE = (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError, MemoryError)
 RAYS = 2**13  # rendered at a time: what a small card has room for beside the networks
 
 
@@ -73,7 +78,7 @@ def save_turntable(
     cameras: Cameras,  # one rig, a view a frame
     fps: int,
 ) -> list[Path]:
-    """rgb.mp4 and normal.mp4 of a full turn; returns both paths."""
+    """rgb.mp4 and normal.mp4 of a full turn, and their cameras as transforms.json; returns the videos."""
     paths: dict[str, Path] = {}
     with ExitStack() as stack:
         videos = {}
@@ -83,13 +88,31 @@ def save_turntable(
                     paths[name] = folder / f"{name}.mp4"
                     videos[name] = stack.enter_context(video_writer(paths[name], fps))
                 videos[name](view[name])
+    save_cameras(folder, cameras)
     return list(paths.values())
 
 
-def save_mesh(path: Path, scene: Scene, resolution: int) -> Path | None:
+def save_cameras(folder: Path, cameras: Cameras) -> Path:
+    """transforms.json: the views of the one rig as nerfstudio and instant-ngp read them; lengths in world units.
+
+    Its pictures are rgb/0001.png and so on, as `ffmpeg -i rgb.mp4 rgb/%04d.png` makes them of the video beside it.
+    """
+    size, fovy = cameras.resolution, float(cameras.fovy[0, 0])
+    focal = size / 2 / math.tan(fovy / 2)
+    frames = [
+        {"file_path": f"rgb/{number:04d}.png", "transform_matrix": c2w.tolist()}
+        for number, c2w in enumerate(cameras.c2w[0].cpu(), 1)
+    ]
+    camera = {"camera_model": "OPENCV", "camera_angle_x": fovy, "camera_angle_y": fovy, "fl_x": focal, "fl_y": focal}
+    camera |= {"cx": size / 2, "cy": size / 2, "w": size, "h": size}
+    write_text(folder / "transforms.json", to_json({**camera, "frames": frames}, indent=2) + "\n")
+    return folder / "transforms.json"
+
+
+def save_mesh(path: Path, scene: Scene, resolution: int, texture: int) -> Path | None:
     """The mesh as GLB; None, with a warning, for a scene that is empty: the rest of the run is still worth having."""
     try:
-        mesh = scene.mesh(resolution)
+        mesh = asset(scene, resolution, texture)
     except UserError as error:
         log.warning("no mesh: %s", error)
         return None
@@ -165,11 +188,13 @@ def save_outputs(
     resolution: int,
     fps: int,
     mesh_resolution: int,
+    texture: int,
     say: Callable[[str], None],
     **orbit: float,
 ) -> Made:
     """What a run was for: contact sheet, turntable (none for 0 views) and mesh, with a line for each as it is begun.
 
+    texture: pixels along a side of the mesh's, 0 for colours at its vertices.
     orbit: the camera's height, distance and opening, as `orbit_cameras` takes them.
     """
     made = Made()
@@ -180,8 +205,9 @@ def save_outputs(
         turn = orbit_cameras(views, resolution, **orbit)
         say(f"making the turntable: two videos of {views} views of {resolution} px")
         made.attempt("turntable", lambda: save_turntable(folder / "turntable", scene, turn, fps))
-    say(f"making the mesh: {mesh_resolution}^3 points")
-    made.attempt("mesh", lambda: save_mesh(folder / "mesh" / "mesh.glb", scene, mesh_resolution))
+    colors = f"a texture of {texture} px" if texture else "colours at the vertices"
+    say(f"making the mesh: {mesh_resolution}^3 points, {colors}")
+    made.attempt("mesh", lambda: save_mesh(folder / "mesh" / "mesh.glb", scene, mesh_resolution, texture))
     return made
 
 
@@ -190,7 +216,7 @@ def try_outputs(folder: Path, turntable: bool, needed_bytes: float) -> None:
 
     A missing ffmpeg is a warning: the rest is worth having. Raises UserError for the others.
     """
-    for name in ("contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "mesh/mesh.glb"):
+    for name in OUTPUTS:
         file = folder / name
         try_folder(file.parent)
         if file.is_dir():
@@ -211,10 +237,21 @@ def try_outputs(folder: Path, turntable: bool, needed_bytes: float) -> None:
 def load_scene(folder: Path) -> tuple[Scene, dict[str, Any]]:
     """A run's scene and config, from its newest checkpoint, on the CPU.
 
-    Raises UserError for a folder that is no run or has no readable checkpoint.
+    Raises UserError for a folder that is no run, has no readable checkpoint, or is of another version of the code.
     """
     config, checkpoint = read_run(folder)
-    return scene_of(config, checkpoint), config
+    try:
+        return scene_of(config, checkpoint), config
+    except IMPOSSIBLE as error:
+        raise of_another_version(folder, error) from error
+
+
+def of_another_version(folder: Path, error: BaseException) -> UserError:
+    """The error for a run whose settings and checkpoint this code cannot make an object of."""
+    return UserError(
+        f"{folder} was made by another version of this code ({one_line(error)[:160] or type(error).__name__}): "
+        "take that version, or name runs that do not include it"
+    )
 
 
 def scene_of(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Scene:

@@ -1,7 +1,7 @@
 """What a scene is: something with parameters that cameras can see."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -118,3 +118,8 @@ class Scene(nn.Module, ABC):
     def mesh(self, resolution: int) -> Any:
         """The surface as a trimesh.Trimesh with vertex colours. Raises UserError for a scene without one."""
         raise UserError(f"{type(self).__name__} has no surface to export")
+
+    def surface_colors(self, resolution: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What a texture of `mesh(resolution)` shows: points of it and unit outward normals, both (N, 3), -> albedo
+        (N, 3) in [0, 1]. None, as here: the mesh's vertex colours are all there is to know."""
+        return None

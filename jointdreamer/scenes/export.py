@@ -1,7 +1,8 @@
-"""Density field -> triangle mesh with vertex colours -> GLB, OBJ, PLY.
+"""Density field -> triangle mesh -> GLB, OBJ, USDZ with a texture or colours at the vertices, PLY with the latter.
 
-Inside, a mesh lies in the world of `cameras.py`: right-handed, z up, the front towards +x. On writing, GLB and OBJ are
-turned to what their readers expect, y up and the front towards +z; PLY, which has no such custom, stays in the world.
+Inside, a mesh lies in the world of `cameras.py`: right-handed, z up, the front towards +x. On writing it is turned to
+what readers expect: GLB, OBJ and USDZ y up and the front towards +z; PLY z up and the front towards -y, which is where
+Blender puts the others.
 """
 
 import math
@@ -19,13 +20,18 @@ from trimesh.visual import ColorVisuals
 from jointdreamer.errors import UserError
 from jointdreamer.files import atomic_path
 from jointdreamer.formats.glb import write_glb
+from jointdreamer.formats.obj import mtl_text, obj_text
 from jointdreamer.formats.ply import mark_z_up
-from jointdreamer.formats.surface import WORLD_TO_Y_UP, srgb_to_linear
+from jointdreamer.formats.surface import WORLD_TO_Y_UP, Y_UP_TO_Z_UP, png, srgb_to_linear
+from jointdreamer.formats.usdz import write_usdz
+from jointdreamer.scenes.mesh.texture import TexturedMesh, add_texture
 
 if TYPE_CHECKING:
+    from jointdreamer.scenes.base import Scene
     from jointdreamer.scenes.nerf.base import Field
 
-FORMATS = (".glb", ".obj", ".ply")
+FORMATS = (".glb", ".obj", ".ply", ".usdz")
+TEXTURED_ONLY = (".usdz",)  # its readers show no colours at vertices
 
 
 @torch.no_grad()
@@ -161,11 +167,16 @@ def _welded(vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:
     return mesh
 
 
+def seen_depth(field: "Field", resolution: int) -> float:
+    """How far around a surface from a grid of resolution^3 points its colours are: four spacings."""
+    return 4 * 2 * field.radius / (resolution - 1)
+
+
 @torch.no_grad()
 def vertex_colors(
     field: "Field", vertices: Tensor, normals: Tensor, depth: float, n_samples: int = 8, chunk: int = 2**15
 ) -> Tensor:
-    """Albedo (M, 3) in [0, 1] that a camera straight above each vertex would see.
+    """Albedo (M, 3) in [0, 1] that a camera straight above each vertex, or point of the surface, would see.
 
     vertices, normals: (M, 3), unit and outward. The field's colours are trained where its density is, a little inside
     the surface: n_samples along the normal, from depth / 4 above to 3 / 4 depth below, composited front to back.
@@ -204,45 +215,92 @@ def extract_mesh(
     mesh = mesh_from_density(density_grid(field, resolution, chunk), field.radius, threshold, min_share, max_faces)
     vertices = torch.tensor(np.asarray(mesh.vertices), dtype=torch.float32)
     normals = torch.tensor(np.asarray(mesh.vertex_normals), dtype=torch.float32)
-    depth = 4 * 2 * field.radius / (resolution - 1)
-    colors = vertex_colors(field, vertices, normals, depth, chunk=max(1, chunk // 8))
+    colors = vertex_colors(field, vertices, normals, seen_depth(field, resolution), chunk=max(1, chunk // 8))
     rgba = np.concatenate([colors.numpy(), np.ones((len(vertices), 1))], 1)
     mesh.visual = ColorVisuals(mesh, vertex_colors=np.round(255 * rgba).astype(np.uint8))
     return mesh
 
 
-def write_mesh(path: str | Path, mesh: trimesh.Trimesh) -> None:
-    """Write a mesh that lies in the world as .glb, .obj or .ply, with its vertex colours; `mesh` is not changed.
+def asset(scene: "Scene", resolution: int, texture: int) -> trimesh.Trimesh | TexturedMesh:
+    """A scene's surface in the world, with a texture of that many pixels along a side; 0: colours at its vertices.
 
-    .glb, .obj: y up, front +z. GLB stores vertex colours linear, as glTF 2.0 wants, in floats, under a matt material;
-    OBJ and PLY store them as they are. .ply: z up, front +x, and a comment that says so. `load_mesh` gives the same
-    object back from each; trimesh the vertex colours of a GLB with `trimesh.load(path, skip_materials=True)`.
-    Raises: UserError for another suffix or a full disk.
+    Raises: UserError for an empty scene, one without a surface, or a size that cannot be.
     """
-    suffix = Path(path).suffix.lower()
+    surface = scene.mesh(resolution)
+    return add_texture(surface, texture, scene.surface_colors(resolution)) if texture else surface
+
+
+def write_mesh(path: str | Path, mesh: trimesh.Trimesh | TexturedMesh) -> list[Path]:
+    """Write a mesh that lies in the world as .glb, .obj, .ply or .usdz; the files. `mesh` is not changed.
+
+    A TexturedMesh keeps its texture: GLB and USDZ hold it, beside NAME.obj lie NAME.mtl and NAME.png. PLY has no custom
+    for textures: it has the colours at the vertices, as all but USDZ have of a plain mesh. GLB stores vertex colours
+    linear, as glTF 2.0 wants, in floats; OBJ and PLY store them as they are. The material is matt, and one-sided where
+    the surface is closed. .glb, .obj, .usdz: y up, front +z. .ply: z up, front -y, and a comment that says so.
+    `load_mesh` gives the same object back from each but USDZ; trimesh the vertex colours of a GLB with
+    `trimesh.load(path, skip_materials=True)`. Each file is there whole or not at all, what is named by another first.
+    Raises: UserError for another suffix, a USDZ without a texture, or a full disk.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UserError(
             f"mesh file {path}: wanted a name that ends in {', '.join(FORMATS)}, got {suffix or 'no suffix'}"
         )
-    mesh = mesh.copy()
-    if suffix != ".ply":
-        mesh.apply_transform(WORLD_TO_Y_UP)
-    if suffix == ".glb":
-        data: Any = _glb(mesh)
+    if isinstance(mesh, TexturedMesh) and suffix != ".ply":
+        files = _textured(path, mesh)
+    elif suffix in TEXTURED_ONLY:
+        raise UserError(f"mesh file {path}: {suffix} wants a texture, which this mesh does not have")
     else:
-        data = mesh.export(file_type=suffix[1:])
-        data = mark_z_up(data) if suffix == ".ply" else data
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        files = {path: _plain(suffix, mesh.surface if isinstance(mesh, TexturedMesh) else mesh)}
+    for file, data in files.items():
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(data)
+    return list(files)
 
 
-def _glb(mesh: trimesh.Trimesh) -> bytes:
-    rgba: Any = mesh.visual.to_color().vertex_colors if mesh.visual.kind == "texture" else mesh.visual.vertex_colors  # type: ignore[union-attr]
+def _plain(suffix: str, mesh: trimesh.Trimesh) -> bytes:
+    """The content of a file with colours at the vertices."""
+    mesh = mesh.copy()
+    mesh.apply_transform(WORLD_TO_Y_UP)
+    if suffix == ".glb":
+        visual: Any = mesh.visual.to_color() if mesh.visual.kind == "texture" else mesh.visual  # type: ignore[union-attr]
+        rgba = visual.vertex_colors
+        colors = srgb_to_linear(np.asarray(rgba)[:, :3] / 255)
+        attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": _normals(mesh), "COLOR_0": colors}
+        return _glb(attributes, mesh.faces, double_sided=not mesh.is_watertight)
+    if suffix == ".ply":
+        mesh.apply_transform(Y_UP_TO_Z_UP)
+    data: Any = mesh.export(file_type=suffix[1:])
+    return mark_z_up(data) if suffix == ".ply" else data.encode()  # an OBJ is text
+
+
+def _textured(path: Path, mesh: TexturedMesh) -> dict[Path, bytes]:
+    """The files of a mesh with a texture."""
+    surface, picture = mesh.surface.copy(), png(mesh.pixels)
+    surface.apply_transform(WORLD_TO_Y_UP)
+    vertices, normals, faces = np.asarray(surface.vertices), _normals(surface), np.asarray(surface.faces)
+    double_sided = not surface.is_watertight
+    suffix = path.suffix.lower()
+    if suffix == ".glb":
+        uv = np.stack([mesh.uv[:, 0], 1 - mesh.uv[:, 1]], 1)  # glTF counts v from the top
+        attributes = {"POSITION": vertices[mesh.vertices], "NORMAL": normals[mesh.vertices], "TEXCOORD_0": uv}
+        return {path: _glb(attributes, mesh.faces, picture=picture, double_sided=double_sided)}
+    if suffix == ".usdz":
+        return {path: write_usdz(vertices, normals, faces, mesh.uv, mesh.faces, picture, double_sided)}
+    library, texture = path.with_suffix(".mtl"), path.with_suffix(".png")
+    text = obj_text(vertices, normals, faces, mesh.uv, mesh.faces, library.name)
+    return {texture: picture, library: mtl_text(texture.name).encode(), path: text.encode()}
+
+
+def _normals(mesh: trimesh.Trimesh) -> np.ndarray:
+    """Vertex normals of length 1, also where all faces of a vertex are flat."""
     normals = np.nan_to_num(np.asarray(mesh.vertex_normals))
-    normals = np.where(np.linalg.norm(normals, axis=1, keepdims=True) > 0.5, normals, (0.0, 1.0, 0.0))
-    attributes = {"POSITION": np.asarray(mesh.vertices), "NORMAL": normals}
-    attributes["COLOR_0"] = srgb_to_linear(np.asarray(rgba)[:, :3] / 255)
-    return write_glb({name: array.astype("<f4") for name, array in attributes.items()}, mesh.faces.astype("<u4"))
+    return np.where(np.linalg.norm(normals, axis=1, keepdims=True) > 0.5, normals, (0.0, 1.0, 0.0))
+
+
+def _glb(attributes: dict[str, np.ndarray], faces: np.ndarray, **more: Any) -> bytes:
+    return write_glb({name: array.astype("<f4") for name, array in attributes.items()}, faces.astype("<u4"), **more)
 
 
 def _device(field: "Field") -> torch.device:

@@ -84,9 +84,11 @@ def test_a_texture_or_its_absence(read, tmp_path):
 
 
 def test_z_up_where_it_says_so(read):
-    part, _ = read("ascii", extra=[ply.Z_UP])
-    # world (x front, y left, z up) -> (y, z, x)
-    assert np.allclose(part.corners[0], np.array(CORNERS)[[0, 1, 2]][:, [1, 2, 0]])
+    corners = np.array(CORNERS)[[0, 1, 2]]
+    part, _ = read("ascii", extra=[ply.Z_UP])  # front -y: (x left, -y front, z up) -> (x, z, -y)
+    assert np.allclose(part.corners[0], corners[:, [0, 2, 1]] * [1, 1, -1])
+    part, _ = read("ascii", extra=["comment z up, front +x"])  # as it was written once: (y, z, x)
+    assert np.allclose(part.corners[0], corners[:, [1, 2, 0]])
 
 
 @pytest.mark.parametrize("kind", ["ascii", "binary_little_endian"])

@@ -13,6 +13,7 @@ from torch import nn
 from jointdreamer.cameras import Rig
 from jointdreamer.distillation.base import Term
 from jointdreamer.errors import UserError
+from jointdreamer.formats.surface import png
 from jointdreamer.images import contact_sheet
 from jointdreamer.runs import memory
 from jointdreamer.runs.machine import held_bytes
@@ -20,6 +21,7 @@ from jointdreamer.runs.memory import Demand, export_bytes, fit, step_bytes
 from jointdreamer.runs.trial import TRIED, Cost, Line, Trial
 from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.export import extract_mesh
+from jointdreamer.scenes.mesh.texture import add_texture
 from jointdreamer.scenes.nerf.scene import NeRF
 from tests.runs.small_step import Images, nerf, plan
 
@@ -177,6 +179,8 @@ def traced(work) -> int:
 def test_a_mesh_and_a_contact_sheet_need_what_is_foreseen():
     ball: Any = Ball()
     assert 0.3 < traced(lambda: extract_mesh(ball, 128)) / export_bytes(8, 128) < 1
+    surface = extract_mesh(ball, 32)
+    assert 0.3 < traced(lambda: png(add_texture(surface, 2048).pixels)) / export_bytes(8, 32, 2048) < 1
     views = [np.zeros((256, 256, 3), np.uint8) for _ in range(16)]
     rows = {name: [view.copy() for view in views] for name in ("rgb", "normal", "opacity")}
     held = 48 * 256**2 * 3
@@ -184,12 +188,12 @@ def test_a_mesh_and_a_contact_sheet_need_what_is_foreseen():
 
 
 def test_outputs_that_cannot_fit_are_refused_with_what_to_lower():
-    found = memory.plan_memory(*parts(), output=(16, 16))
+    found = memory.plan_memory(*parts(), output=(16, 16, 16))
     assert f"{found.export_gb:.1f} GB for the outputs at the end" in found.line
     with pytest.raises(UserError, match=r"outputs at the end need about .*output.mesh_resolution \(now 4000\)"):
-        memory.plan_memory(*parts(), output=(16, 4000))
+        memory.plan_memory(*parts(), output=(16, 4000, 16))
     with pytest.raises(UserError, match=r"outputs at the end .*there are .*output.resolution \(now 1024\)"):
-        memory.plan_memory(*parts(), output=(1024, 16), budget_gb=held_bytes(torch.device("cpu")) / GB + 0.5)
+        memory.plan_memory(*parts(), output=(1024, 16, 16), budget_gb=held_bytes(torch.device("cpu")) / GB + 0.5)
 
 
 def test_the_cuts_that_a_run_began_with_are_used_where_they_fit(caplog):

@@ -1,3 +1,5 @@
+import json
+import math
 import weakref
 from typing import Any
 
@@ -6,11 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from jointdreamer.cameras import orbit_cameras
+from jointdreamer.cameras import orbit_cameras, rays
 from jointdreamer.errors import UserError
+from jointdreamer.formats.glb import read_glb
 from jointdreamer.runs import pictures as outputs
 from jointdreamer.runs.pictures import (
     render_views,
+    save_cameras,
     save_outputs,
     save_previews,
     save_rows,
@@ -56,7 +60,14 @@ def test_a_run_from_before_scenes_looks_as_it_did(scene):
 
 # All of them, whatever becomes of one
 
-SMALL: dict[str, Any] = {"views": 3, "resolution": 8, "fps": 10, "mesh_resolution": 8, "elevation_deg": 15.0}
+SMALL: dict[str, Any] = {
+    "views": 3,
+    "resolution": 8,
+    "fps": 10,
+    "mesh_resolution": 8,
+    "texture": 16,
+    "elevation_deg": 15.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +86,43 @@ def made_by(folder, scene, **changes) -> tuple[Any, list[str]]:
 def test_the_outputs_and_a_line_for_each_as_it_is_begun(tmp_path, scene):
     made, said = made_by(tmp_path, scene)
     files = {str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*.*")}
-    assert files == {"contact_sheet.png", "turntable/rgb.mp4", "turntable/normal.mp4", "mesh/mesh.glb"}
-    assert {str(file.relative_to(tmp_path)) for one in made.files.values() for file in one} == files
+    turntable = {f"turntable/{name}" for name in ("rgb.mp4", "normal.mp4", "transforms.json")}
+    assert files == {"contact_sheet.png", *turntable, "mesh/mesh.glb"}
+    shown = {str(file.relative_to(tmp_path)) for one in made.files.values() for file in one}
+    assert shown == files - {"turntable/transforms.json"}
     assert [line.partition(":")[0] for line in said] == [
         "making the contact sheet", "making the turntable", "making the mesh",
     ]  # fmt: skip
     assert made.missing == {} and made.complain(tmp_path) is None
+
+
+def test_the_mesh_has_a_texture_or_colours_at_its_vertices(tmp_path, scene):
+    for size in (16, 0):
+        _, said = made_by(tmp_path, scene, texture=size)
+        tree, _ = read_glb((tmp_path / "mesh" / "mesh.glb").read_bytes())
+        [primitive] = tree["meshes"][0]["primitives"]
+        assert ("textures" in tree) == ("TEXCOORD_0" in primitive["attributes"]) == (size > 0)
+        assert ("COLOR_0" in primitive["attributes"]) == (size == 0)
+        assert said[-1].endswith("a texture of 16 px" if size else "colours at the vertices")
+
+
+def test_the_cameras_of_the_turntable_see_what_the_frames_show(tmp_path):
+    """A point projected as instant-ngp and nerfstudio do it, against the ray through the pixel where it is found."""
+    cameras = orbit_cameras(5, 40, elevation_deg=20, distance=2.5, fovy_deg=35)
+    said = json.loads(save_cameras(tmp_path, cameras).read_text())
+    assert [frame["file_path"] for frame in said["frames"]] == [f"rgb/{n:04d}.png" for n in range(1, 6)]
+    assert (said["w"], said["h"], said["cx"]) == (40, 40, 20)
+    assert said["camera_angle_x"] == pytest.approx(2 * math.atan(said["w"] / 2 / said["fl_x"]))
+    rays_o, rays_d = rays(cameras.c2w, cameras.fovy, 40)
+    for view, frame in enumerate(said["frames"]):
+        row, column = 7, 29
+        seen = rays_o[0, view, row, column] + 2.0 * rays_d[0, view, row, column]
+        x, y, z, _ = (
+            torch.linalg.inv(torch.tensor(frame["transform_matrix"])) @ torch.cat([seen, torch.ones(1)])
+        ).tolist()
+        assert z < 0  # looks along its own -z
+        assert said["cx"] + said["fl_x"] * x / -z == pytest.approx(column + 0.5, abs=1e-3)
+        assert said["cy"] - said["fl_y"] * y / -z == pytest.approx(row + 0.5, abs=1e-3)
 
 
 def test_no_turntable_is_made_of_no_views(tmp_path, scene):

@@ -214,12 +214,13 @@ def test_files_hold_the_mesh_in_the_axes_of_their_readers(tmp_path):
         back[suffix] = trimesh.load(tmp_path / f"mesh/mesh{suffix}", force="mesh", process=False, skip_materials=True)
     assert (mesh.vertices == before).all() and (colors_of(mesh) == colors).all()
     assert len(list((tmp_path / "mesh").iterdir())) == 3
-    for suffix, extents, front in ((".glb", [0.5, 2, 1], 2), (".obj", [0.5, 2, 1], 2), (".ply", [1, 0.5, 2], 0)):
+    y_up, z_up = ([0.5, 2, 1], [0, 0, 1]), ([0.5, 1, 2], [0, -1, 0])
+    for suffix, (extents, front) in ((".glb", y_up), (".obj", y_up), (".ply", z_up)):
         read = back[suffix]
         assert np.allclose(read.extents, extents, atol=1e-5) and read.volume == pytest.approx(1.0, abs=1e-5)
         # glTF 2.0 says that COLOR_0 is linear: 188 in sRGB is ((188/255 + 0.055) / 1.055) ** 2.4 = 0.503 of the light
         red = 128 if suffix == ".glb" else 188
-        painted = colors_of(read)[read.vertices[:, front] > 0.1]
+        painted = colors_of(read)[read.vertices @ front > 0.1]
         assert len(painted) and (np.abs(painted - [red, 0, 0, 255]) <= 1).all()
     assert np.linalg.det(WORLD_TO_Y_UP) == pytest.approx(1)
 
@@ -239,8 +240,11 @@ def test_glb_is_not_metal(tmp_path):
 
 
 def test_another_suffix_or_resolution_is_the_user_s_to_fix(tmp_path):
-    with pytest.raises(UserError, match=r"\.glb, \.obj, \.ply, got \.fbx"):
+    with pytest.raises(UserError, match=r"\.glb, \.obj, \.ply, \.usdz, got \.fbx"):
         write_mesh(tmp_path / "a.fbx", trimesh.creation.box())
+    with pytest.raises(UserError, match="wants a texture"):
+        write_mesh(tmp_path / "a.usdz", trimesh.creation.box())
+    assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="resolution 1"):
         extract_mesh(Analytic(ball()), resolution=1)
     with pytest.raises(UserError, match="at most 3 faces"):

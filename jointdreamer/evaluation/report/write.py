@@ -30,7 +30,7 @@ VIEWER = HERE / "vendor" / "model-viewer"
 PATHS = ("sheet", "mesh", "turntable")  # of a run: what the page needs its own copy of
 LARGEST = 1024 * MIB  # of a file that goes into a report
 MAX_SIDE = 1600  # pixels of a sheet of views
-FORMAT = "1"  # of the made files: part of their names, so that another thinning does not take the old ones
+FORMAT = "2"  # of the made files: part of their names, so that another thinning does not take the old ones
 MADE = re.compile(r"[0-9a-f]{24}\.[a-z0-9]{1,5}")
 
 # what is measured: name -> (heading, unit, whether more is better; None: neither). Others are shown as they come.

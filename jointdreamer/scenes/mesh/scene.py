@@ -4,7 +4,7 @@ The second stage of Magic3D (Lin et al. 2023) and of JointDreamer-DMTet: the obj
 every pixel sees one surface, at high resolution.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
@@ -279,6 +279,13 @@ class DMTet(Scene):
     def describe(self) -> dict[str, str]:
         encoding = getattr(self.field, "encoding", None)
         return {"encoding": encoding.backend} if encoding is not None else {}
+
+    def surface_colors(self, resolution: int) -> Callable[[Tensor, Tensor], Tensor]:
+        @torch.no_grad()
+        def colors(points: Tensor, normals: Tensor) -> Tensor:
+            return self.field.albedo(points.to(self.level)).float().cpu()
+
+        return colors
 
     @torch.no_grad()
     def mesh(self, resolution: int) -> Any:

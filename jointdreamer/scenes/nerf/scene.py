@@ -1,6 +1,7 @@
 """The hash-grid NeRF of the paper as a scene: a field, a background, and the volume renderer that sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -85,3 +86,8 @@ class NeRF(Scene):
         from jointdreamer.scenes.export import extract_mesh
 
         return extract_mesh(self.field, resolution)
+
+    def surface_colors(self, resolution: int) -> Callable[[Tensor, Tensor], Tensor]:
+        from jointdreamer.scenes.export import seen_depth, vertex_colors
+
+        return partial(vertex_colors, self.field, depth=seen_depth(self.field, resolution))

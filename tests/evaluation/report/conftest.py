@@ -8,6 +8,7 @@ from trimesh.visual import ColorVisuals
 
 from jointdreamer.images import write_png, write_video
 from jointdreamer.scenes.export import write_mesh
+from jointdreamer.scenes.mesh.texture import add_texture
 
 HOSTILE = "</script><img src=x onerror='window.hacked=1'><script>window.hacked=2</script> \u2028 \"a\" `${1}` & <b>pig"
 HOSTILE += "\x1b[31m\x9b2J\x7f\u202e"
@@ -33,7 +34,8 @@ def evaluation(tmp_path):
             for number, prompt in enumerate(prompts):
                 for seed in seeds:
                     folder = tmp_path / "runs" / f"{method}_{number}_{seed}"
-                    write_mesh(folder / "mesh.glb", ball(rng.integers(0, 256, 3)))
+                    mesh = ball(rng.integers(0, 256, 3))
+                    write_mesh(folder / "mesh.glb", add_texture(mesh, 32) if method == "mvs" else mesh)
                     write_png(folder / "sheet.png", torch.rand(3, 8, 32))
                     write_video(folder / "turn.mp4", torch.rand(4, 3, 16, 16), fps=4)
                     clip, retrieved = float(rng.normal(30, 2)), float(rng.integers(0, 21) * 5)

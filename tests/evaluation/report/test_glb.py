@@ -1,17 +1,23 @@
 """A thinned GLB is the same object, to the width of its integers."""
 
+import io
 import json
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trimesh
+from PIL import Image
 from trimesh.visual import ColorVisuals
 
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.report.glb import read_accessor, read_glb, thin_glb, write_quantised
 from jointdreamer.formats import gltf
 from jointdreamer.scenes.export import write_mesh
+from jointdreamer.scenes.mesh.texture import add_texture
 
 
 @pytest.fixture
@@ -53,6 +59,56 @@ def test_the_same_object_in_half_the_bytes(glb):
     assert new[2].dtype == np.uint16
     np.testing.assert_allclose(new[2] / 65535, old[2], atol=0.51 / 65535)
     np.testing.assert_array_equal(new[3], old[3])
+
+
+def textured(size=32, subdivisions=3) -> bytes:
+    """A ball of radius 1 whose texture is red where world y > 0, else blue."""
+
+    def albedo(points, normals):
+        return torch.where(points[:, 1:2] > 0, torch.tensor([1.0, 0, 0]), torch.tensor([0, 0, 1.0]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        ball = trimesh.creation.icosphere(subdivisions=subdivisions)
+        [file] = write_mesh(Path(folder) / "ball.glb", add_texture(ball, size, albedo))
+        return file.read_bytes()
+
+
+def test_a_texture_stays_and_becomes_a_jpeg(tmp_path):
+    before, after = textured(256), thin_glb(textured(256))
+    parts = []
+    for name, data in (("before", before), ("after", after)):
+        (tmp_path / f"{name}.glb").write_bytes(data)
+        notes: list[str] = []
+        parts += gltf.read(tmp_path / f"{name}.glb", 10_000, notes)
+        assert notes == []
+    old, new = parts
+    np.testing.assert_allclose(new.corners, old.corners, atol=1e-4)
+    np.testing.assert_allclose(new.uv, old.uv, atol=1e-5)
+    seen = np.stack([part.texture.sample(part.uv.reshape(-1, 2))[:, :3] for part in parts])
+    clear = np.abs(old.corners.reshape(-1, 3)[:, 0]) > 0.1  # world y is the file's x
+    assert np.abs(seen[0] - seen[1])[clear].max() < 0.2  # linear; a JPEG
+    assert read_glb(after)[0]["images"][0]["mimeType"] == "image/jpeg" and len(after) < len(before)
+    assert largest_side(thin_glb(textured(2048, 1))) == 1024
+
+
+def largest_side(data: bytes) -> int:
+    tree, binary = read_glb(data)
+    view = tree["bufferViews"][tree["images"][0]["bufferView"]]
+    return max(Image.open(io.BytesIO(binary[view["byteOffset"] :][: view["byteLength"]])).size)
+
+
+def test_a_textured_one_of_too_many_faces_has_its_colours_at_the_vertices_and_no_cracks():
+    position, normal, color, faces = decoded(thin_glb(textured(256, 4), max_faces=600))
+    assert 300 < len(faces) <= 600
+    assert trimesh.Trimesh(position, faces, process=False).is_watertight
+    clear = np.abs(position[:, 0]) > 0.15
+    assert np.array_equal(color[clear, 0] > color[clear, 2], position[clear, 0] > 0)
+
+
+def test_no_normal_has_length_zero():
+    points = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 5]])
+    data = write_quantised(points, np.zeros((4, 3)), np.zeros((4, 3)), np.array([[0, 1, 2]]))
+    assert np.array_equal(decoded(data)[1], np.tile([0, 1, 0], (4, 1)))
 
 
 def test_it_is_laid_out_as_gltf_wants(glb):
