@@ -102,8 +102,10 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     """Make one object as the resolved config says, or go on with it; returns the exit status."""
     check_training(cfg)
     first = start_of(cfg)
-    if first and first.config and (status := train(first.config, optimise)):
-        return status
+    if first and first.config:
+        first.wait()
+        if status := train(first.config, optimise):
+            return status
     plan, generator = Plan(cfg["schedule"]), seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     output = Output(**cfg["output"])

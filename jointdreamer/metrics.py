@@ -107,6 +107,19 @@ def turn_consistency(views: np.ndarray) -> float:
     return float((turned * np.roll(turned, -1, axis=0)).sum(-1).mean())
 
 
+def roughness(normal: Tensor, opacity: Tensor) -> float:
+    """Mean angle (degrees) between normals (V, 3, R, R) of pixels side by side, both with an opacity (V, 1, R, R) above
+    one half; NaN if there are none. Normals need not have unit length."""
+    unit, inside = torch.nn.functional.normalize(normal.double(), dim=1), opacity[:, 0] > 0.5
+    angles = []
+    for axis in (1, 2):  # of (V, R, R)
+        n = unit.shape[axis + 1] - 1
+        pairs = inside.narrow(axis, 0, n) & inside.narrow(axis, 1, n)
+        cosine = (unit.narrow(axis + 1, 0, n) * unit.narrow(axis + 1, 1, n)).sum(1)
+        angles.append(cosine[pairs].clamp(-1, 1).arccos())
+    return float(torch.cat(angles).mean().rad2deg())
+
+
 def zero_shot(views: np.ndarray, texts: np.ndarray, scale: float = 100.0) -> np.ndarray:
     """What each view (V, D) is told to be by texts (C, D): (V, C) probabilities, softmax of `scale` times the cosine.
 

@@ -1,5 +1,6 @@
 """What a run starts from: `init_from`, another run, an experiment that is made first, or a mesh file."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,12 @@ from jointdreamer.cli.command_line import choices_of
 from jointdreamer.cli.main import resolved
 from jointdreamer.cli.words import quoted
 from jointdreamer.comparison import HOW
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.project import CONF
 from jointdreamer.runs.folder import run_path
 from jointdreamer.runs.pictures import load_scene
-from jointdreamer.runs.records import read_result
+from jointdreamer.runs.records import read_result, wait_for_others
 from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.mesh.inside import samples
@@ -34,6 +35,10 @@ class Start:
     path: Path  # a run folder, or a mesh file
     config: dict[str, Any] | None = None  # of the run that is to be made, or resumed, first
     field: Mapping[str, Any] | None = None  # of the run that starts here
+
+    def wait(self) -> None:
+        """Until no other process makes it: jobs of a sweep, or rows of a table, may share their first stage."""
+        wait_for_others(self.path, lambda said: print(one_line(said), file=sys.stderr))
 
     @property
     def is_mesh(self) -> bool:

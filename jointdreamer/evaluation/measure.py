@@ -25,15 +25,16 @@ from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import TOYBOX, Clip, ClipFiles, Inception
 from jointdreamer.evaluation.runs import Run, file_identity
 from jointdreamer.files import atomic_path
-from jointdreamer.metrics import has_front, is_janus, zero_shot
+from jointdreamer.metrics import has_front, is_janus, roughness, zero_shot
 from jointdreamer.reading import DAMAGED, NOT_NOW, Unreadable, read_arrays
 from jointdreamer.scenes.base import Scene
 
-VERSION = 2  # of what is measured: add one whenever the same views would give other numbers
+VERSION = 3  # of what is measured: add one whenever the same views would give other numbers
 JUDGE = TOYBOX / "judge" / "model.safetensors"
 DIRECTIONS = ("front", "side", "back")
 LARGEST = 1e15  # of a feature: its square is still a number
 SHEET_COLUMNS = 10
+SURFACE_VIEWS, SURFACE_PIXELS = 16, 96
 
 Arrays = dict[str, np.ndarray]
 
@@ -49,6 +50,7 @@ class Measured:
     front: bool  # whether any of it is a front, without which there is no Janus to see
     resultant_length: float | None  # R of metrics.resultant_length
     attributes: float | None  # share of the prompt's words seen
+    roughness: float | None  # of metrics.roughness, degrees
     sheet: Path
 
 
@@ -124,7 +126,8 @@ class Instruments:
 
     def run_files(self, run: Run) -> tuple[Path, Path]:
         """Where the numbers and the picture of a run are kept."""
-        shown = {name: run.config[name] for name in ("field", "renderer", "background", "output")}
+        groups = ("scene", "field", "renderer", "background", "output")
+        shown = {name: run.config[name] for name in groups if name in run.config}
         key = self.key("run", run.digest, run.prompt, self.judge_identity, shown)
         folder = self.cache or run.folder / "evaluation"
         return folder / f"{key}.npz", folder / f"{key}.png"
@@ -184,17 +187,17 @@ def _measured(
     if not (are_features(features, views, width) and are_features(fid_features, views, fid_width)):
         return None
     number: dict[str, float | None] = {}
-    for name in ("janus", "janus_confidence", "front", "resultant_length", "attributes"):
+    for name in ("janus", "janus_confidence", "front", "resultant_length", "attributes", "roughness"):
         value = stored.get(name, np.asarray(math.nan))
-        if value.shape != () or not (np.isnan(value) or 0 <= value <= 1):
+        if value.shape != () or not (np.isnan(value) or 0 <= value <= (180 if name == "roughness" else 1)):
             return None
         number[name] = None if np.isnan(value) else float(value)
-    janus, sure, front, resultant_length, attributes = number.values()
+    janus, sure, front, resultant_length, attributes, rough = number.values()
     if front is None and resultant_length is not None:  # kept by a version that did not ask
         front = has_front(resultant_length)
     if features is None or fid_features is None or janus is None or sure is None or front is None:
         return None
-    return Measured(features, fid_features, bool(janus), sure, bool(front), resultant_length, attributes, sheet)
+    return Measured(features, fid_features, bool(janus), sure, bool(front), resultant_length, attributes, rough, sheet)
 
 
 def measure_all(
@@ -227,9 +230,10 @@ def measure(run: Run, instruments: Instruments) -> Measured:
     try:
         rgb = views(scene, orbit, instruments.n_views, instruments.resolution)
         judged_rgb = judging_views(scene) if instruments.clip_files.toybox else None
+        rough = surface_roughness(scene, orbit)
     except IMPOSSIBLE as error:
         raise of_another_version(run.folder, error) from error
-    found: dict[str, Any] = {"features": instruments.clip.images(rgb)}
+    found: dict[str, Any] = {"features": instruments.clip.images(rgb), "roughness": rough}
     if instruments.fid_file is not None:
         found["fid_features"] = instruments.fid_images(rgb)
     if judged_rgb is not None:
@@ -277,6 +281,17 @@ def views(scene: Scene, orbit: Mapping[str, float], n_views: int, resolution: in
 
     cameras = orbit_cameras(n_views, resolution, **orbit).to(next(scene.parameters()).device)
     return scene.render(cameras, chunk=RAYS, normals=False).rgb[0].clamp(0, 1).cpu()
+
+
+@torch.no_grad()
+def surface_roughness(scene: Scene, orbit: Mapping[str, float]) -> float:
+    """`metrics.roughness` of SURFACE_VIEWS views of SURFACE_PIXELS pixels; NaN for a scene without normals."""
+    from jointdreamer.cameras import orbit_cameras
+    from jointdreamer.runs.pictures import RAYS
+
+    cameras = orbit_cameras(SURFACE_VIEWS, SURFACE_PIXELS, **orbit).to(next(scene.parameters()).device)
+    render = scene.render(cameras, chunk=RAYS)
+    return math.nan if render.normal is None else roughness(render.normal[0].cpu(), render.opacity[0].cpu())
 
 
 @torch.no_grad()

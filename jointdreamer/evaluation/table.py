@@ -29,6 +29,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "resultant_length": ("R", 2),
     "attributes": ("words seen", 2),
     "consistency": ("consistency", 3),
+    "roughness": ("roughness, degrees", 1),
     "minutes": ("minutes", 2),
     "peak_memory_gb": ("peak GB", 2),
 }
@@ -52,7 +53,8 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
         f"{evaluation['compared']}",
         plain(_fid_line(evaluation)),
         f"Janus: {plain(extractors['janus'])}. {NO_FRONT}",
-        "Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023).",
+        "Consistency: mean CLIP cosine of neighbouring views (Esser et al. 2023). Roughness: mean angle between the "
+        "normals of neighbouring pixels; curvature and edges are in it.",
         extractors["note"],
     ]
     if evaluation["left_out"]:

@@ -4,7 +4,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,19 @@ def lock(path: Path) -> int | None:
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())
     return handle
+
+
+def wait_for_others(path: Path, say: Callable[[str], None], every: float = 0.5) -> None:
+    """Return once no other process works in the run folder `path`; says once that it waits."""
+    waiting = False
+    while (path / ".lock").exists():
+        try:
+            return unlock(lock(path))
+        except UserError as error:
+            if not waiting:
+                say(str(error).partition(":")[0] + ": waiting for it")
+            waiting = True
+            time.sleep(every)
 
 
 def unlock(handle: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The paper's tables and figures: python -m jointdreamer.tables table1|table2|table3|fig8|fig10 [KEY=VALUE ...]
+"""The paper's tables and figures: python -m jointdreamer.tables table1|table2|table3|mesh|fig8|fig10 [KEY=VALUE ...]
 
 Makes the runs that are missing, each one of train.py in a process of its own, scores them with evaluate.py, and prints
 the table with the paper's numbers beside ours. The same command again goes on where it was and skips what is finished.
@@ -116,7 +116,7 @@ READERS = {
 
 def resolve(row: Row, settings: Settings) -> dict[str, Any]:
     """The config of a row's runs, as train.py gets it. Raises UserError for a word that train.py does not take."""
-    words = [f"models={settings.models}", f"experiment={row.on(settings.models)}", *row.words]
+    words = [f"models={settings.models}", f"experiment={row.on(settings.models)}", *row.settings(settings.models)]
     return cli.composed("config", [*words, *settings.words], settings.models)
 
 

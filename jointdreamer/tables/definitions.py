@@ -14,10 +14,15 @@ class Row:
     words: tuple[str, ...] = ()  # further settings of the experiment
     run_name: str | None = None  # the name of its runs, where that is not the experiment's
     toybox: str | None = None  # the experiment that is the same on the toybox
+    toybox_words: tuple[str, ...] = ()  # further settings there
 
     def on(self, models: str) -> str:
         """The experiment to run for these models; "" for a method that is not built."""
         return (self.toybox if models == "toybox" else None) or self.experiment or ""
+
+    def settings(self, models: str) -> tuple[str, ...]:
+        """Further settings of the experiment for these models."""
+        return self.words + (self.toybox_words if models == "toybox" else ())
 
     def name(self, models: str) -> str:
         """The `name` of its runs."""
@@ -42,6 +47,7 @@ MEASURES = {  # column -> its name in evaluation.json (PREFERRED: in study.json)
     "words right": ("attributes", 2),
     "FID": ("fid", 1),
     "Janus, %": ("janus", 1),
+    "roughness, degrees": ("roughness", 1),
     "users prefer, %": (PREFERRED, 1),  # people say that: evaluate.py study=FILES
     "s a step, relative": ("seconds_per_step", 2),
     "memory, relative": ("peak_memory_gb", 2),
@@ -106,6 +112,17 @@ def tables(weights: Sequence[str] = ()) -> dict[str, Table]:
             TABLE3,
             "Paper: 16 prompts, Janus counted by people; 50 minutes and 16.1 GB for SDS. Our times are of runs that "
             "shared the machine.",
+        ),
+        "mesh": Table(
+            "Meshes: the second stages of Magic3D and JointDreamer, after their NeRFs",
+            (
+                Row("Magic3D, NeRF (SDS)", "magic3d/coarse"),
+                Row("Magic3D", "magic3d/refine"),
+                Row("JointDreamer, NeRF", "table2/jointdreamer", toybox="table3/mvs"),
+                Row("JointDreamer-DMTet", "jointdreamer_dmtet", toybox_words=("init_from=table3/mvs",)),
+            ),
+            ("Janus, %", "FID", "roughness, degrees", "CLIP Score", "words right", *RELATIVE),
+            "The paper shows pictures of these, no numbers.",
         ),
         "fig8": Table(
             "Fig. 8: training loss",

@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from jointdreamer.errors import UserError, one_line
+from jointdreamer.metrics import roughness
 from jointdreamer.runs.pictures import load_scene
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import raycast
@@ -22,19 +21,6 @@ from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import SECOND, Toy, parse_caption
 
 RESOLUTION = 96
-
-
-def roughness(normal: Tensor, opacity: Tensor) -> float:
-    """Mean angle (degrees) between normals (V, 3, R, R) of pixels side by side, both with an opacity (V, 1, R, R) above
-    one half; NaN if there are none. Normals need not have unit length."""
-    unit, inside = F.normalize(normal.double(), dim=1), opacity[:, 0] > 0.5
-    angles = []
-    for axis in (1, 2):  # of (V, R, R)
-        n = unit.shape[axis + 1] - 1
-        pairs = inside.narrow(axis, 0, n) & inside.narrow(axis, 1, n)
-        cosine = (unit.narrow(axis + 1, 0, n) * unit.narrow(axis + 1, 1, n)).sum(1)
-        angles.append(cosine[pairs].clamp(-1, 1).arccos())
-    return float(torch.cat(angles).mean().rad2deg())
 
 
 def of_run(folder: Path) -> tuple[float, str]:

@@ -1,6 +1,7 @@
 """Second stages, whole: a mesh after a NeRF that is made first or resumed, and what cannot be started from."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,10 @@ import pytest
 import torch
 import trimesh
 
-MESH = ["prompt=a bear", "scene=dmtet", "scene.resolution=16", "scene.threshold=mean", "name=mesh", "schedule.steps=2"]
+from jointdreamer.runs.folder import run_path
+from jointdreamer.runs.records import lock, unlock
+
+MESH = ["prompt=a bear", "scene=dmtet", "scene.resolution=16", "scene.threshold=null", "name=mesh", "schedule.steps=2"]
 
 
 def folder(out: Path, name: str) -> Path:
@@ -67,6 +71,40 @@ def test_a_mesh_file_is_taken(launcher, tiny_run, tmp_path):
     assert launcher.run(tmp_path, tiny_run(*MESH, f"init_from={tmp_path / 'ball.glb'}")) == 0, stderr(tmp_path)
     made = trimesh.load(folder(tmp_path, "mesh") / "mesh" / "mesh.glb", force="mesh")
     assert made.extents == pytest.approx([1.3] * 3, abs=0.15)
+
+
+def test_a_first_stage_that_somebody_else_makes_is_waited_for(launcher, tiny_run, tmp_path):
+    """Two rows of a table, made at the same time, may share it."""
+    first = tmp_path / run_path("runs", "smoke", "a bear", 0)
+    first.mkdir(parents=True)
+    handle = lock(first)
+    launcher.start(tmp_path, tiny_run(*MESH, "init_from=smoke"))
+    deadline = time.monotonic() + 120
+    try:
+        while not (tmp_path / "stderr").exists() or "is working in" not in stderr(tmp_path):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not (tmp_path / "runs" / "mesh").exists()
+    finally:
+        unlock(handle)
+    assert launcher.finish() == 0, stderr(tmp_path)
+    assert steps(folder(tmp_path, "smoke")) == list(range(12)) and steps(folder(tmp_path, "mesh")) == [0, 1]
+
+
+def test_a_second_stage_that_was_interrupted_goes_on_to_the_same_bits(launcher, tiny_run, two_stages, tmp_path):
+    given = [*(word for word in MESH if word[:14] != "schedule.steps"), f"init_from={folder(two_stages, 'smoke')}"]
+    for out, lengths in (("whole", [4]), ("parts", [1, 3, 4])):
+        for length in lengths:
+            words = tiny_run(*given, f"schedule.steps={length}")
+            assert launcher.run(tmp_path / out, words) == 0, stderr(tmp_path / out)
+    whole, parts = (folder(tmp_path / out, "mesh") for out in ("whole", "parts"))
+    one, two = (
+        torch.load(run / "checkpoints" / "step_000004.pt", weights_only=True)["parts"]["scene"]
+        for run in (whole, parts)
+    )
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
+    assert (whole / "mesh" / "mesh.glb").read_bytes() == (parts / "mesh" / "mesh.glb").read_bytes()
 
 
 def damaged(path: Path) -> Path:

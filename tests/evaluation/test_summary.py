@@ -19,7 +19,7 @@ def run(method: str, prompt: str, seed: int = 0, **config) -> Run:
 
 def seen(features, janus: Any = False, front: Any = True) -> Measured:
     features = np.asarray(features, np.float64)
-    return Measured(features, features, bool(janus), 0.9, bool(front), None, None, Path("/runs/sheet.png"))
+    return Measured(features, features, bool(janus), 0.9, bool(front), None, None, 12.5, Path("/runs/sheet.png"))
 
 
 def test_captions_are_the_runs_own_each_once():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from jointdreamer.toybox.surfaces import of_toy, roughness
+from jointdreamer.metrics import roughness
+from jointdreamer.toybox.surfaces import of_toy
 from jointdreamer.toybox.world import Toy
 
 

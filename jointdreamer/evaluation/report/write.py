@@ -44,6 +44,7 @@ METRICS: dict[str, tuple[str, str, bool | None]] = {
     "resultant_length": ("Turns with the camera (R)", "", True),
     "attributes": ("Words seen", "", True),
     "consistency": ("Consistency", "", None),
+    "roughness": ("Roughness", "degrees", None),
     "minutes": ("Minutes", "min", False),
     "seconds_per_step": ("Seconds a step", "s", False),
     "peak_memory_gb": ("Peak memory", "GB", False),

@@ -39,8 +39,8 @@ class DMTet(Scene):
     max_offset: units of the lattice, along each axis. From 4/9 on tetrahedra may turn over; ProlificDreamer allows 0.5,
         the official implementation 1
     threshold: the density at which a NeRF's surface is taken. "auto": where its silhouettes are what cameras see;
-        "mean": threestudio's "auto", the mean of the densities above 1e-5 on the grid; a number: 25 in the official
-        implementation
+        a number: 25 in the official implementation; None: the mean of the densities above 1e-5 on the grid, which is
+        threestudio's "auto"
     distilled: what training shows the prior, the lit colours, or the normals (n + 1) / 2 before black, as
         ProlificDreamer's geometry stage does
 
@@ -56,7 +56,7 @@ class DMTet(Scene):
         background: SphericalBackground,
         resolution: Annotated[int, Range(8, 512)] = 128,
         max_offset: Annotated[float, Range(0, 1)] = MAX_OFFSET,
-        threshold: Literal["auto", "mean"] | Annotated[float, Range(above=0)] = "auto",
+        threshold: Literal["auto"] | Annotated[float, Range(above=0)] | None = "auto",
         distilled: Literal["rgb", "normal"] = "rgb",
     ):
         super().__init__()
@@ -78,7 +78,7 @@ class DMTet(Scene):
         background: Annotated[Mapping[str, Any], Takes(SphericalBackground)],
         resolution: Annotated[int, Range(8, 512)] = 128,
         max_offset: Annotated[float, Range(0, 1)] = MAX_OFFSET,
-        threshold: Literal["auto", "mean"] | Annotated[float, Range(above=0)] = "auto",
+        threshold: Literal["auto"] | Annotated[float, Range(above=0)] | None = "auto",
         distilled: Literal["rgb", "normal"] = "rgb",
         device: torch.device | str = "cpu",
     ) -> "DMTet":
@@ -129,7 +129,7 @@ class DMTet(Scene):
 
         radius = other.field.radius
         sigma = density_grid(other.field, min(128, self.resolution))
-        if self.threshold == "mean":
+        if self.threshold is None:
             threshold = float(sigma[sigma > 1e-5].mean()) if bool((sigma > 1e-5).any()) else np.inf
         else:
             threshold = choose_threshold(sigma, radius) if self.threshold == "auto" else float(self.threshold)
