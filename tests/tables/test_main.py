@@ -43,7 +43,7 @@ def test_words():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "wanted one of table1, table2, table3, fig8, fig10, got nothing"),
+        ([], "wanted one of table1, table2, table3, mesh, fig8, fig10, got nothing"),
         (["table4"], "got table4"),
         (["table1", "fast"], "KEY=VALUE"),
         (["table1", "seed=1"], "seeds=0,1"),
