@@ -24,8 +24,8 @@ from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
 from jointdreamer.cli.stages import start_of
 from jointdreamer.cli.training import Every, Output, check_training
 from jointdreamer.comparison import compare
-from jointdreamer.distillation.base import Term, metrics_of, pictures_of, weighted_sum
-from jointdreamer.distillation.registry import build_terms
+from jointdreamer.distillation.base import Term, TrainedBeside, metrics_of, pictures_of, weighted_sum
+from jointdreamer.distillation.registry import build_terms, loss_names
 from jointdreamer.energies.registry import build_energy
 from jointdreamer.errors import printable
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
@@ -62,7 +62,9 @@ class Training:
     @property
     def parts(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"scene": self.scene, "optimizer": self.optimizer, "generator": self.generator}
+        parts = {"scene": self.scene, "optimizer": self.optimizer, "generator": self.generator}
+        beside = TrainedBeside(self.terms)
+        return {**parts, "terms": beside} if beside.groups else parts
 
 
 def optimise(training: Training, start: int, run: RunFolder, logger: Logger, stop: Stop) -> bool:
@@ -115,7 +117,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
             return 0
         run.use_threads()
         scene = build_scene(groups=cfg, device=accelerator.device, **cfg["scene"]).to(accelerator.device)
-        plan.check([*cfg["distillation"]["terms"], *scene.regularizer_names])
+        plan.check([*loss_names(cfg["distillation"]["terms"]), *scene.regularizer_names])
         with Logger(run.path, plan.steps, every=cfg["every"]["log"]) as logger:
             training = None
             if run.is_trained(plan.steps) and run.resume(only=True, scene=scene) == plan.steps:

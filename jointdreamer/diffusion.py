@@ -71,6 +71,15 @@ class NoiseProcess(nn.Module):
             return x_t + alpha_t * prediction
         return noise_from_x0(x_t, prediction, alpha_t, sigma_t)
 
+    def target(self, noise: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """What a network should predict where `noise` was added to x0: the inverse of `noise`."""
+        alpha_t, sigma_t = self.at(t)
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return alpha_t * noise - sigma_t * x0
+        return noise - x0 if self.prediction_type == "velocity" else x0
+
     def x0(self, noise: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The one-step estimate of x0 (Tweedie)."""
         return x0_from_noise(x_t, noise, *self.at(t))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jointdreamer.diffusion import (
+    PREDICTION_TYPES,
     NoiseProcess,
     add_noise,
     draw_timesteps,
@@ -114,3 +115,18 @@ def test_all_randomness_is_the_generator_s():
         draws.append(add_noise(stable_diffusion(), latents, t, generator(3)).noise)
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], add_noise(stable_diffusion(), latents, t, generator(4)).noise)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_network_s_target_says_the_noise_that_was_added(prediction_type):
+    """`target` is the inverse of `noise`, for each kind of prediction."""
+    process = NoiseProcess.variance_preserving(scaled_linear_alphas_cumprod(), "epsilon")
+    if prediction_type == "velocity":
+        process = NoiseProcess.rectified_flow()
+    process.prediction_type = prediction_type
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(3, 2, 4, 5, 5, generator=generator).double() for _ in range(2))
+    t = torch.tensor([5, 400, 990])
+    alpha_t, sigma_t = process.at(t)
+    x_t = alpha_t * x0 + sigma_t * noise
+    assert torch.allclose(process.noise(process.target(noise, x0, t), x_t, t), noise, atol=1e-4)

@@ -64,6 +64,30 @@ class Term(nn.Module, ABC):
         return {}
 
 
+class TrainedBeside:
+    """What terms train beside the scene, as a checkpoint holds it: their parameters by role, and nothing frozen."""
+
+    def __init__(self, terms: Sequence[Term]):
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        for term in terms:
+            self.groups |= {role: group for role, group in term.parameter_groups().items() if group}
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        return {role: [parameter.detach() for parameter in group] for role, group in self.groups.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Raises UserError, one line, for parameters of other shapes, e.g. a LoRA of another rank."""
+        shapes = [{role: [tuple(p.shape) for p in group] for role, group in of.items()} for of in (state, self.groups)]
+        if shapes[0] != shapes[1]:
+            role = next(role for role in self.groups if shapes[0].get(role) != shapes[1][role])
+            there, here = (of.get(role, [()])[:1] for of in shapes)
+            raise UserError(f"the checkpoint's {role!r} has parameters of other shapes: {there} there, {here} here")
+        for role, group in self.groups.items():
+            for parameter, saved in zip(group, state[role], strict=True):
+                parameter.copy_(saved)
+
+
 def metrics_of(terms: Sequence[Term]) -> dict[str, Tensor]:
     """What the terms report of the last step; the first one's word counts where two have a name."""
     return {name: value for term in reversed(terms) for name, value in term.metrics.items()}

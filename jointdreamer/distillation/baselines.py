@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras
@@ -12,9 +13,16 @@ from jointdreamer.diffusion import Noised
 class Baseline(nn.Module, ABC):
     """What is subtracted from the noise prediction."""
 
+    loss_names: tuple[str, ...] = ()  # that `losses` returns
+
     @abstractmethod
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
         """(B, V, C, h, w), without a graph."""
+
+    def losses(self, noised: Noised, cameras: Cameras, generator: torch.Generator) -> dict[str, Tensor]:
+        """What trains its own parameters on the renders' latents, by name in `schedule.loss`; all draws are the
+        generator's."""
+        return {}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that are trained beside the scene, by role."""

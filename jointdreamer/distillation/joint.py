@@ -120,7 +120,7 @@ class JointScoreDistillation(Term):
         noise_pred = self.joint_noise_pred(noised, render, cameras, now, generator)  # eps_hat - sigma_t dC/dx_t
         noise = self.baseline(noised, cameras, now)  # eps
         grad = self.weighting(noised.alpha_t, noised.sigma_t) * (noise_pred - noise)  # Eq. 5, less dz/dtheta
-        return {self.name: surrogate_loss(latents, grad)}
+        return {self.name: surrogate_loss(latents, grad), **self.baseline.losses(noised, cameras, generator)}
 
     def joint_noise_pred(
         self,

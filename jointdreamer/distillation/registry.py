@@ -3,16 +3,28 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
+from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of, parameters_of
 from jointdreamer.cameras import Rig
 from jointdreamer.distillation.base import Term
+from jointdreamer.distillation.baselines import Baseline
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.prompts import Prompts
 
+BASELINES = {  # what a score distillation subtracts
+    "noise": "jointdreamer.distillation.baselines:AddedNoise",
+    "lora": "jointdreamer.distillation.lora:LoRA",
+}
 TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
-BUILT = ("prior", "text", "energy", "timesteps", "name")  # options that are objects, or that the config cannot say
+BUILT = (
+    "prior",
+    "text",
+    "energy",
+    "timesteps",
+    "baseline",
+    "name",
+)  # options that are objects, or that the config cannot say
 
 
 def options_of(name: str, given: Any, shared: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -36,12 +48,41 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
             came = options["timesteps"]
             raise UserError(f"{family}.timesteps={came!r}: wanted the name of a term before it, or null")
         earlier.append(name)
+        if options.get("baseline") is not None:
+            check_baseline(options["baseline"], f"{family}.baseline")
         function = function_of(kind, TERMS, Term, family)
         if "prior" in parameters_of(kind, TERMS, Term, family) and "prior" not in options:
             raise UserError(f"{family}.prior is missing: say {family}.prior=text_to_image, or another of `models`")
         for key, value in options.items():
             if key not in BUILT:  # under the name by which the user said it
                 check_arguments(function, {key: value}, family if key in given else "distillation", whole=False)
+
+
+def loss_names(terms: Mapping[str, Any]) -> list[str]:
+    """The names that `schedule.loss` may give a weight to: the terms' own, and those of what trains beside them."""
+    names = list(terms)
+    for name, options in terms.items():
+        if isinstance(options, Mapping) and (baseline := options.get("baseline")):
+            member: Any = member_of(baseline["name"], BASELINES, Baseline, f"distillation.terms.{name}.baseline")
+            names += getattr(member, "loss_names", ())
+    return names
+
+
+def check_baseline(given: Any, family: str) -> None:
+    """Refuse what `build_baseline` would refuse. Raises UserError, one line."""
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise UserError(f"{family}={given!r}: wanted a group with a name, {family}.name=lora")
+    own = {key: value for key, value in given.items() if key != "name"}
+    check_arguments(function_of(given["name"], BASELINES, Baseline, family), own, family, whole=False)
+
+
+def build_baseline(given: Mapping[str, Any], family: str, prior: Prior, text: Any) -> Baseline:
+    """The baseline of a term: name, a short one or your own "module:Class", and its options."""
+    shared = {"prior": prior, "text": text}
+    wanted = parameters_of(given["name"], BASELINES, Baseline, family)
+    own = {key: value for key, value in given.items() if key != "name"}
+    shared = {key: value for key, value in shared.items() if key in wanted}
+    return build_by_name(given["name"], BASELINES, Baseline, family, {**shared, **own})
 
 
 def build_terms(
@@ -81,6 +122,9 @@ def build_terms(
             options["text"] = options["prior"].embed(prompts)
         if "name" in wanted[name]:
             options["name"] = name
+        if options.get("baseline") is not None:
+            family = f"distillation.terms.{name}.baseline"
+            options["baseline"] = build_baseline(options["baseline"], family, options["prior"], options.get("text"))
         if options.get("timesteps"):
             options["timesteps"] = built[options["timesteps"]]
         built[name] = build_by_name(kind, TERMS, Term, f"distillation.terms.{name}", options)

@@ -114,23 +114,35 @@ class LatentDiffusion(AutoencodedPrior):
     def predict(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], cameras: Cameras | None) -> list[Tensor]:
         """Raises UserError if the text embeddings are of another width than the UNet's."""
         k, (b, v) = len(conditions), x_t.shape[:2]
-        text = torch.cat([condition.embedding for condition in conditions]).flatten(0, 1)
-        if text.shape[-1] != self.unet.config.cross_attention_dim:
+        if (width := conditions[0].embedding.shape[-1]) != self.unet.config.cross_attention_dim:
             raise UserError(
                 f"the {self.what} reads text embeddings of width {self.unet.config.cross_attention_dim}, the text "
-                f"encoder gives {text.shape[-1]}: take both from the same family"
+                f"encoder gives {width}: take both from the same family"
             )
         with torch.inference_mode():
-            prediction = self.unet(
-                self.beside(torch.cat([x_t] * k).flatten(0, 1), conditions).to(self.unet.dtype),
-                t.repeat_interleave(v).repeat(k),
-                encoder_hidden_states=text.to(self.unet.dtype),
-                return_dict=False,
-                **self.labels(cameras, k),
-            )[0]
+            prediction = self.network(x_t, t, conditions, cameras)
         # a copy: autograd, an energy's for one, refuses what inference mode has made
         prediction = prediction.to(torch.float32, copy=True).unflatten(0, (k, b, v))
         return [self.process.noise(one, x_t, t) for one in prediction]
+
+    def network(
+        self,
+        x_t: Tensor,  # (B, V, C, h, w)
+        t: Tensor,  # (B,)
+        conditions: Sequence[Condition],
+        cameras: Cameras | None,
+        forward: Callable[..., Any] | None = None,  # instead of the UNet's own
+    ) -> Tensor:
+        """What the UNet itself answers under K conditions: rows (K B V, C, h, w), in its precision."""
+        k, v = len(conditions), x_t.shape[1]
+        text = torch.cat([condition.embedding for condition in conditions]).flatten(0, 1)
+        return (forward or self.unet)(
+            self.beside(torch.cat([x_t] * k).flatten(0, 1), conditions).to(self.unet.dtype),
+            t.repeat_interleave(v).repeat(k),
+            encoder_hidden_states=text.to(self.unet.dtype),
+            return_dict=False,
+            **self.labels(cameras, k),
+        )[0]
 
     def beside(self, rows: Tensor, conditions: Sequence[Condition]) -> Tensor:
         """The network's input rows (K B V, C, h, w), with what a model wants beside the noisy latents."""

@@ -59,6 +59,13 @@ class TextEmbeddings:
     front: float = radians(30)
     back: float = radians(30)
     overhead: float = radians(60)
+    plain: Tensor | None = None  # (L, D) the prompt without view words
+
+    def without_view(self, cameras: Cameras) -> Condition:
+        """The prompt without view words for each camera (B, V)."""
+        if self.plain is None:
+            raise UserError("these text embeddings do not have the prompt without view words")
+        return Condition(self.plain.expand(*cameras.azimuth.shape, -1, -1))
 
     def at(self, cameras: Cameras) -> Condition:
         """The prompt as each camera (B, V) sees it."""
@@ -71,7 +78,8 @@ class TextEmbeddings:
 
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""
-        return replace(self, cond=self.cond.to(*args), uncond=self.uncond.to(*args))
+        plain = None if self.plain is None else self.plain.to(*args)
+        return replace(self, cond=self.cond.to(*args), uncond=self.uncond.to(*args), plain=plain)
 
 
 def read_prompts(file: str | Path) -> list[str]:
@@ -144,20 +152,23 @@ def encode_prompt(
         known = ", ".join(vocabulary(tokenizer))
         log.warning("the text encoder does not know %s; it knows: %s", ", ".join(map(repr, unknown)), known)
     embeddings = embed_texts([*prompts, "", negative_prompt], tokenizer, text_encoder)
-    return TextEmbeddings(embeddings[:4], embeddings[4:], radians(front_deg), radians(back_deg), radians(overhead_deg))
+    plain = embed_texts([prompt], tokenizer, text_encoder, say=False)[0] if view_dependent else embeddings[0]
+    front, back, overhead = (radians(angle) for angle in (front_deg, back_deg, overhead_deg))
+    return TextEmbeddings(embeddings[:4], embeddings[4:], front, back, overhead, plain)
 
 
-def embed_texts(texts: Sequence[str], tokenizer: Any, text_encoder: Any) -> Tensor:
+def embed_texts(texts: Sequence[str], tokenizer: Any, text_encoder: Any, say: bool = True) -> Tensor:
     """(N, K L, D): the encoder's last hidden state, without a graph.
 
     The encoder reads L tokens. What is longer is encoded in K parts, each between a start and an end token of its own,
     whose embeddings follow each other, as is customary for long prompts; shorter texts are filled up with empty parts.
-    View words at the end of a text are never torn apart. What is longer than MAX_PARTS parts is cut, with a warning.
+    View words at the end of a text are never torn apart. What is longer than MAX_PARTS parts is cut, with a warning;
+    without `say` nothing is said, of what was said before.
     """
     length = text_encoder.config.max_position_embeddings
-    rows = [_framed(parts, tokenizer, length) for parts in _cut(texts, tokenizer, length - 2, MAX_PARTS)]
+    rows = [_framed(parts, tokenizer, length) for parts in _cut(texts, tokenizer, length - 2, MAX_PARTS, say)]
     most = max(map(len, rows))
-    if most > 1:
+    if most > 1 and say:
         log.info("the prompt is longer than the %d tokens of the text encoder: encoded in %d parts", length, most)
     empty = _framed([[]], tokenizer, length)
     ids = torch.tensor([[*row, *empty * (most - len(row))] for row in rows])  # (N, K, L)
@@ -174,7 +185,7 @@ def shortened(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:
     return torch.tensor([_framed(parts, tokenizer, length)[0] for parts in _cut(texts, tokenizer, length - 2, 1)])
 
 
-def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[list[list[int]]]:
+def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int, say: bool = True) -> list[list[list[int]]]:
     """The tokens of each text in at most so many parts of `room` tokens, and a warning that says what does not fit.
 
     View words at the end stay, and stay together, where a part has room for them.
@@ -197,7 +208,7 @@ def _cut(texts: Sequence[str], tokenizer: Any, room: int, most: int) -> list[lis
         else:
             parts.append(view)
         found.append(parts)
-    for text, end in lost.items():
+    for text, end in lost.items() if say else ():
         too_long = f"{shorten(text, 80)!r}, which is too long (at most {most * room} tokens are read)"
         log.warning("of %s, this is cut off: %r", too_long, shorten(end, 400))
     return found
