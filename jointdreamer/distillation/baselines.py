@@ -7,13 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras
-from jointdreamer.diffusion import Noised
+from jointdreamer.diffusion import Noised, NoiseProcess, add_noise
 
 
 class Baseline(nn.Module, ABC):
-    """What is subtracted from the noise prediction."""
+    """What is subtracted from the noise prediction, and which noise there is to begin with."""
 
     loss_names: tuple[str, ...] = ()  # that `losses` returns
+
+    def add_noise(
+        self,
+        process: NoiseProcess,
+        latents: Tensor,  # (B, V, C, h, w)
+        t: Tensor,  # (B,)
+        cameras: Cameras,
+        now: SimpleNamespace,
+        generator: torch.Generator,
+    ) -> Noised:
+        """The latents at the noise levels of this step, without a graph: noise is drawn, unless a baseline finds it."""
+        return add_noise(process, latents, t, generator)
 
     @abstractmethod
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:

@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 
 from jointdreamer.arguments import Positive, Share
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.diffusion import Noised, add_noise, draw_timesteps, noise_from_x0
+from jointdreamer.diffusion import Noised, draw_timesteps, noise_from_x0
 from jointdreamer.distillation.base import Term
 from jointdreamer.distillation.baselines import AddedNoise, Baseline
 from jointdreamer.energies.base import Energy, Views
@@ -116,7 +116,9 @@ class JointScoreDistillation(Term):
             return {}
         latents = self.prior.encode(render.rgb, generator, chunk=self.chunk)  # z (B, V, C, h, w)
         self.t = self.draw_timesteps(len(latents), now, generator)  # (B,)
-        noised = add_noise(self.prior.process, latents, self.t, generator)  # x_t = alpha_t z + sigma_t eps
+        noised = self.baseline.add_noise(  # x_t = alpha_t z + sigma_t eps
+            self.prior.process, latents, self.t, cameras, now, generator
+        )
         noise_pred = self.joint_noise_pred(noised, render, cameras, now, generator)  # eps_hat - sigma_t dC/dx_t
         noise = self.baseline(noised, cameras, now)  # eps
         grad = self.weighting(noised.alpha_t, noised.sigma_t) * (noise_pred - noise)  # Eq. 5, less dz/dtheta

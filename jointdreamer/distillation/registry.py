@@ -15,6 +15,9 @@ from jointdreamer.priors.prompts import Prompts
 BASELINES = {  # what a score distillation subtracts
     "noise": "jointdreamer.distillation.baselines:AddedNoise",
     "lora": "jointdreamer.distillation.lora:LoRA",
+    "inverted": "jointdreamer.distillation.inversion:InvertedNoise",
+    "interval": "jointdreamer.distillation.inversion:IntervalNoise",
+    "shifted": "jointdreamer.distillation.inversion:ShiftedNoise",
 }
 TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
 BUILT = (
