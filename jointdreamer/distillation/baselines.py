@@ -41,6 +41,13 @@ class Baseline(nn.Module, ABC):
         return {}
 
 
+class Zero(Baseline):
+    """Nothing: CSD and NFSD, whose targets have no noise left in them."""
+
+    def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
+        return torch.zeros_like(noised.x_t)
+
+
 class AddedNoise(Baseline):
     """The noise that was added: SDS (Poole et al. 2022, Eq. 3), and JSD (Eq. 5)."""
 

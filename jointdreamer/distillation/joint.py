@@ -33,6 +33,7 @@ from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import Noised, draw_timesteps, noise_from_x0
 from jointdreamer.distillation.base import Term
 from jointdreamer.distillation.baselines import AddedNoise, Baseline
+from jointdreamer.distillation.targets import ClassifierFree, Target
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
@@ -58,6 +59,7 @@ class JointScoreDistillation(Term):
     text: the prompt, embedded by the prior
     energy: how well the views agree, Eq. 3
     baseline: what is subtracted, the added noise by default
+    target: what the prior wants, its guided prediction by default
     name: of its loss in `schedule.loss`
     weighting: w(t), one of WEIGHTINGS
     mask: how the rendered opacity m enters the energy
@@ -82,6 +84,7 @@ class JointScoreDistillation(Term):
         text: TextEmbeddings,
         energy: Energy | None = None,
         baseline: Baseline | None = None,
+        target: Target | None = None,
         name: str = "jsd",
         weighting: Literal["sds", "uniform", "fantasia3d", "x0"] = "sds",
         mask: Mask = "input",
@@ -99,6 +102,7 @@ class JointScoreDistillation(Term):
             raise UserError(f"unknown energy mask {mask!r}: choose input, gradient or none")
         self.prior, self.text, self.name = prior, text, name
         self.energy, self.baseline = energy or NoEnergy(), baseline or AddedNoise()
+        self.target = target or ClassifierFree()
         self.weighting = WEIGHTINGS[weighting]
         self.mask: Mask = mask
         self.mask_floor = mask_floor
@@ -137,15 +141,15 @@ class JointScoreDistillation(Term):
         render: what the energy sees beside x0; None, where there is no scene, decodes the prior's guided x0
         """
         prior, x_t, t = self.prior, noised.x_t, noised.t
-        conditions = [self.text.at(cameras), self.text.nothing(cameras, now.negative_prompt)]
-        cond, uncond = checked(prior, x_t, prior.predict(x_t, t, conditions, cameras))
-        noise_pred = prior.guidance.noise(prior.process, x_t, t, cond, uncond, now.guidance_scale)  # eps_hat
+        conditions = self.target.conditions(self.text, cameras, now)
+        predictions = checked(prior, x_t, prior.predict(x_t, t, conditions, cameras), len(conditions))
+        noise_pred = self.target(prior, noised, predictions, cameras, now)  # eps_hat
         if now.energy_weight == 0 or isinstance(self.energy, NoEnergy):
             self.metrics = {"coherence": x_t.new_zeros(())}
             return clamp_x0(noise_pred, noised, self.x0_limit)
 
-        seen = noise_pred if self.energy_x0 == "guided" else uncond  # by the energy, as x0
-        views = views_of(prior, noised, noise_pred, render, cameras, conditions, generator)
+        seen = noise_pred if self.energy_x0 == "guided" else predictions[1]  # by the energy, as x0
+        views = views_of(prior, noised, noise_pred, render, cameras, conditions[:2], generator)
         energy_grad, coherence = energy_gradient(self.energy, views, noised, seen, self.mask, self.mask_floor)
         energy_weight = damped_weight(now.energy_weight, noised, self.energy_limit)  # lambda
         joint = clamp_x0(noise_pred - energy_weight * noised.sigma_t * energy_grad, noised, self.x0_limit)
@@ -256,12 +260,12 @@ def resized_opacity(opacity: Tensor, size: Sequence[int]) -> Tensor:
     return small.unflatten(0, opacity.shape[:2])
 
 
-def checked(prior: Prior, x_t: Tensor, predictions: Sequence[Tensor]) -> Sequence[Tensor]:
-    """The two predictions. Raises UserError, one line, for a prior that returns others than noise of x_t's shape."""
+def checked(prior: Prior, x_t: Tensor, predictions: Sequence[Tensor], n: int) -> Sequence[Tensor]:
+    """The n predictions. Raises UserError, one line, for a prior that returns others than noise of x_t's shape."""
     shapes = [tuple(one.shape) for one in predictions]
-    if shapes != [tuple(x_t.shape)] * 2:
+    if shapes != [tuple(x_t.shape)] * n:
         raise UserError(
-            f"prior {type(prior).__name__}: predict must return the noise for each of 2 conditions, "
+            f"prior {type(prior).__name__}: predict must return the noise for each of {n} conditions, "
             f"{tuple(x_t.shape)}, got {shapes}"
         )
     return predictions

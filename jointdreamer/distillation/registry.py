@@ -7,6 +7,7 @@ from jointdreamer.arguments import build_by_name, check_arguments, function_of, 
 from jointdreamer.cameras import Rig
 from jointdreamer.distillation.base import Term
 from jointdreamer.distillation.baselines import Baseline
+from jointdreamer.distillation.targets import Target
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
@@ -14,20 +15,21 @@ from jointdreamer.priors.prompts import Prompts
 
 BASELINES = {  # what a score distillation subtracts
     "noise": "jointdreamer.distillation.baselines:AddedNoise",
+    "zero": "jointdreamer.distillation.baselines:Zero",
     "lora": "jointdreamer.distillation.lora:LoRA",
     "inverted": "jointdreamer.distillation.inversion:InvertedNoise",
     "interval": "jointdreamer.distillation.inversion:IntervalNoise",
     "shifted": "jointdreamer.distillation.inversion:ShiftedNoise",
 }
+TARGETS = {  # what the prior wants
+    "cfg": "jointdreamer.distillation.targets:ClassifierFree",
+    "coefficients": "jointdreamer.distillation.targets:Coefficients",
+    "noise_free": "jointdreamer.distillation.targets:NoiseFree",
+    "perp_neg": "jointdreamer.distillation.targets:PerpNeg",
+}
+PARTS: dict[str, tuple[dict[str, str], type]] = {"baseline": (BASELINES, Baseline), "target": (TARGETS, Target)}
 TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
-BUILT = (
-    "prior",
-    "text",
-    "energy",
-    "timesteps",
-    "baseline",
-    "name",
-)  # options that are objects, or that the config cannot say
+BUILT = ("prior", "text", "energy", "timesteps", *PARTS, "name")  # objects, or what the config cannot say
 
 
 def options_of(name: str, given: Any, shared: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -51,8 +53,9 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
             came = options["timesteps"]
             raise UserError(f"{family}.timesteps={came!r}: wanted the name of a term before it, or null")
         earlier.append(name)
-        if options.get("baseline") is not None:
-            check_baseline(options["baseline"], f"{family}.baseline")
+        for part in PARTS:
+            if options.get(part) is not None:
+                check_part(part, options[part], f"{family}.{part}")
         function = function_of(kind, TERMS, Term, family)
         if "prior" in parameters_of(kind, TERMS, Term, family) and "prior" not in options:
             raise UserError(f"{family}.prior is missing: say {family}.prior=text_to_image, or another of `models`")
@@ -71,21 +74,22 @@ def loss_names(terms: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def check_baseline(given: Any, family: str) -> None:
-    """Refuse what `build_baseline` would refuse. Raises UserError, one line."""
+def check_part(part: str, given: Any, family: str) -> None:
+    """Refuse what `build_part` would refuse. Raises UserError, one line."""
+    known, base = PARTS[part]
     if not isinstance(given, Mapping) or "name" not in given:
-        raise UserError(f"{family}={given!r}: wanted a group with a name, {family}.name=lora")
+        raise UserError(f"{family}={given!r}: wanted a group with a name, {family}.name={next(iter(known))}")
     own = {key: value for key, value in given.items() if key != "name"}
-    check_arguments(function_of(given["name"], BASELINES, Baseline, family), own, family, whole=False)
+    check_arguments(function_of(given["name"], known, base, family), own, family, whole=False)
 
 
-def build_baseline(given: Mapping[str, Any], family: str, prior: Prior, text: Any) -> Baseline:
-    """The baseline of a term: name, a short one or your own "module:Class", and its options."""
-    shared = {"prior": prior, "text": text}
-    wanted = parameters_of(given["name"], BASELINES, Baseline, family)
+def build_part(part: str, given: Mapping[str, Any], family: str, prior: Prior, text: Any) -> Any:
+    """A term's baseline or target: name, a short one or your own "module:Class", and its options."""
+    known, base = PARTS[part]
+    wanted = parameters_of(given["name"], known, base, family)
+    shared = {key: value for key, value in {"prior": prior, "text": text}.items() if key in wanted}
     own = {key: value for key, value in given.items() if key != "name"}
-    shared = {key: value for key, value in shared.items() if key in wanted}
-    return build_by_name(given["name"], BASELINES, Baseline, family, {**shared, **own})
+    return build_by_name(given["name"], known, base, family, {**shared, **own})
 
 
 def build_terms(
@@ -125,9 +129,10 @@ def build_terms(
             options["text"] = options["prior"].embed(prompts)
         if "name" in wanted[name]:
             options["name"] = name
-        if options.get("baseline") is not None:
-            family = f"distillation.terms.{name}.baseline"
-            options["baseline"] = build_baseline(options["baseline"], family, options["prior"], options.get("text"))
+        for part in PARTS:
+            if options.get(part) is not None:
+                family = f"distillation.terms.{name}.{part}"
+                options[part] = build_part(part, options[part], family, options["prior"], options.get("text"))
         if options.get("timesteps"):
             options["timesteps"] = built[options["timesteps"]]
         built[name] = build_by_name(kind, TERMS, Term, f"distillation.terms.{name}", options)
