@@ -4,14 +4,18 @@
     resolution:     [[0, 64], [3000, 256]]               each value holds until the next knot
     t_min:          [[0, 0.98], [3000, 0.02, linear]]    a `linear` knot is reached in a straight line
     t_max:          [[0, 0.98], [50%, 0.5, linear]]      a knot at a share of the run moves with `steps`
+    t_min:          [[0, 0.98], [100%, 0.02, dreamtime]] other curves: see CURVES
 
 Pure in the step, so a resumed run continues exactly (the official Geometry Fading is undone by its own resume).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import cos, pi
+from functools import cache
+from itertools import accumulate
+from math import cos, exp, pi, sqrt
 from types import SimpleNamespace
 from typing import Any, TypeGuard
 
@@ -28,13 +32,13 @@ def _is_list(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A value of the step: knots (step, value, linear), the first at step 0, steps increasing."""
+    """A value of the step: knots (step, value, curve), the first at step 0, steps increasing; "" holds the value."""
 
-    knots: tuple[tuple[int, Any, bool], ...]
+    knots: tuple[tuple[int, Any, str], ...]
 
     @staticmethod
     def parse(spec: Any, name: str = "schedule", steps: int = 0) -> "Schedule":
-        """From a constant (number, text, true/false, null) or a list of [step, value] and [step, value, linear].
+        """From a constant (number, text, true/false, null) or a list of [step, value] and [step, value, curve].
 
         steps: of the run, for knots at a share of it ("50%").
         Raises UserError that starts with `name` when the spec is neither.
@@ -42,15 +46,15 @@ class Schedule:
         if not _is_list(spec):
             if not (spec is None or isinstance(spec, str | bool) or _is_number(spec)):
                 raise UserError(f"{name}: expected a constant or knots [[step, value], ...], got {spec!r}")
-            return Schedule(((0, spec, False),))
+            return Schedule(((0, spec, ""),))
         knots = tuple(_parse_knot(knot, name, steps) for knot in spec)
         if not knots or knots[0][0] != 0 or knots[0][2]:
             raise UserError(f"{name}: the first knot must be [0, value], got {_show(spec)}")
-        for (step, value, _), (next_step, next_value, linear) in zip(knots, knots[1:], strict=False):
+        for (step, value, _), (next_step, next_value, curve) in zip(knots, knots[1:], strict=False):
             if next_step <= step:
                 raise UserError(f"{name}: the steps of the knots must increase, got {step} and then {next_step}")
-            if linear and not (_is_number(value) and _is_number(next_value)):
-                raise UserError(f"{name}: a linear knot needs numbers, got {value!r} to {next_value!r}")
+            if curve and not (_is_number(value) and _is_number(next_value)):
+                raise UserError(f"{name}: a {curve} knot needs numbers, got {value!r} to {next_value!r}")
         return Schedule(knots)
 
     def __call__(self, step: int) -> Any:
@@ -58,25 +62,66 @@ class Schedule:
         i = max(i for i, knot in enumerate(self.knots) if knot[0] <= max(step, 0))
         start, value, _ = self.knots[i]
         if i + 1 < len(self.knots) and self.knots[i + 1][2]:
-            end, target, _ = self.knots[i + 1]
+            end, target, curve = self.knots[i + 1]
             # divided first, as the official code does: the other order loses a timestep at 22 of 3,000 steps
-            return value + (target - value) * ((step - start) / (end - start))
+            return CURVES[curve](value, target, (step - start) / (end - start))
         return value
 
     def max(self) -> Any:
-        """The largest value it ever takes: a knot's, since straight lines peak at their ends."""
+        """The largest value it ever takes: a knot's, since curves peak at their ends."""
         return max(value for _, value, _ in self.knots)
+
+
+def dreamtime(high: float, low: float, share: float) -> float:
+    """DreamTime (Huang et al. 2023): from a high noise level to a low one, in shares of 1,000 timesteps.
+
+    After a share of the way t is where the weights W, summed from the highest timestep downwards, first reach it. Of
+    Stable Diffusion's noise process. Raises UserError for a level that rises, or that is no share.
+    """
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"a dreamtime knot falls from one noise level in [0, 1] to another, got {high} to {low}")
+    first, last = min(round(1000 * high), 999), round(1000 * low)
+    summed = _dreamtime_sums(first, last)
+    return (first - min(bisect_left(summed, share), first - last) + 0.5) / 1000  # the middle of a timestep
+
+
+@cache
+def _dreamtime_sums(first: int, last: int) -> list[float]:
+    """Sums of W(t) from `first` down to `last`, over the whole sum.
+
+    W is sqrt((1 - abar) / abar) times a plateau from 500 to 800 with Gaussian ends.
+    """
+    ends = 0.00085**0.5, 0.012**0.5
+    betas = [(ends[0] + (ends[1] - ends[0]) * t / 999) ** 2 for t in range(1000)]
+    abar = list(accumulate((1 - beta for beta in betas), lambda product, factor: product * factor))
+
+    def weight(t: int) -> float:
+        above, below = max(0, t - 800) / 300, max(0, 500 - t) / 100
+        return sqrt((1 - abar[t]) / abar[t]) * exp(-(above**2) / 2 - below**2 / 2)
+
+    sums = list(accumulate(weight(t) for t in range(first, last - 1, -1)))
+    return [part / sums[-1] for part in sums]
+
+
+# How a knot's value is reached from the one before: from, to, and the share of the steps between them
+CURVES: dict[str, Callable[[float, float, float], float]] = {
+    "linear": lambda start, end, share: start + (end - start) * share,
+    "sqrt": lambda start, end, share: start + (end - start) * sqrt(share),  # HiFA (Zhu et al. 2023)
+    "dreamtime": dreamtime,
+}
 
 
 def _show(spec: Any) -> str:
     return str([list(k) if _is_list(k) else k for k in spec])
 
 
-def _parse_knot(knot: Any, name: str, steps: int) -> tuple[int, Any, bool]:
+def _parse_knot(knot: Any, name: str, steps: int) -> tuple[int, Any, str]:
     step = _knot_step(knot[0], steps) if _is_list(knot) and len(knot) in (2, 3) else None
-    if step is None or _is_list(knot[1]) or (len(knot) == 3 and knot[2] != "linear"):
-        raise UserError(f"{name}: expected a knot [step, value] or [step, value, linear], got {knot!r}")
-    return step, knot[1], len(knot) == 3
+    curve = knot[2] if step is not None and len(knot) == 3 else ""
+    if step is None or _is_list(knot[1]) or (curve and curve not in CURVES) or curve is None:
+        curves = ", ".join(CURVES)
+        raise UserError(f"{name}: expected a knot [step, value] or [step, value, curve] with {curves}, got {knot!r}")
+    return step, knot[1], curve
 
 
 def _knot_step(given: Any, steps: int) -> int | None:
@@ -133,9 +178,9 @@ class Plan:
             schedule = self._tree.get(name)
             if not isinstance(schedule, Schedule):
                 raise UserError(f"schedule.{name} is missing: wanted a constant or knots [[step, value], ...]")
-            for _, value, linear in schedule.knots:
-                if linear and kind is int:
-                    raise UserError(f"schedule.{name}: a linear knot would pass through fractions; leave out linear")
+            for _, value, curve in schedule.knots:
+                if curve and kind is int:
+                    raise UserError(f"schedule.{name}: a {curve} knot would pass through fractions; leave out {curve}")
                 right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
                 if not right or not low <= value <= high:
                     what = "true or false" if kind is bool else f"numbers from {low:g} to {high:g}"
@@ -164,11 +209,9 @@ class Plan:
         return self
 
     def _check_t(self) -> None:
-        """Raise UserError if t_min is above t_max somewhere: between two neighbours among the knots both are straight,
-        so that the steps there, and the last before each, tell of all."""
+        """Raise UserError if t_min is above t_max somewhere."""
         low, high = self._find("t_min"), self._find("t_max")
-        borders = {step for step, _, _ in (*low.knots, *high.knots)} | {self.steps}
-        for step in sorted({step + near for step in borders for near in (-1, 0)}):
+        for step in _telling(low, high, self.steps):
             if 0 <= step < self.steps and low(step) > high(step):
                 raise UserError(
                     f"schedule.t_min is {low(step):g} and schedule.t_max {high(step):g} at step {step}: wanted a t_min "
@@ -193,18 +236,12 @@ class Plan:
         return values[:1] + [after for before, after in zip(values, values[1:], strict=False) if before[1] != after[1]]
 
     def differing(self, other: "Plan", steps: int) -> list[str]:
-        """Dotted names of the schedules that differ from `other`'s somewhere in the first `steps`, sorted.
-
-        Between two neighbours among the knots of both, each is a constant or a straight line: those that agree at the
-        first, the second and the last step there agree at all of them, whatever `steps` is.
-        """
+        """Dotted names of the schedules that differ from `other`'s somewhere in the first `steps`, sorted."""
         ours, theirs = _leaves(self._tree), _leaves(other._tree)
         found = list(ours.keys() ^ theirs.keys())
         for name in ours.keys() & theirs.keys():
             one, two = ours[name], theirs[name]
-            borders = {step for step, _, _ in (*one.knots, *two.knots)} | {steps}
-            looked_at = {step + near for step in borders for near in (-1, 0, 1)}
-            if any(one(step) != two(step) for step in looked_at if 0 <= step < steps):
+            if any(one(step) != two(step) for step in _telling(one, two, steps) if 0 <= step < steps):
                 found.append(name)
         return sorted(found)
 
@@ -213,6 +250,18 @@ class Plan:
         for part in name.split("."):
             node = node[part]
         return node
+
+
+def _telling(one: Schedule, two: Schedule, steps: int) -> list[int]:
+    """Steps at which two schedules tell all that they differ in.
+
+    Between two neighbours among the knots of both, each is a constant or a straight line: those that agree at the
+    first, the second and the last step there agree at all of them, and so do signs. Of other curves it is all steps.
+    """
+    knots = (*one.knots, *two.knots)
+    if any(curve not in ("", "linear") for _, _, curve in knots):
+        return list(range(steps))
+    return sorted({step + near for step in {*(step for step, _, _ in knots), steps} for near in (-1, 0, 1)})
 
 
 def _parse_tree(spec: Mapping[str, Any], name: str, steps: int) -> dict[str, Any]:

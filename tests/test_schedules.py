@@ -1,5 +1,6 @@
 """Schedules: small examples, by hand."""
 
+import numpy as np
 import pytest
 
 from jointdreamer.errors import UserError
@@ -194,3 +195,42 @@ def test_a_t_min_above_t_max_is_found_anywhere_in_the_plan(t_min, t_max, where):
 
 def test_a_t_min_that_would_cross_after_the_end_is_fine():
     Plan({**GOOD, "steps": 10, "t_min": [[0, 0.02], [11, 0.9]], "t_max": 0.9 - 0.5}).check()
+
+
+def test_hifa_falls_with_the_root_of_the_steps():
+    schedule = Schedule.parse([[0, 0.98], [100, 0.3, "sqrt"]])
+    assert [schedule(step) for step in (0, 25, 100, 200)] == pytest.approx([0.98, 0.98 - 0.68 / 2, 0.3, 0.3])
+
+
+def test_dreamtime_spends_its_steps_as_its_weights_say():
+    """The formula in numpy: W(t) = sqrt((1 - abar) / abar) P(t), summed up from 980 down to 20; t at the share i / N."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    abar = np.cumprod(1 - betas)
+    t = np.arange(1000)
+    plateau = np.where(t > 800, np.exp(-((t - 800) ** 2) / (2 * 300**2)), 1) * np.where(
+        t < 500, np.exp(-((t - 500) ** 2) / (2 * 100**2)), 1
+    )
+    weights = (np.sqrt((1 - abar) / abar) * plateau)[20:981][::-1]
+    sums = weights.cumsum() / weights.sum()
+    schedule = Schedule.parse([[0, 0.98], [2000, 0.02, "dreamtime"]])
+    for step in range(0, 2000, 37):
+        expected = 980 - int(np.searchsorted(sums, step / 2000))
+        assert int(1000 * schedule(step)) == expected
+    values = [schedule(step) for step in range(2000)]
+    assert all(later <= sooner for sooner, later in zip(values, values[1:], strict=False))
+    at_high = sum(0.5 <= value <= 0.8 for value in values)
+    assert at_high > 700 > 100 > sum(value < 0.3 for value in values)
+
+
+@pytest.mark.parametrize("knots", [[[0, 0.02], [10, 0.98, "dreamtime"]], [[0, 5], [10, 1, "dreamtime"]]])
+def test_dreamtime_is_for_noise_levels_that_fall(knots):
+    with pytest.raises(UserError, match="falls from one noise level"):
+        Schedule.parse(knots)(5)
+
+
+def test_plans_with_curves_are_compared_step_by_step():
+    def plan(curve):
+        return Plan({"steps": 100, "t": [[0, 1.0], [100, 0.0, curve]]})
+
+    assert plan("sqrt").differing(plan("linear"), 60) == ["schedule.t"]
+    assert plan("sqrt").differing(plan("sqrt"), 60) == []
