@@ -203,7 +203,7 @@ def test_hifa_falls_with_the_root_of_the_steps():
 
 
 def test_dreamtime_spends_its_steps_as_its_weights_say():
-    """The formula in numpy: W(t) = sqrt((1 - abar) / abar) P(t), summed up from 980 down to 20; t at the share i / N."""
+    """The formula in numpy: W(t) = sqrt((1 - abar) / abar) P(t), summed from 980 down to 20; t at the share i / N."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     abar = np.cumprod(1 - betas)
     t = np.arange(1000)
