@@ -20,7 +20,7 @@ from jointdreamer.kernels.ahead import compile_ahead
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import Render, Scene
 from jointdreamer.scenes.mesh.raster import antialias, interpolate, opposite_vertices, rasterize
-from jointdreamer.scenes.mesh.surface import MESH_REGULARIZERS, main_pieces, vertex_normals
+from jointdreamer.scenes.mesh.surface import MESH_REGULARIZERS, main_pieces, smoothed, vertex_normals
 from jointdreamer.scenes.mesh.tets import GRID_BYTES, MARGIN, MAX_OFFSET, marching_tets, tet_grid
 from jointdreamer.scenes.nerf.base import Field
 from jointdreamer.scenes.nerf.field import HashGridField
@@ -41,6 +41,8 @@ class DMTet(Scene):
     threshold: the density at which a NeRF's surface is taken. "auto": where its silhouettes are what cameras see;
         a number: 25 in the official implementation; None: the mean of the densities above 1e-5 on the grid, which is
         threestudio's "auto"
+    smoothing: how often a NeRF's levels are averaged with their neighbours', since its densities are noisy at the
+        spacing of the grid; 0 in the official implementation
     distilled: what training shows the prior, the lit colours, or the normals (n + 1) / 2 before black, as
         ProlificDreamer's geometry stage does
 
@@ -57,11 +59,13 @@ class DMTet(Scene):
         resolution: Annotated[int, Range(8, 512)] = 128,
         max_offset: Annotated[float, Range(0, 1)] = MAX_OFFSET,
         threshold: Literal["auto"] | Annotated[float, Range(above=0)] | None = "auto",
+        smoothing: Annotated[int, Range(0, 100)] = 2,
         distilled: Literal["rgb", "normal"] = "rgb",
     ):
         super().__init__()
         self.field, self.background = field, background
-        self.resolution, self.max_offset, self.threshold, self.distilled = resolution, max_offset, threshold, distilled
+        self.resolution, self.max_offset, self.threshold = resolution, max_offset, threshold
+        self.smoothing, self.distilled = smoothing, distilled
         self.grid = tet_grid(resolution)
         self.box: Tensor
         self.register_buffer("box", torch.tensor([[-1.0] * 3, [1.0] * 3]) * field.radius)
@@ -79,13 +83,14 @@ class DMTet(Scene):
         resolution: Annotated[int, Range(8, 512)] = 128,
         max_offset: Annotated[float, Range(0, 1)] = MAX_OFFSET,
         threshold: Literal["auto"] | Annotated[float, Range(above=0)] | None = "auto",
+        smoothing: Annotated[int, Range(0, 100)] = 2,
         distilled: Literal["rgb", "normal"] = "rgb",
         device: torch.device | str = "cpu",
     ) -> "DMTet":
         """From the arguments of `HashGridField` and `SphericalBackground`; not moved yet."""
         colors = HashGridField(**field)
         compile_ahead(torch.device(device), colors.encoding.n_features, mesh=True)
-        return cls(colors, SphericalBackground(**background), resolution, max_offset, threshold, distilled)
+        return cls(colors, SphericalBackground(**background), resolution, max_offset, threshold, smoothing, distilled)
 
     @classmethod
     def bytes_to_build(cls, resolution: int = 128, **options: Any) -> float:
@@ -157,6 +162,7 @@ class DMTet(Scene):
         # threshold - density as the official implementation has it, but between -1 and 1 without a clamp, so that the
         # surface lies where it should between two vertices, also where the density jumps
         level = (threshold - density) / (threshold + density)
+        level = smoothed(level, self.grid.edges, self.smoothing)
         self.level.copy_(main_pieces(level, self.grid.edges, self.grid.outer))
 
     def start_from_mesh(self, corners: np.ndarray, points: np.ndarray, albedo: np.ndarray) -> None:

@@ -80,6 +80,16 @@ MESH_REGULARIZERS = {
 }
 
 
+def smoothed(level: Tensor, edges: Tensor, times: int) -> Tensor:
+    """A level (N,) half way to the mean of its neighbours, so many times."""
+    a, b = edges.t()
+    degree = torch.bincount(edges.flatten(), minlength=len(level)).clamp_min(1)
+    for _ in range(times):
+        total = torch.zeros_like(level).index_add(0, a, level[b]).index_add(0, b, level[a])
+        level = (level + total / degree) / 2
+    return level
+
+
 def main_pieces(
     level: Tensor,  # (N,) positive outside
     edges: Tensor,  # (E, 2) between neighbours

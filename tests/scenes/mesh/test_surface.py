@@ -12,6 +12,7 @@ from jointdreamer.scenes.mesh.surface import (
     laplacian,
     main_pieces,
     normal_consistency,
+    smoothed,
     unique_edges,
     vertex_normals,
 )
@@ -123,3 +124,20 @@ def test_nothing_inside_is_left_alone():
     grid = tet_grid(8)
     level = torch.rand(len(grid.vertices), generator=torch.Generator().manual_seed(0)) + 0.1
     assert torch.equal(main_pieces(level, grid.edges, grid.outer), level)
+
+
+def test_smoothing_keeps_what_is_linear_and_halves_what_alternates():
+    grid = tet_grid(16)
+    inner = ~grid.outer
+    for edge in grid.edges[grid.outer[grid.edges].any(1)].flatten().unique().tolist():
+        inner[edge] = False  # all of whose neighbours are there
+    line = torch.arange(6.0)
+    chain = torch.stack([line[:-1], line[1:]], 1).long()
+    alternating = torch.tensor([1.0, -1, 1, -1, 1, -1])
+    assert torch.equal(smoothed(alternating, chain, 1), torch.zeros(6))
+    assert torch.allclose(smoothed(line, chain, 1)[1:-1], line[1:-1])
+    ones = torch.ones(len(grid.vertices))
+    assert torch.allclose(smoothed(ones, grid.edges, 5), ones)
+    linear = grid.vertices @ torch.tensor([1.0, -2.0, 0.5])
+    assert (smoothed(linear, grid.edges, 1) - linear)[inner].abs().max() < 0.25 * grid.spacing
+    assert torch.equal(smoothed(linear, grid.edges, 0), linear)
