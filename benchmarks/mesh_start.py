@@ -3,7 +3,8 @@
 Of a finished NeRF run, without any training: the roughness of its surface as the evaluation measures it, and that of
 the mesh that `scene=dmtet` makes of it, for several numbers of `scene.smoothing`; with the volume that is left. Then,
 for balls of more and more faces and pictures of more and more pixels, the share of the pairs of pixels along the
-outline that antialiasing blends: only these have gradients of the silhouette.
+outline that antialiasing blends, as nvdiffrast does and with the walk of `scenes/mesh/raster.py`: only these have
+gradients of the silhouette.
 """
 
 import sys
@@ -19,7 +20,7 @@ from jointdreamer.cameras import orbit_cameras
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.measure import surface_roughness
 from jointdreamer.runs.pictures import load_scene
-from jointdreamer.scenes.mesh.raster import antialias, opposite_vertices, rasterize
+from jointdreamer.scenes.mesh.raster import across_edges, antialias, rasterize
 from jointdreamer.scenes.mesh.scene import to_clip
 from jointdreamer.scenes.registry import build_scene
 
@@ -44,14 +45,15 @@ def starts(run: Path, resolution: int) -> list[list[str]]:
 
 
 @torch.no_grad()
-def blended(subdivisions: int, pixels: int) -> float:
+def blended(subdivisions: int, pixels: int, walk: bool) -> float:
     """The share of the outline's pairs of pixels, side by side, that antialiasing blends: four views of a ball."""
     ball = trimesh.creation.icosphere(subdivisions, radius=0.5)
     vertices, faces = torch.tensor(ball.vertices, dtype=torch.float32), torch.tensor(ball.faces)
     clip = to_clip(vertices, orbit_cameras(4, pixels)).flatten(0, 1)
     raster = rasterize(clip, faces, (pixels, pixels))
     mask = (raster.triangle > 0).float()[..., None]
-    image = antialias(mask, raster, clip, faces, opposite_vertices(faces))
+    opposite, beyond = across_edges(faces)
+    image = antialias(mask, raster, clip, faces, opposite, beyond=beyond if walk else None)
     pairs = sum(int((mask.diff(dim=axis) != 0).sum()) for axis in (1, 2))
     return int((image != mask).sum()) / pairs
 
@@ -69,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     print(table(["", "roughness, degrees", "volume", "faces"], rows), end="\n\n")
-    shares = [[str(20 * 4**n), *(f"{blended(n, size):.2f}" for size in PIXELS)] for n in SUBDIVISIONS]
-    print(table(["faces", *(f"{size} px" for size in PIXELS)], shares))
+    columns = [(size, walk) for walk in (False, True) for size in PIXELS]
+    shares = [[str(20 * 4**n), *(f"{blended(n, *column):.2f}" for column in columns)] for n in SUBDIVISIONS]
+    print(table(["faces", *(f"{size} px{', walked' if walk else ''}" for size, walk in columns)], shares))
     return 0
 
 

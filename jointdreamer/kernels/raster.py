@@ -13,6 +13,7 @@ LEAST_W = 1e-6  # faces with a vertex whose w is not above this are not drawn: t
 LEAST_AREA = 1e-6  # |A| and ...
 LEAST_HEIGHT = 1e-3  # ... |dy| in pixels are larger by this where gradients are divided by them
 SLACK = 1 / 16  # pixels: how far outside of two pixel centres an edge may cross the line through them
+STEPS = 32  # faces that are walked over in search of the outline
 MARGIN = 1 / 64  # pixels: what the box around a face may be off by rounding
 
 
@@ -48,9 +49,11 @@ class Twin(Protocol):
         ...
 
     def find_crossings(
-        self, clip: Tensor, faces: Tensor, opposite: Tensor, triangle: Tensor, depth: Tensor
+        self, clip: Tensor, faces: Tensor, opposite: Tensor, beyond: Tensor, triangle: Tensor, depth: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The C pairs of neighbouring pixels with a silhouette edge between their centres, in ascending order.
+
+        beyond (F, 3): the face across each edge, -1 for none, to walk over at most STEPS of them; (0, 3): not to walk.
 
         pair (C,) int64: twice the number of the first pixel among all M H W, plus 1 where the second is the one below
         it and not the one to its right; edge (C, 2) int64: two vertices, numbered through all images; alpha (C,): the

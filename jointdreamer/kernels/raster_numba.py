@@ -20,7 +20,7 @@ from numba import int32, int64, njit, uint8
 from torch import Tensor
 
 from jointdreamer.kernels.compiled import array, cached_njit, in_shares
-from jointdreamer.kernels.raster import LEAST_AREA, LEAST_HEIGHT, LEAST_W, MARGIN, SLACK, centres
+from jointdreamer.kernels.raster import LEAST_AREA, LEAST_HEIGHT, LEAST_W, MARGIN, SLACK, STEPS, centres
 
 PARTS = 8  # at least so many sums over pixels, if there are enough rows: a constant, for the sake of the bits
 UNKNOWN = np.uint8(255)
@@ -81,7 +81,7 @@ def interpolate_backward(
 
 
 def find_crossings(
-    clip: Tensor, faces: Tensor, opposite: Tensor, triangle: Tensor, depth: Tensor
+    clip: Tensor, faces: Tensor, opposite: Tensor, beyond: Tensor, triangle: Tensor, depth: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`raster.Twin.find_crossings`."""
     m, height, width = triangle.shape
@@ -90,7 +90,7 @@ def find_crossings(
     pair, edge, alpha = np.empty(most, np.int64), np.empty((most, 2), np.int64), np.empty(most, np.float32)
     start, count = np.empty(rows, np.int64), np.empty(rows, np.int64)
     known = np.full((m, len(faces)), UNKNOWN)
-    mesh = project(clip, (height, width)), faces, opposite, clip.shape[1], height, width
+    mesh = project(clip, (height, width)), faces, opposite, beyond, clip.shape[1], height, width
     pixels = triangle.view(-1), depth.view(-1)
     share(crossings, rows, *mesh, *pixels, known, pair, edge, alpha, start, count)
     n = int(count.sum())
@@ -351,10 +351,27 @@ def outline(screen, faces, opposite, first, face):
 
 @compiled
 def crossings(
-    begin, end, screen, faces, opposite, n, height, width, triangle, depth, known, pair, edge, alpha, start, count
+    begin,
+    end,
+    screen,
+    faces,
+    opposite,
+    beyond,
+    n,
+    height,
+    width,
+    triangle,
+    depth,
+    known,
+    pair,
+    edge,
+    alpha,
+    start,
+    count,
 ):
     """Rows of all images: their pairs with the pixel to the right and the one below, in that order.
 
+    beyond (F, 3), or (0, 3) not to walk: the face across each edge.
     known (M, F): outlines, UNKNOWN before. Two threads may find one at once, and find the same. Row by row, a call
     fills pair, edge and alpha (2 M H W, ...) from where its first row has room for all pairs; start, count (M H,) say
     which of them are a row's.
@@ -373,42 +390,58 @@ def crossings(
                 if triangle[p] == triangle[second]:
                     continue
                 second_owns = triangle[p] == 0 or (triangle[second] != 0 and depth[second] <= depth[p])
-                face = np.uintp((triangle[second] if second_owns else triangle[p]) - 1)
-                if known[image, face] == UNKNOWN:
-                    known[image, face] = outline(screen, faces, opposite, image * n, face)
-                bits = known[image, face]
-                if bits == 0:
-                    continue
-
+                face = (triangle[second] if second_owns else triangle[p]) - 1
+                other = (triangle[p] if second_owns else triangle[second]) - 1
                 sign = -ONE if second_owns else ONE
                 cx, cy = np.float32(x) + HALF - half_width, np.float32(y) + HALF - half_height
                 if second_owns and vertical:
                     cy += ONE
                 elif second_owns:
                     cx += ONE
-                farthest, distance, upright = -1, -INFINITY, False
-                for number in range(3):
-                    i = image * n + faces[face, (number + 1) % 3]
-                    j = image * n + faces[face, (number + 2) % 3]
-                    if vertical:
-                        x1, x2 = screen[i, 1] - cy, screen[j, 1] - cy
-                        y1, y2 = screen[i, 0] - cx, screen[j, 0] - cx
-                    else:
-                        x1, x2 = screen[i, 0] - cx, screen[j, 0] - cx
-                        y1, y2 = screen[i, 1] - cy, screen[j, 1] - cy
-                    if (y1 < ZERO) != (y2 < ZERO):
-                        dx, dy = x2 - x1, y2 - y1
-                        d = sign * (x1 * dy - y1 * dx) / dy
-                        if d > distance:
-                            farthest, distance, upright = number, d, abs(dy) >= abs(dx)
-                if farthest < 0 or not upright or not bits >> farthest & 1:
-                    continue
-                if -slack < distance and distance < ONE + slack:
-                    pair[at] = 2 * (row * width + x) + vertical
-                    edge[at, 0] = image * n + faces[face, (farthest + 1) % 3]
-                    edge[at, 1] = image * n + faces[face, (farthest + 2) % 3]
-                    alpha[at] = sign * (HALF - min(max(distance, ZERO), ONE))
-                    at += 1
+                entry = -1  # the edge by which a face was entered
+                for _ in range(STEPS if len(beyond) else 1):
+                    if known[image, face] == UNKNOWN:
+                        known[image, face] = outline(screen, faces, opposite, image * n, face)
+                    bits = known[image, face]
+                    if bits == 0 and len(beyond) == 0:
+                        break
+                    farthest, distance, upright = -1, -INFINITY, False
+                    for number in range(3):
+                        if number == entry:
+                            continue
+                        i = image * n + faces[face, (number + 1) % 3]
+                        j = image * n + faces[face, (number + 2) % 3]
+                        if vertical:
+                            x1, x2 = screen[i, 1] - cy, screen[j, 1] - cy
+                            y1, y2 = screen[i, 0] - cx, screen[j, 0] - cx
+                        else:
+                            x1, x2 = screen[i, 0] - cx, screen[j, 0] - cx
+                            y1, y2 = screen[i, 1] - cy, screen[j, 1] - cy
+                        if (y1 < ZERO) != (y2 < ZERO):
+                            dx, dy = x2 - x1, y2 - y1
+                            d = sign * (x1 * dy - y1 * dx) / dy
+                            if d > distance:
+                                farthest, distance, upright = number, d, abs(dy) >= abs(dx)
+                    if farthest < 0:
+                        break
+                    if bits >> farthest & 1:
+                        if upright and -slack < distance and distance < ONE + slack:
+                            pair[at] = 2 * (row * width + x) + vertical
+                            edge[at, 0] = image * n + faces[face, (farthest + 1) % 3]
+                            edge[at, 1] = image * n + faces[face, (farthest + 2) % 3]
+                            alpha[at] = sign * (HALF - min(max(distance, ZERO), ONE))
+                            at += 1
+                        break
+                    if len(beyond) == 0 or not distance < ONE + slack:
+                        break
+                    after = beyond[face, farthest]
+                    if after < 0 or after == other:
+                        break
+                    for number in range(3):
+                        if beyond[after, number] == face:
+                            entry = number
+                            break
+                    face = after
         count[row] = at - start[row]
 
 
@@ -485,7 +518,7 @@ def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
         (find_boxes, (*share, two, pairs, int64, *size, boxes)),
         (find_nearest, (*share, two, pairs, int64, boxes, one, one, two, one, whole)),
         (values, (*share, three, pairs, whole, two, int64, two)),
-        (crossings, (*share, two, *mesh, int64, *size, whole, one, array(2, uint8), *found, whole, whole)),
+        (crossings, (*share, two, *mesh, pairs, int64, *size, whole, one, array(2, uint8), *found, whole, whole)),
         (pack, (*share, whole, whole, whole, *found, *found)),
         (blend, (int64, whole, one, two, two)),
         (blend_gradients, (*size, whole, pairs, one, two, two, two, two, two)),

@@ -5,8 +5,9 @@ import pytest
 from benchmarks.mesh_start import blended, main
 
 
-def test_the_outline_of_a_coarse_ball_is_blended_and_that_of_a_fine_one_is_not():
-    assert blended(1, 64) > 0.3 > 0.05 > blended(5, 64)
+def test_the_outline_of_a_fine_ball_is_blended_by_walking_only():
+    assert blended(1, 64, False) > 0.3 > 0.05 > blended(5, 64, False)
+    assert blended(5, 64, True) > 0.3
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path, capsys):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from jointdreamer.kernels import raster_numba
 from jointdreamer.scenes.mesh import raster_torch
-from jointdreamer.scenes.mesh.raster import antialias, interpolate, opposite_vertices, rasterize
+from jointdreamer.scenes.mesh.raster import across_edges, antialias, interpolate, opposite_vertices, rasterize
 from tests.scenes.mesh.test_raster import WORLDS, icosphere, perspective, soup
 
 pytestmark = pytest.mark.kernels
@@ -65,11 +65,13 @@ def test_both_twins_give_and_send_back_the_same(mesh, n_images, shared):
         torch.testing.assert_close(numba_s[name], one, rtol=1e-4, atol=1e-5 * float(one.abs().max()), msg=name)
 
 
-def test_both_twins_find_the_same_crossings():
+@pytest.mark.parametrize("walk", [False, True])
+def test_both_twins_find_the_same_crossings(walk):
     for clip, faces in (bumpy(3), random_meshes(3)):
-        raster, opposite = rasterize(clip, faces, (41, 60)), opposite_vertices(faces)
+        raster, (opposite, beyond) = rasterize(clip, faces, (41, 60)), across_edges(faces)
+        beyond = beyond if walk else faces[:0]
         found = [
-            twin.find_crossings(clip, faces, opposite, raster.triangle, raster.depth)
+            twin.find_crossings(clip, faces, opposite, beyond, raster.triangle, raster.depth)
             for twin in (raster_torch, raster_numba)
         ]
         assert len(found[0][0]) > 100 and (found[0][0].diff() > 0).all()

@@ -99,6 +99,11 @@ def opposite_vertices(faces: Tensor) -> Tensor:
     Edge k is that between corners k + 1 and k + 2. An edge of three faces or more has nothing across it either. It
     depends on the faces alone: once for all images of a step.
     """
+    return across_edges(faces)[0]
+
+
+def across_edges(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """`opposite_vertices`, and the faces that have them, (F, 3) int64; -1 where there is none."""
     check_mesh(faces)
     one, other = faces[:, [1, 2, 0]].flatten(), faces[:, [2, 0, 1]].flatten()
     n = int(faces.max()) + 1 if len(faces) else 0
@@ -107,9 +112,10 @@ def opposite_vertices(faces: Tensor) -> Tensor:
     lone_pair = (same[1:-1] & ~same[:-2] & ~same[2:]).nonzero().squeeze(1)
     here, across = order[lone_pair], order[lone_pair + 1]
     corners = faces.flatten()  # corner k is opposite to edge k
-    opposite = torch.full_like(corners, -1)
+    opposite, beyond = torch.full_like(corners, -1), torch.full_like(corners, -1)
     opposite[here], opposite[across] = corners[across], corners[here]
-    return opposite.view(-1, 3)
+    beyond[here], beyond[across] = across // 3, here // 3
+    return opposite.view(-1, 3), beyond.view(-1, 3)
 
 
 def antialias(
@@ -119,6 +125,7 @@ def antialias(
     faces: Tensor,  # (F, 3) int64
     opposite: Tensor,  # (F, 3) int64, `opposite_vertices(faces)`
     backend: str = "auto",
+    beyond: Tensor | None = None,  # (F, 3) int64, with `opposite` from `across_edges(faces)`
 ) -> Tensor:
     """Blend neighbouring pixels where a silhouette passes between them: (M, H, W, K).
 
@@ -139,9 +146,11 @@ def antialias(
     share of the other's colour) or has beyond it (d > 1/2: the other pixel takes of the face's). A pixel may get
     several shares. The gradient of clip x, y and w is that of d, hence of the edge's two vertices alone.
 
-    Only edges of faces that a pixel sees are looked at. Of a smooth surface whose faces are smaller than pixels hardly
-    any face at the outline is seen: of a sphere with 1280 faces, as wide as half of the image, a quarter of the outline
-    is blended at 512^2 pixels, and nothing at 64^2. Raises UserError as `rasterize` does.
+    Only edges of faces that a pixel sees are looked at, as in nvdiffrast. Of a smooth surface whose faces are smaller
+    than pixels hardly any face at the outline is seen: of a sphere with 1280 faces, as wide as half of the image, a
+    quarter of the outline is blended at 512^2 pixels, and nothing at 64^2. With `beyond` an edge that is no silhouette
+    is walked over, to the face across it and on towards the other pixel, until one is or that pixel's own face comes.
+    nvdiffrast, where it is the backend, cannot do this. Raises UserError as `rasterize` does.
     """
     check_mesh(faces, clip, raster)
     if color.shape[:-1] != raster.triangle.shape:
@@ -153,6 +162,10 @@ def antialias(
         )
     if opposite.shape != faces.shape or (opposite.is_cpu and len(faces) and int(opposite.max()) >= clip.shape[1]):
         raise UserError("these are no opposite vertices of these faces: take opposite_vertices(faces)")
+    if beyond is not None and (
+        beyond.shape != faces.shape or (beyond.is_cpu and len(faces) and int(beyond.max()) >= len(faces))
+    ):
+        raise UserError("these are no faces across the edges of these faces: take across_edges(faces)")
     backend = backend_for(backend, clip)
     if backend == "nvdiffrast" and len(faces):
         from jointdreamer.kernels import raster_nvdiffrast
@@ -165,6 +178,7 @@ def antialias(
         raster.triangle,
         faces.contiguous(),
         opposite.contiguous(),
+        faces[:0] if beyond is None else beyond.contiguous(),
         twin(backend),
     )
 
@@ -285,9 +299,10 @@ class Antialias(torch.autograd.Function):
         triangle: Tensor,
         faces: Tensor,
         opposite: Tensor,
+        beyond: Tensor,
         operations: Twin,
     ) -> Tensor:
-        pair, edge, alpha = operations.find_crossings(clip, faces, opposite, triangle, depth)
+        pair, edge, alpha = operations.find_crossings(clip, faces, opposite, beyond, triangle, depth)
         ctx.operations = operations
         ctx.save_for_backward(color, clip, pair, edge, alpha)
         return operations.antialias(color, pair, alpha)
@@ -296,4 +311,4 @@ class Antialias(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         found = ctx.operations.antialias_backward(*ctx.saved_tensors, grads[0].contiguous())
-        return *found, None, None, None, None, None
+        return *found, None, None, None, None, None, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jointdreamer.kernels.raster import LEAST_AREA, LEAST_HEIGHT, LEAST_W, MARGIN, SLACK, centres
+from jointdreamer.kernels.raster import LEAST_AREA, LEAST_HEIGHT, LEAST_W, MARGIN, SLACK, STEPS, centres
 
 CANDIDATES = 2**18  # faces x pixels of their boxes at a time: some 80 MB
 NEXT, LAST = [1, 2, 0], [2, 0, 1]  # corners k + 1 and k + 2: the ends of edge k
@@ -172,7 +172,7 @@ def weights(attributes: Tensor, barycentric: Tensor, triangle: Tensor, faces: Te
 
 
 def find_crossings(
-    clip: Tensor, faces: Tensor, opposite: Tensor, triangle: Tensor, depth: Tensor
+    clip: Tensor, faces: Tensor, opposite: Tensor, beyond: Tensor, triangle: Tensor, depth: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`kernels.raster.Twin.find_crossings`."""
     _, height, width = triangle.shape
@@ -186,25 +186,44 @@ def find_crossings(
     seen, z = triangle.view(-1), depth.view(-1)
     second_owns = (seen[first] == 0) | ((seen[second] != 0) & (z[second] <= z[first]))
     face = torch.where(second_owns, seen[second], seen[first]) - 1
+    other = torch.where(second_owns, seen[first], seen[second]) - 1
     image = first // (height * width)
-    kept = outline[image, face].any(-1).nonzero().squeeze(1)  # most pairs lie inside of the surface
-    pair, first, second, second_owns, face, image = (x[kept] for x in (pair, first, second, second_owns, face, image))
-
     owner = torch.where(second_owns, second, first)
-    sign = 1 - 2 * second_owns.to(clip.dtype)[:, None]
-    x, y = from_pixel(screen[image[:, None], faces[face]], owner, pair, (height, width))
-    x1, x2, y1, y2 = x[:, NEXT], x[:, LAST], y[:, NEXT], y[:, LAST]
-    dx, dy = x2 - x1, y2 - y1
-    distance = sign * (x1 * dy - y1 * dx) / dy
-    distance = torch.where((y1 < 0) != (y2 < 0), distance, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    farthest = distance.argmax(1, keepdim=True)
-    d = distance.gather(1, farthest)
-    fine = outline[image, face].gather(1, farthest) & (dy.abs() >= dx.abs()).gather(1, farthest)
-    kept = (fine & (d > -SLACK) & (d < 1 + SLACK)).squeeze(1).nonzero().squeeze(1)
-    alpha = (sign * (0.5 - d.clamp(0, 1))).squeeze(1)
-    vertices = faces[face] + (image * clip.shape[1])[:, None]
-    edge = torch.cat([vertices[:, NEXT].gather(1, farthest), vertices[:, LAST].gather(1, farthest)], dim=1)
-    return pair[kept], edge[kept], alpha[kept]
+    sign = 1 - 2 * second_owns.to(clip.dtype)
+    entry = torch.full_like(face, -1)  # the edge by which a face was entered
+    rows = torch.arange(len(pair), device=pair.device)  # the pairs that are still looked at
+    if not len(beyond):
+        rows = rows[outline[image, face].any(-1)]  # most pairs lie inside of the surface
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(STEPS if len(beyond) else 1):
+        here, at = face[rows], image[rows]
+        x, y = from_pixel(screen[at[:, None], faces[here]], owner[rows], pair[rows], (height, width))
+        x1, x2, y1, y2 = x[:, NEXT], x[:, LAST], y[:, NEXT], y[:, LAST]
+        dx, dy = x2 - x1, y2 - y1
+        distance = sign[rows, None] * (x1 * dy - y1 * dx) / dy
+        crossed = ((y1 < 0) != (y2 < 0)) & (entry[rows, None] != torch.arange(3, device=rows.device))
+        distance = torch.where(crossed, distance, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+        farthest = distance.argmax(1, keepdim=True)
+        d = distance.gather(1, farthest).squeeze(1)
+        edge_is_outline = outline[at, here].gather(1, farthest).squeeze(1)
+        upright = (dy.abs() >= dx.abs()).gather(1, farthest).squeeze(1)
+        near = (d > -SLACK) & (d < 1 + SLACK)
+        kept = (edge_is_outline & upright & near).nonzero().squeeze(1)
+        vertices = (faces[here] + (at * clip.shape[1])[:, None])[kept]
+        edge = torch.cat([vertices[:, NEXT].gather(1, farthest[kept]), vertices[:, LAST].gather(1, farthest[kept])], 1)
+        found.append((rows[kept], edge, sign[rows[kept]] * (0.5 - d[kept].clamp(0, 1))))
+        if not len(beyond):
+            break
+        after = beyond[here].gather(1, farthest).squeeze(1)
+        goes_on = ~edge_is_outline & (d > -torch.inf) & (d < 1 + SLACK) & (after != other[rows]) & (after >= 0)
+        face[rows] = after
+        entry[rows] = (beyond[after.clamp(min=0)] == here[:, None]).int().argmax(1)
+        rows = rows[goes_on]
+        if not len(rows):
+            break
+    which, edge, alpha = (torch.cat(parts) for parts in zip(*found, strict=True))
+    order = which.argsort()
+    return pair[which[order]], edge[order], alpha[order]
 
 
 def silhouettes(screen: Tensor, faces: Tensor, opposite: Tensor) -> Tensor:

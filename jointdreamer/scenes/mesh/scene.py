@@ -19,7 +19,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.kernels.ahead import compile_ahead
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import Render, Scene
-from jointdreamer.scenes.mesh.raster import antialias, interpolate, opposite_vertices, rasterize
+from jointdreamer.scenes.mesh.raster import across_edges, antialias, interpolate, rasterize
 from jointdreamer.scenes.mesh.surface import MESH_REGULARIZERS, main_pieces, smoothed, vertex_normals
 from jointdreamer.scenes.mesh.tets import GRID_BYTES, MARGIN, MAX_OFFSET, marching_tets, tet_grid
 from jointdreamer.scenes.nerf.base import Field
@@ -243,7 +243,8 @@ class DMTet(Scene):
         # the composite is antialiased: the colours alone, blended by an antialiased mask, would have every edge twice
         image = torch.cat([behind, torch.zeros_like(behind[..., :1]).expand(*behind.shape[:-1], 5)], -1)
         image[seen] = torch.cat([color, torch.ones_like(depth), normal, depth], 1).to(image)
-        image = antialias(image, raster, clip, faces, opposite_vertices(faces))
+        opposite, beyond = across_edges(faces)
+        image = antialias(image, raster, clip, faces, opposite, beyond=beyond)
         rgb, opacity, normal_map, depth_map = (
             part.permute(0, 3, 1, 2).unflatten(0, shape) for part in image.split([3, 1, 3, 1], -1)
         )

@@ -11,6 +11,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.scenes.mesh import raster_torch
 from jointdreamer.scenes.mesh.raster import (
     Raster,
+    across_edges,
     antialias,
     backend_for,
     interpolate,
@@ -352,6 +353,72 @@ def test_a_sphere_grows_by_its_mask_alone(backend):
         (mask(perspective(radius * vertices, 2), faces, (96, 96), backend) - target).square().mean().backward()
         optimizer.step()
     assert radius.item() == pytest.approx(0.8, abs=5e-3)
+
+
+def walked_mask(clip: Tensor, faces: Tensor, resolution: tuple[int, int], backend: str = "auto") -> Tensor:
+    """`mask`, its outline looked for across the neighbouring faces."""
+    raster, (opposite, beyond) = rasterize(clip, faces, resolution, backend), across_edges(faces)
+    hard = (raster.triangle > 0).to(clip)[..., None]
+    return antialias(hard, raster, clip, faces, opposite, backend, beyond)[..., 0]
+
+
+@both
+@pytest.mark.parametrize("subdivisions", [3, 5])
+def test_the_outline_of_a_fine_sphere_is_found_by_walking(backend, subdivisions):
+    """Its area in pixels, and how it grows with the radius, are those of the disc that a camera sees."""
+    vertices, faces = icosphere(subdivisions)
+    radius = torch.tensor(0.6, requires_grad=True)
+    area = walked_mask(perspective(radius * vertices), faces, (64, 64), backend).sum()
+    focal = 32 / math.tan(math.pi / 6)
+    disc = math.pi * focal**2 * radius**2 / (9 - radius**2)
+    assert area.item() == pytest.approx(disc.item(), rel=0.01)
+    grown, closed_form = (torch.autograd.grad(one, radius)[0].item() for one in (area, disc))
+    assert grown == pytest.approx(closed_form, rel=0.08)
+    without = mask(perspective(radius * vertices), faces, (64, 64), backend).sum()
+    lost = torch.autograd.grad(without, radius)[0].item() if without.requires_grad else 0.0
+    assert lost < 0.25 * closed_form
+
+
+@both
+def test_a_fine_sphere_grows_by_its_walked_mask_alone(backend):
+    vertices, faces = icosphere(4)
+    radius = torch.tensor(0.5, requires_grad=True)
+    optimizer = torch.optim.Adam([radius], lr=0.03)
+    with torch.no_grad():
+        target = walked_mask(perspective(0.8 * vertices, 2), faces, (96, 96), backend)
+    for step in range(50):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / 50)
+        optimizer.zero_grad()
+        (walked_mask(perspective(radius * vertices, 2), faces, (96, 96), backend) - target).square().mean().backward()
+        optimizer.step()
+    assert radius.item() == pytest.approx(0.8, abs=5e-3)
+
+
+@both
+def test_walking_blends_nothing_inside_of_a_smooth_surface(backend):
+    vertices, faces = icosphere(4)
+    clip, g = perspective(0.6 * vertices), torch.Generator().manual_seed(11)
+    raster, (opposite, beyond) = rasterize(clip, faces, (48, 48), backend), across_edges(faces)
+    color = torch.rand(1, 48, 48, 3, generator=g)
+    image = antialias(color, raster, clip, faces, opposite, backend, beyond)
+    inside = (raster.triangle > 0).float()[:, None]
+    inside = -torch.nn.functional.max_pool2d(-inside, 5, 1, 2) > 0  # two pixels away from the outline
+    assert inside.sum() > 90 and torch.equal(image[inside[:, 0]], color[inside[:, 0]])
+
+
+def test_faces_across_edges_are_each_other_s():
+    _, faces = icosphere(2)
+    opposite, beyond = across_edges(faces)
+    assert torch.equal(opposite, opposite_vertices(faces))
+    for k in range(3):
+        there = faces[beyond[:, k]]
+        ends = faces[:, [(k + 1) % 3, (k + 2) % 3]]
+        assert ((there[:, :, None] == ends[:, None]).any(1)).all()  # both ends of the edge belong to the face across
+        assert (there == opposite[:, k : k + 1]).any(1).all()
+    with pytest.raises(UserError, match="no faces across the edges"):
+        clip = perspective(icosphere(2)[0])
+        raster = rasterize(clip, faces, (8, 8))
+        antialias(torch.zeros(1, 8, 8, 1), raster, clip, faces, opposite, "torch", beyond[:3])
 
 
 @both
