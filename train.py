@@ -31,7 +31,7 @@ from jointdreamer.errors import printable
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import build_prior
-from jointdreamer.runs.checkpoint import seed_everything
+from jointdreamer.runs.checkpoint import checkpoint_files, seed_everything
 from jointdreamer.runs.environment import checksums
 from jointdreamer.runs.folder import RunFolder, due, run_path
 from jointdreamer.runs.logger import Logger, check_finite
@@ -103,15 +103,15 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
 def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     """Make one object as the resolved config says, or go on with it; returns the exit status."""
     check_training(cfg)
-    first = start_of(cfg)
-    if first and first.config:
+    first, path = start_of(cfg), run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
+    if first and first.config and not checkpoint_files(path):
         first.wait()
         if status := train(first.config, optimise):
             return status
     plan, generator = Plan(cfg["schedule"]), seed_everything(cfg["seed"])
     accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
     output = Output(**cfg["output"])
-    with RunFolder.open(run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"]), cfg, compare=compare) as run:
+    with RunFolder.open(path, cfg, compare=compare) as run:
         if run.result(plan.steps):
             print(f"{printable(run.path)}\nis complete: nothing to do")
             return 0

@@ -1,6 +1,7 @@
 """Second stages, whole: a mesh after a NeRF that is made first or resumed, and what cannot be started from."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -54,9 +55,13 @@ def test_the_second_stage_begins_with_the_colours_of_the_first(two_stages):
     assert 0 < moved < 0.01  # one step of the optimiser
 
 
-def test_the_same_command_again_has_nothing_to_do(launcher, tiny_run, two_stages):
-    assert launcher.run(two_stages, tiny_run(*MESH, "init_from=smoke")) == 0
-    assert (two_stages / "stdout").read_text().count("is complete: nothing to do") == 2
+def test_the_same_command_again_has_nothing_to_do_even_without_the_first_stage(
+    launcher, tiny_run, two_stages, tmp_path
+):
+    shutil.copytree(folder(two_stages, "mesh").parents[1], tmp_path / "runs" / "mesh")
+    assert launcher.run(tmp_path, tiny_run(*MESH, "init_from=smoke")) == 0, stderr(tmp_path)
+    assert (tmp_path / "stdout").read_text().count("is complete: nothing to do") == 1
+    assert not (tmp_path / "runs" / "smoke").exists()
 
 
 def test_a_finished_run_is_taken_by_its_folder_and_goes_on_without_it(launcher, tiny_run, two_stages, tmp_path):

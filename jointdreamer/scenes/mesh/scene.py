@@ -158,7 +158,7 @@ class DMTet(Scene):
         self.box.copy_(torch.from_numpy(box))
         self.offset.zero_()
         vertices = self.grid_vertices().clamp(-radius, radius)
-        density = torch.cat([other.field.density(part) for part in vertices.split(2**17)]).float()
+        density = torch.cat([other.field.density(part) for part in vertices.split(2**17)]).float().clamp(0, 1e6)
         # threshold - density as the official implementation has it, but between -1 and 1 without a clamp, so that the
         # surface lies where it should between two vertices, also where the density jumps
         level = (threshold - density) / (threshold + density)
