@@ -51,7 +51,9 @@ FAULTS = (
     Fault("mask of the gradient dropped", JOINT, '(m * grad if mask == "gradient" else grad)', "grad"),
     Fault("mask of the input dropped", JOINT, 'm * x_t if mask == "input" else x_t', "x_t"),
     Fault("mask_floor dropped", JOINT, ".clamp_min(mask_floor)", ""),
-    Fault("energy sees the guided x0", JOINT, 'noise_pred if self.energy_x0 == "guided" else predictions[1]', "noise_pred"),
+    Fault(
+        "energy sees the guided x0", JOINT, 'noise_pred if self.energy_x0 == "guided" else predictions[1]', "noise_pred"
+    ),
     Fault("w(t) dropped", JOINT, "self.weighting(noised.alpha_t, noised.sigma_t) * (", "1 * ("),
     Fault("a sum over the views", JOINT, ").sum() / n_images", ").sum()"),
     Fault("rescale dropped", GUIDANCE, "return share * factor * x + (1 - share) * x", "return x"),

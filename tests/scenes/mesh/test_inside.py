@@ -7,7 +7,7 @@ import trimesh
 from jointdreamer.errors import UserError
 from jointdreamer.scenes.mesh.inside import distance, inside, samples, welded
 
-AXES = tuple(np.linspace(-1, 1, n) for n in (21, 24, 27))
+AXES = np.linspace(-1, 1, 21), np.linspace(-1, 1, 24), np.linspace(-1, 1, 27)
 GRID = np.stack(np.meshgrid(*AXES, indexing="ij"), -1)
 
 

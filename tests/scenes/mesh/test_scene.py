@@ -33,6 +33,7 @@ class Ball(Field):
     def __init__(self, size=0.4, density=100.0, center=(0.0, 0.0, 0.0)):
         super().__init__()
         self.size, self.peak = size, density
+        self.center: torch.Tensor
         self.register_buffer("center", torch.tensor(center))
         self.one = nn.Parameter(torch.zeros(1))
 
@@ -91,6 +92,7 @@ def test_a_ball_looks_like_a_ball_from_every_side():
     assert seen[closest < 0.48].all() and not seen[closest > 0.5].any()
     through = closest < 0.4
     height = (0.25 - closest[through].square()).sqrt()
+    assert render.depth is not None and render.normal is not None
     depth = render.depth[:, :, 0][through]
     assert (depth - ((rays_o * rays_o).sum(-1)[through] - closest[through].square()).sqrt() + height).abs().max() < 0.02
     normal = render.normal.permute(0, 1, 3, 4, 2)[through]
@@ -255,6 +257,7 @@ def test_a_scene_is_built_by_name_and_its_state_can_be_read_back():
     groups = {"field": SMALL, "background": {}, "renderer": {"n_samples": 8}}
     scene = build_scene("dmtet", groups, resolution=16)
     other = build_scene("dmtet", groups, resolution=16)
+    assert isinstance(scene, DMTet)
     with torch.no_grad():
         scene.level.add_(0.05)
     other.load_state_dict(scene.state_dict())
@@ -263,4 +266,4 @@ def test_a_scene_is_built_by_name_and_its_state_can_be_read_back():
     assert names == {"geometry", "appearance:encoding", "appearance", "background"}
     for wrong in ({"resolution": 30}, {"resolution": 4}, {"threshold": "x"}, {"threshold": -1}, {"distilled": "depth"}):
         with pytest.raises(UserError):
-            build_scene("dmtet", groups, **wrong)
+            build_scene("dmtet", groups, "cpu", **wrong)

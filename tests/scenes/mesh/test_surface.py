@@ -23,6 +23,10 @@ def mesh_of(shape: trimesh.Trimesh):
     return torch.from_numpy(np.array(shape.vertices)), torch.from_numpy(np.array(shape.faces))
 
 
+def trimesh_of(vertices, faces):
+    return trimesh.Trimesh(vertices.numpy(), faces.numpy(), process=False)
+
+
 SPHERE = mesh_of(trimesh.creation.icosphere(4))
 CUBE = mesh_of(trimesh.creation.box())
 
@@ -102,7 +106,7 @@ def test_hollows_and_floaters_go_and_the_object_stays():
     assert torch.equal(one <= 0, ball <= 0)
     kept = (ball.abs() < 0.2) & (one.sign() == level.sign())
     assert torch.equal(one[kept], level[kept])
-    mesh = trimesh.Trimesh(*(part.numpy() for part in marching_tets(one, x, grid)), process=False)
+    mesh = trimesh_of(*marching_tets(one, x, grid))
     assert mesh.euler_number == 2 and mesh.is_watertight
 
 
@@ -116,7 +120,7 @@ def test_what_touches_the_hull_is_cut_there():
     grid = tet_grid(16)
     one = main_pieces(torch.full((len(grid.vertices),), -1.0), grid.edges, grid.outer)
     assert (one[grid.outer] > 0).all() and (one[~grid.outer] < 0).all()
-    mesh = trimesh.Trimesh(*(part.numpy() for part in marching_tets(one, grid.vertices, grid)), process=False)
+    mesh = trimesh_of(*marching_tets(one, grid.vertices, grid))
     assert mesh.is_watertight
 
 
