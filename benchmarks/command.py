@@ -25,14 +25,19 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def options(name: str, description: str | None, repeats: int) -> Parser:
-    """A parser with the options that every benchmark has."""
-    parser = Parser(
+def parser_of(name: str, description: str | None) -> Parser:
+    """A parser without options, for `python -m benchmarks.NAME`."""
+    return Parser(
         prog=f"python -m benchmarks.{name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def options(name: str, description: str | None, repeats: int) -> Parser:
+    """A parser with the options that every benchmark has."""
+    parser = parser_of(name, description)
     parser.add_argument("--repeats", type=positive, default=None, help=f"measurements of each number ({repeats})")
     parser.add_argument("--threads", type=positive, default=None, help="CPU threads (what torch takes by itself)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda where there is one")

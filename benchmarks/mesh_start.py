@@ -8,14 +8,13 @@ gradients of the silhouette.
 """
 
 import sys
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import trimesh
 
-from benchmarks.command import Parser, table
+from benchmarks.command import parser_of, table
 from jointdreamer.cameras import orbit_cameras
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.measure import surface_roughness
@@ -59,9 +58,7 @@ def blended(subdivisions: int, pixels: int, walk: bool) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m benchmarks.mesh_start", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = parser_of("mesh_start", __doc__)
     parser.add_argument("run", type=Path, help="a finished run of scene=nerf")
     parser.add_argument("--resolution", type=int, default=64, help="of the tetrahedral grid (64)")
     args = parser.parse_args(argv)

@@ -16,14 +16,13 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.command import Parser, positive, show, table, verdict_lines, writable
+from benchmarks.command import parser_of, positive, show, table, verdict_lines, writable
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import to_json, write_text
 
@@ -169,12 +168,7 @@ def rows_of(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
 
 
 def main() -> int:
-    parser = Parser(
-        prog="python -m benchmarks.open_meshes",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of("open_meshes", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of train.py")
     parser.add_argument("--blender", required=True, metavar="PYTHON", help="a Python that has the package bpy")
     parser.add_argument("--validator", metavar="FOLDER", help="where npm has installed gltf-validator")

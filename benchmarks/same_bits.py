@@ -25,14 +25,13 @@ import sys
 import tarfile
 import tempfile
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks.command import Parser, positive, table
+from benchmarks.command import Parser, parser_of, positive, table
 from jointdreamer.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,12 +76,7 @@ class Job:
 
 
 def arguments() -> Parser:
-    parser = Parser(
-        prog="python -m benchmarks.same_bits",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = parser_of("same_bits", __doc__)
     parser.add_argument("commit", help="the other commit: a hash, a branch, a tag")
     parser.add_argument("words", nargs="*", help="for train.py (experiment=smoke)")
     parser.add_argument("--all", action="store_true", help="every energy, both other distillations, and a resume")

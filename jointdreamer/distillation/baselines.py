@@ -2,12 +2,15 @@
 
 from abc import ABC, abstractmethod
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, NoiseProcess, add_noise
+from jointdreamer.priors.base import Prior
+from jointdreamer.priors.prompts import TextEmbeddings
 
 
 class Baseline(nn.Module, ABC):
@@ -39,6 +42,21 @@ class Baseline(nn.Module, ABC):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters that are trained beside the scene, by role."""
         return {}
+
+
+class AskingBaseline(Baseline):
+    """A baseline that asks the term's prior, too.
+
+    text: the prompt, embedded by the prior
+    """
+
+    def __init__(self, prior: Prior, text: TextEmbeddings):
+        super().__init__()
+        self.text, self._prior = text, [prior]  # in a list: it is the term's
+
+    @property
+    def prior(self) -> Any:
+        return self._prior[0]
 
 
 class Zero(Baseline):

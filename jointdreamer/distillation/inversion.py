@@ -10,7 +10,7 @@ from torch import Tensor
 from jointdreamer.arguments import Range, Scale, Share
 from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, NoiseProcess, add_noise, noise_from_x0, noise_like, x0_from_noise
-from jointdreamer.distillation.baselines import Baseline
+from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.prompts import TextEmbeddings
@@ -46,13 +46,18 @@ def invert(
     return x, noise
 
 
+def evenly(t: Tensor, n_steps: int) -> Tensor:
+    """Timesteps (K, B) from near 0 up to t (B,), for `invert`."""
+    return (torch.arange(1, n_steps + 1, device=t.device)[:, None] / n_steps * t).long()
+
+
 def known(process: NoiseProcess, x_t: Tensor, latents: Tensor, t: Tensor) -> Noised:
     """x_t with the noise that leads to it from these clean latents: x_t = alpha_t z + sigma_t noise."""
     alpha_t, sigma_t = process.at(t)
     return Noised(x_t, noise_from_x0(x_t, latents, alpha_t, sigma_t), t, alpha_t, sigma_t, latents)
 
 
-class InvertedNoise(Baseline):
+class InvertedNoise(AskingBaseline):
     """SDI (Lukoianov et al. 2024): the noise that DDIM inversion finds for the render, in place of a drawn one.
 
     With `weighting: x0` the gradient is z - x0_hat, and the prior's one-step x0 from the inverted x_t is the target.
@@ -70,8 +75,7 @@ class InvertedNoise(Baseline):
         guidance_scale: Scale = -6.5,
         eta: Share = 0.3,
     ):
-        super().__init__()
-        self.priors, self.text = [prior], text  # in a list: it is the term's
+        super().__init__(prior, text)
         self.n_steps, self.guidance_scale, self.eta = n_steps, guidance_scale, eta
 
     @torch.no_grad()
@@ -84,22 +88,21 @@ class InvertedNoise(Baseline):
         now: SimpleNamespace,
         generator: torch.Generator,
     ) -> Noised:
-        prior, latents, t = self.priors[0], latents.detach(), t.to(latents.device)
+        latents, t = latents.detach(), t.to(latents.device)
         conditions = [self.text.at(cameras), self.text.nothing(cameras, now.negative_prompt)]
 
         def predict(x: Tensor, at: Tensor) -> Tensor:
-            cond, uncond = prior.predict(x, at, conditions, cameras)
+            cond, uncond = self.prior.predict(x, at, conditions, cameras)
             return guided(cond, uncond, self.guidance_scale)
 
-        share = torch.arange(1, self.n_steps + 1, device=t.device)[:, None] / self.n_steps
-        x_t, _ = invert(process, predict, latents, (share * t).long(), self.eta, generator)
+        x_t, _ = invert(process, predict, latents, evenly(t, self.n_steps), self.eta, generator)
         return known(process, x_t, latents, t)
 
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
         return noised.noise
 
 
-class IntervalNoise(Baseline):
+class IntervalNoise(AskingBaseline):
     """ISM (LucidDreamer, Liang et al. 2024): x_t by inversion without the text, and e(0) one interval before as B.
 
     interval: timesteps between s and t; stride: of the inversion up to s
@@ -112,8 +115,7 @@ class IntervalNoise(Baseline):
         interval: Annotated[int, Range(1, 999)] = 80,
         stride: Annotated[int, Range(1, 999)] = 200,
     ):
-        super().__init__()
-        self.priors, self.text = [prior], text
+        super().__init__(prior, text)
         self.interval, self.stride = interval, stride
         self.before = torch.zeros(0)  # e(0) at x_s, of the last step
 
@@ -127,28 +129,29 @@ class IntervalNoise(Baseline):
         now: SimpleNamespace,
         generator: torch.Generator,
     ) -> Noised:
-        prior, latents, t = self.priors[0], latents.detach(), t.to(latents.device)
+        latents, t = latents.detach(), t.to(latents.device)
         nothing = [self.text.nothing(cameras, now.negative_prompt)]
         s = (t - self.interval).clamp_min(0)
         n_steps = max(1, -(-int(s.max()) // self.stride))
-        share = torch.arange(1, n_steps + 1, device=t.device)[:, None] / n_steps
-        timesteps = torch.cat([(share * s).long(), t[None]])
-        x_t, self.before = invert(process, lambda x, at: prior.predict(x, at, nothing, cameras)[0], latents, timesteps)
+        timesteps = torch.cat([evenly(s, n_steps), t[None]])
+        x_t, self.before = invert(
+            process, lambda x, at: self.prior.predict(x, at, nothing, cameras)[0], latents, timesteps
+        )
         return known(process, x_t, latents, t)
 
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
         return self.before
 
 
-class ShiftedNoise(Baseline):
+class ShiftedNoise(AskingBaseline):
     """ASD (ScaleDreamer, Ma et al. 2024): e(y) at a later timestep of the same noise.
 
     shift: the most that t moves on, as a share of what it is above t_min
     """
 
     def __init__(self, prior: Prior, text: TextEmbeddings, shift: Share = 0.1):
-        super().__init__()
-        self.priors, self.text, self.shift = [prior], text, shift
+        super().__init__(prior, text)
+        self.shift = shift
         self.after = torch.zeros(0)  # the later timesteps (B,) of the last step
 
     def add_noise(
@@ -168,7 +171,6 @@ class ShiftedNoise(Baseline):
 
     @torch.no_grad()
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
-        prior = self.priors[0]
-        alpha_t, sigma_t = prior.process.at(self.after)
+        alpha_t, sigma_t = self.prior.process.at(self.after)
         x_t = alpha_t * noised.latents + sigma_t * noised.noise
-        return prior.predict(x_t, self.after, [self.text.at(cameras)], cameras)[0]
+        return self.prior.predict(x_t, self.after, [self.text.at(cameras)], cameras)[0]

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from jointdreamer.arguments import Range, Share
 from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, add_noise
-from jointdreamer.distillation.baselines import Baseline
+from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.guidance import guided
@@ -84,7 +84,7 @@ class CameraLoRA(nn.Module):
         return None if self._rows is None else out + self.camera(self._rows).to(out.dtype)
 
 
-class LoRA(Baseline):
+class LoRA(AskingBaseline):
     """B of VSD: e_phi(x_t; y, t, c), the prior's network with a LoRA that is trained on the renders as it goes.
 
     prior: whose network it shares
@@ -98,6 +98,8 @@ class LoRA(Baseline):
     Raises UserError for a prior without a UNet of diffusers.
     """
 
+    loss_names = ("lora",)
+
     def __init__(
         self,
         prior: Prior,
@@ -106,24 +108,23 @@ class LoRA(Baseline):
         drop_camera: Share = 0.1,
         guidance_scale: Annotated[float, Range(0, 100)] = 1.0,
     ):
-        super().__init__()
+        super().__init__(prior, text)
         if not isinstance(prior, LatentDiffusion):
             raise UserError(f"baseline lora wants a prior with a UNet of diffusers, got {type(prior).__name__}")
-        self.priors = [prior]  # in a list: it is the term's
-        self.text, self.drop_camera, self.guidance_scale = text, drop_camera, guidance_scale
+        self.drop_camera, self.guidance_scale = drop_camera, guidance_scale
         self.lora = CameraLoRA(prior.unet, rank)
 
     def forward(self, noised: Noised, cameras: Cameras, now: SimpleNamespace) -> Tensor:
-        prior, camera = self.priors[0], cameras.c2w.flatten(-2)  # (B, V, 16)
+        process, camera = self.prior.process, cameras.c2w.flatten(-2)  # (B, V, 16)
         with torch.no_grad():
-            noise = prior.process.noise(self.predict(noised, cameras, camera), noised.x_t, noised.t)
+            noise = process.noise(self.predict(noised, cameras, camera), noised.x_t, noised.t)
             if self.guidance_scale != 1:
                 without = self.predict(noised, cameras, torch.zeros_like(camera))
-                noise = guided(noise, prior.process.noise(without, noised.x_t, noised.t), self.guidance_scale)
+                noise = guided(noise, process.noise(without, noised.x_t, noised.t), self.guidance_scale)
         return noise
 
     def losses(self, noised: Noised, cameras: Cameras, generator: torch.Generator) -> dict[str, Tensor]:
-        process, latents = self.priors[0].process, noised.latents
+        process, latents = self.prior.process, noised.latents
         device = generator.device
         t = torch.randint(process.last + 1, (len(latents),), generator=generator, device=device)
         own = add_noise(process, latents, t, generator)
@@ -134,14 +135,11 @@ class LoRA(Baseline):
 
     def predict(self, noised: Noised, cameras: Cameras, camera: Tensor) -> Tensor:
         """The network's own output with the LoRA on, (B, V, C, h, w) float32. camera: (B, V, 16), zeros for none."""
-        prior = self.priors[0]
-        unet = prior.unet
-        plain = getattr(unet.forward, "original", unet.forward)  # kernels that know frozen weights would pass it by
+        forward = self.prior.unet.forward
+        plain = getattr(forward, "original", forward)  # kernels that know frozen weights would pass it by
         with self.lora.on(camera.flatten(0, 1)):
-            rows = prior.network(noised.x_t, noised.t, [self.text.without_view(cameras)], cameras, plain)
+            rows = self.prior.network(noised.x_t, noised.t, [self.text.without_view(cameras)], cameras, plain)
         return rows.float().unflatten(0, noised.x_t.shape[:2])
-
-    loss_names = ("lora",)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"lora": list(self.lora.parameters())}

@@ -46,14 +46,18 @@ class ClassifierFree(Target):
         return prior.guidance.noise(prior.process, noised.x_t, noised.t, cond, uncond, now.guidance_scale)
 
 
-class Coefficients(Target):
+class OfThree(Target):
+    """A target of the predictions with the text, with none and with the negative prompt."""
+
+    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+        return [text.at(cameras), text.nothing(cameras), text.nothing(cameras, negative=True)]
+
+
+class Coefficients(OfThree):
     """c1 e(y) + c2 e(negative) + c3 e(0): CSD (Yu et al. 2024) with c1 + c2 + c3 = 0 and nothing subtracted.
 
     The coefficients are the schedule's: `schedule.csd.text`, `negative`, `empty`.
     """
-
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
-        return [text.at(cameras), text.nothing(cameras), text.nothing(cameras, negative=True)]
 
     def forward(
         self, prior: Prior, noised: Noised, predictions: Sequence[Tensor], cameras: Cameras, now: SimpleNamespace
@@ -64,16 +68,13 @@ class Coefficients(Target):
         return now.csd.text * cond + now.csd.empty * empty + now.csd.negative * negative
 
 
-class NoiseFree(Target):
+class NoiseFree(OfThree):
     """NFSD (Katzir et al. 2024): s' (e(y) - e(0)) + delta_D, and nothing subtracted.
 
     delta_D is e(0) below t = 200 of 1000, where it is hardly noise, and e(0) - e(negative) above.
     """
 
     THRESHOLD = 0.2  # of the timesteps
-
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
-        return [text.at(cameras), text.nothing(cameras), text.nothing(cameras, negative=True)]
 
     def forward(
         self, prior: Prior, noised: Noised, predictions: Sequence[Tensor], cameras: Cameras, now: SimpleNamespace

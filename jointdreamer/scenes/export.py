@@ -54,6 +54,12 @@ def density_grid(field: "Field", resolution: int = 128, chunk: int = 2**17) -> n
     return sigma.nan_to_num(0.0, 1e6, 0.0).clamp(0, 1e6).reshape(3 * (resolution,)).numpy()
 
 
+def opacities(sigma: np.ndarray, radius: float) -> np.ndarray:
+    """(3, R, R): how opaque the density (R, R, R) is along the lines parallel to each axis."""
+    spacing = 2 * radius / (sigma.shape[0] - 1)
+    return np.stack([1 - np.exp(-sigma.sum(axis, dtype=np.float64) * spacing) for axis in range(3)])
+
+
 def choose_threshold(sigma: np.ndarray, radius: float) -> float:
     """The density whose surface has the silhouettes that a camera sees: never an empty mesh if renders show something.
 
@@ -64,8 +70,7 @@ def choose_threshold(sigma: np.ndarray, radius: float) -> float:
 
     Raises: UserError if even a ray through the densest part would be less than 1% opaque.
     """
-    spacing = 2 * radius / (sigma.shape[0] - 1)
-    opacity = np.stack([1 - np.exp(-sigma.sum(axis, dtype=np.float64) * spacing) for axis in range(3)])
+    opacity = opacities(sigma, radius)
     largest = np.stack([sigma.max(axis) for axis in range(3)])
     if opacity.max() < 0.01:
         raise UserError(

@@ -130,7 +130,7 @@ class DMTet(Scene):
 
     def _take_nerf(self, other: NeRF) -> None:
         """The object where the density passes the threshold, in the box that it fills and a tenth more to each side."""
-        from jointdreamer.scenes.export import choose_threshold, density_grid, solid
+        from jointdreamer.scenes.export import choose_threshold, density_grid, opacities, solid
 
         radius = other.field.radius
         sigma = density_grid(other.field, min(128, self.resolution))
@@ -138,7 +138,7 @@ class DMTet(Scene):
             threshold = float(sigma[sigma > 1e-5].mean()) if bool((sigma > 1e-5).any()) else np.inf
         else:
             threshold = choose_threshold(sigma, radius) if self.threshold == "auto" else float(self.threshold)
-            opacity = 1 - np.exp(-sigma.sum(0).max() * 2 * radius / (len(sigma) - 1))
+            opacity = opacities(sigma, radius).max()
             if self.threshold == "auto" and opacity < 0.5:
                 raise UserError(
                     f"the NeRF to start from is fog: its densest ray is {opacity:.0%} opaque, so it has no surface; "
