@@ -141,6 +141,10 @@ WANTED: dict[str, tuple[Any, float, float]] = {
     "negative_prompt": (bool, 0, 1),
     "shading": (bool, 0, 1),
 }
+OPTIONAL: dict[str, tuple[Any, float, float]] = {  # the same, for what may be missing
+    "grad_clip": (int | float, 0, 1e6),
+    "bridge": (bool, 0, 1),
+}
 LARGEST = 1e300  # rate or weight: what float arithmetic takes
 
 
@@ -174,7 +178,8 @@ class Plan:
 
         losses: the names that `loss` may give a weight to.
         """
-        for name, (kind, low, high) in WANTED.items():
+        given = {name: wanted for name, wanted in OPTIONAL.items() if name in self._tree}
+        for name, (kind, low, high) in {**WANTED, **given}.items():
             schedule = self._tree.get(name)
             if not isinstance(schedule, Schedule):
                 raise UserError(f"schedule.{name} is missing: wanted a constant or knots [[step, value], ...]")

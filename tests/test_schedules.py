@@ -157,6 +157,9 @@ GOOD = {
         {"lr": [[0, 1]]},
         {"loss": {"jsd": float("nan")}},
         {"shading": 1},
+        {"grad_clip": None},
+        {"grad_clip": -1},
+        {"bridge": 0.8},
     ],
 )
 def test_values_that_no_step_can_use_are_one_line(change):

@@ -11,7 +11,8 @@ has, at each noise level, the score of the prior plus dC/dx_t; as noise that is 
 
 Without an energy this is SDS (Eq. 2). eps_hat is `noise_pred`, guided by the text (priors/guidance.py); what is
 subtracted is a `Baseline`, here the noise eps that was added. Not in the paper, and off unless asked for: a bound of
-the energy's weight (`damped_weight`), a clamp of x0 (`clamp_x0`). The views count as their mean (`surrogate_loss`).
+the energy's weight (`damped_weight`), a clamp of x0 (`clamp_x0`), and one of the gradient's elements
+(`schedule.grad_clip`; Hong et al. 2023). The views count as their mean (`surrogate_loss`).
 
 A rig is the V cameras of one joint prediction: one t for its views, eps for each view. Latents are (B, V, C, h, w);
 B rigs never influence each other.
@@ -126,6 +127,8 @@ class JointScoreDistillation(Term):
         noise_pred = self.joint_noise_pred(noised, render, cameras, now, generator)  # eps_hat - sigma_t dC/dx_t
         noise = self.baseline(noised, cameras, now)  # eps
         grad = self.weighting(noised.alpha_t, noised.sigma_t) * (noise_pred - noise)  # Eq. 5, less dz/dtheta
+        if (limit := getattr(now, "grad_clip", None)) is not None:
+            grad = grad.clamp(-limit, limit)
         return {self.name: surrogate_loss(latents, grad), **self.baseline.losses(noised, cameras, generator)}
 
     def joint_noise_pred(

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+
 from jointdreamer.arguments import build_by_name, check_arguments, function_of, member_of, parameters_of
 from jointdreamer.cameras import Rig
 from jointdreamer.distillation.base import Term
@@ -23,9 +25,11 @@ BASELINES = {  # what a score distillation subtracts
 }
 TARGETS = {  # what the prior wants
     "cfg": "jointdreamer.distillation.targets:ClassifierFree",
+    "bridge": "jointdreamer.distillation.targets:Bridge",
     "coefficients": "jointdreamer.distillation.targets:Coefficients",
     "noise_free": "jointdreamer.distillation.targets:NoiseFree",
     "perp_neg": "jointdreamer.distillation.targets:PerpNeg",
+    "probability_flow": "jointdreamer.distillation.targets:ProbabilityFlow",
 }
 PARTS: dict[str, tuple[dict[str, str], type]] = {"baseline": (BASELINES, Baseline), "target": (TARGETS, Target)}
 TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
@@ -79,17 +83,34 @@ def check_part(part: str, given: Any, family: str) -> None:
     known, base = PARTS[part]
     if not isinstance(given, Mapping) or "name" not in given:
         raise UserError(f"{family}={given!r}: wanted a group with a name, {family}.name={next(iter(known))}")
-    own = {key: value for key, value in given.items() if key != "name"}
+    own = {key: value for key, value in given.items() if key not in ("name", "prior")}
     check_arguments(function_of(given["name"], known, base, family), own, family, whole=False)
+    if given.get("prior") and "prior" not in parameters_of(given["name"], known, base, family):
+        raise UserError(f"{family}.prior={given['prior']}: {given['name']} asks no prior, leave it out")
 
 
-def build_part(part: str, given: Mapping[str, Any], family: str, prior: Prior, text: Any) -> Any:
-    """A term's baseline or target: name, a short one or your own "module:Class", and its options."""
+def build_part(part: str, given: Mapping[str, Any], family: str, prior: Prior, **shared: Any) -> Any:
+    """A term's baseline or target: name, a short one or your own "module:Class", and its options.
+
+    prior: the term's, or what it asks instead
+    shared: options for every class that has them
+    """
     known, base = PARTS[part]
     wanted = parameters_of(given["name"], known, base, family)
-    shared = {key: value for key, value in {"prior": prior, "text": text}.items() if key in wanted}
-    own = {key: value for key, value in given.items() if key != "name"}
+    shared = {key: value for key, value in {"prior": prior, **shared}.items() if key in wanted}
+    own = {key: value for key, value in given.items() if key not in ("name", "prior")}
     return build_by_name(given["name"], known, base, family, {**shared, **own})
+
+
+def check_same_latents(prior: Prior, other: Prior, family: str) -> None:
+    """Raise UserError, one line, for a second prior that cannot be asked about the first one's noised latents."""
+    if not torch.equal(prior.process.alpha, other.process.alpha):
+        raise UserError(f"{family}.prior: its noise process is another one than that of the term's prior")
+    channels = [
+        getattr(getattr(getattr(one, "vae", None), "config", None), "latent_channels", None) for one in (prior, other)
+    ]
+    if channels[0] != channels[1]:
+        raise UserError(f"{family}.prior: its latents have {channels[1]} channels, those of the term {channels[0]}")
 
 
 def build_terms(
@@ -116,8 +137,10 @@ def build_terms(
     wanted = {
         name: parameters_of(kind, TERMS, Term, f"distillation.terms.{name}") for name, (kind, _) in chosen.items()
     }
-    roles = dict.fromkeys(options["prior"] for name, (_, options) in chosen.items() if "prior" in wanted[name])
-    priors = {role: prior(role) for role in roles}
+    roles = [options["prior"] for name, (_, options) in chosen.items() if "prior" in wanted[name]]
+    parts = [options[part] for _, options in chosen.values() for part in PARTS if options.get(part) is not None]
+    roles += [part["prior"] for part in parts if part.get("prior")]
+    priors = {role: prior(role) for role in dict.fromkeys(roles)}
     if first := next((name for name in terms if "energy" in wanted[name]), None):
         chosen[first][1]["energy"] = between = energy()
         between.check_rig(rig)  # before the prompt is embedded, which may have things to say
@@ -130,9 +153,13 @@ def build_terms(
         if "name" in wanted[name]:
             options["name"] = name
         for part in PARTS:
-            if options.get(part) is not None:
-                family = f"distillation.terms.{name}.{part}"
-                options[part] = build_part(part, options[part], family, options["prior"], options.get("text"))
+            if (given := options.get(part)) is not None:
+                family, asked, text = f"distillation.terms.{name}.{part}", options["prior"], options.get("text")
+                if given.get("prior"):
+                    asked = priors[given["prior"]]
+                    check_same_latents(options["prior"], asked, family)
+                    text = asked.embed(prompts)
+                options[part] = build_part(part, given, family, asked, text=text, prompts=prompts)
         if options.get("timesteps"):
             options["timesteps"] = built[options["timesteps"]]
         built[name] = build_by_name(kind, TERMS, Term, f"distillation.terms.{name}", options)

@@ -3,18 +3,20 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.arguments import Range
 from jointdreamer.cameras import Cameras
-from jointdreamer.diffusion import Noised
+from jointdreamer.diffusion import Noised, noise_from_x0
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.condition import Condition
-from jointdreamer.priors.prompts import DIRECTIONS, TextEmbeddings, directions
+from jointdreamer.priors.prompts import DIRECTIONS, Prompts, TextEmbeddings, directions
 
 
 class Target(nn.Module, ABC):
@@ -44,6 +46,73 @@ class ClassifierFree(Target):
     ) -> Tensor:
         cond, uncond = predictions
         return prior.guidance.noise(prior.process, noised.x_t, noised.t, cond, uncond, now.guidance_scale)
+
+
+class ProbabilityFlow(ClassifierFree):
+    """The x0 at the end of K guided DDIM steps down from x_t, as noise: probability-flow distillation.
+
+    For SDI's inverted noise; its authors take the steps by DPM-Solver++. With n_steps=1 it is classifier-free guidance,
+    to the bit.
+
+    n_steps: K, evenly from t down to clean
+    """
+
+    def __init__(self, n_steps: Annotated[int, Range(1, 100)] = 4):
+        super().__init__()
+        self.n_steps = n_steps
+        self.asked: list[Condition] = []  # of the last call
+
+    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+        self.asked = super().conditions(text, cameras, now)
+        return self.asked
+
+    def forward(
+        self, prior: Prior, noised: Noised, predictions: Sequence[Tensor], cameras: Cameras, now: SimpleNamespace
+    ) -> Tensor:
+        noise = super().forward(prior, noised, predictions, cameras, now)
+        here = noised
+        for k in reversed(range(1, self.n_steps)):
+            t = noised.t * k // self.n_steps
+            alpha_t, sigma_t = prior.process.at(t)
+            x_t = alpha_t * here.x0(noise) + sigma_t * noise
+            here = replace(here, x_t=x_t, t=t, alpha_t=alpha_t, sigma_t=sigma_t)
+            noise = super().forward(prior, here, prior.predict(x_t, t, self.asked, cameras), cameras, now)
+        if here is noised:
+            return noise
+        return noise_from_x0(noised.x_t, here.x0(noise), noised.alpha_t, noised.sigma_t)
+
+
+class Bridge(ClassifierFree):
+    """SDS-Bridge (McAllister et al. 2024): SDS, and from some step on from the text of a poor picture to a good one's.
+
+    Where `schedule.bridge` is true A is eps + s' (e(good) - e(poor)), of which the added noise eps is subtracted.
+
+    good, poor: what is added to the prompt
+    """
+
+    GOOD = ", detailed high resolution, high quality, sharp"
+    POOR = ", oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed"
+
+    def __init__(self, prior: Prior, prompts: Prompts, good: str = GOOD, poor: str = POOR):
+        super().__init__()
+        texts = [prior.embed(replace(prompts, prompt=prompts.prompt + more)) for more in (good, poor)]
+        longest = max(text.cond.shape[1] for text in texts)
+        self.good, self.poor = (text.filled(longest) for text in texts)
+
+    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+        if not hasattr(now, "bridge"):
+            raise UserError('schedule.bridge is missing: when the second stage is, [[0, false], ["80%", true]]')
+        if now.bridge:
+            return [self.good.at(cameras), self.poor.at(cameras)]
+        return super().conditions(text, cameras, now)
+
+    def forward(
+        self, prior: Prior, noised: Noised, predictions: Sequence[Tensor], cameras: Cameras, now: SimpleNamespace
+    ) -> Tensor:
+        if not now.bridge:
+            return super().forward(prior, noised, predictions, cameras, now)
+        good, poor = predictions
+        return noised.noise + now.guidance_scale * (good - poor)
 
 
 class OfThree(Target):

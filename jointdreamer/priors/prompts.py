@@ -76,6 +76,17 @@ class TextEmbeddings:
         """The empty prompt for each camera (B, V), or the negative one."""
         return Condition(self.uncond[int(negative)].expand(*cameras.azimuth.shape, -1, -1))
 
+    def filled(self, length: int) -> "TextEmbeddings":
+        """The same, filled up with the empty prompt to that many tokens, as `embed_texts` fills shorter texts."""
+
+        def fill(rows: Tensor) -> Tensor:  # (..., L, D)
+            lack = length - rows.shape[-2]
+            more = self.uncond[0].repeat(-(-lack // rows.shape[-2]), 1)[:lack]
+            return torch.cat([rows, more.expand(*rows.shape[:-2], -1, -1)], -2) if lack > 0 else rows
+
+        plain = None if self.plain is None else fill(self.plain)
+        return replace(self, cond=fill(self.cond), uncond=fill(self.uncond), plain=plain)
+
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""
         plain = None if self.plain is None else self.plain.to(*args)

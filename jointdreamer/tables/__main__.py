@@ -1,4 +1,6 @@
-"""The paper's tables and figures: python -m jointdreamer.tables table1|table2|table3|mesh|fig8|fig10 [KEY=VALUE ...]
+"""The paper's tables and figures: python -m jointdreamer.tables TABLE [KEY=VALUE ...]
+
+TABLE is table1, table2, table3, mesh, distillation, fig8 or fig10.
 
 Makes the runs that are missing, each one of train.py in a process of its own, scores them with evaluate.py, and prints
 the table with the paper's numbers beside ours. The same command again goes on where it was and skips what is finished.
@@ -8,6 +10,7 @@ the table with the paper's numbers beside ours. The same command again goes on w
     captions=FILE        what R-Precision chooses among; by default the prompts, for the toybox's sixteen 153
     seeds=0,1
     weights=0.1,0.3,1,3  of MVDream in Fig. 10's sums
+    methods=vsd,csd      of the table of distillations, by their names in conf/distillation/; all of them by default
     jobs=2               runs at a time, with one thread each for the toybox
     out_dir=runs         for the runs; the tables go to out_dir/tables/MODELS/
     report=false         whether evaluate.py also writes its report, in out_dir/tables/MODELS/TABLE/all/report/
@@ -30,7 +33,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.project import ROOT
 from jointdreamer.runs.processes import train_runs
 from jointdreamer.runs.signals import ENDING
-from jointdreamer.tables.definitions import Row, tables
+from jointdreamer.tables.definitions import METHODS, Row, tables
 from jointdreamer.terminal import safe_output
 
 PROMPTS = ROOT / "prompts"
@@ -48,6 +51,7 @@ class Settings:
     captions: Path | None = None
     seeds: tuple[int, ...] = (0, 1)
     weights: tuple[str, ...] = ("0.1", "0.3", "1", "3")
+    methods: tuple[str, ...] = tuple(METHODS)
     jobs: int = 2
     out_dir: Path = Path("runs")
     report: bool = False
@@ -96,6 +100,12 @@ def _weight(key: str, text: str) -> str:
     return f"{value:g}"  # as the run's name will have it
 
 
+def _method(key: str, text: str) -> str:
+    if text not in METHODS:
+        raise UserError(f"{key}: choose among {', '.join(METHODS)}, got {text!r}")
+    return text
+
+
 def _truth(key: str, text: str) -> bool:
     if text not in ("true", "false"):
         raise UserError(f"{key}={text}: choose true or false")
@@ -109,6 +119,7 @@ READERS = {
     "out_dir": lambda key, text: Path(text),
     "seeds": lambda key, text: tuple(dict.fromkeys(_whole(key, one) for one in text.split(","))),
     "weights": lambda key, text: tuple(dict.fromkeys(_weight(key, one) for one in text.split(","))),
+    "methods": lambda key, text: tuple(dict.fromkeys(_method(key, one) for one in text.split(","))),
     "jobs": lambda key, text: _whole(key, text, 1),
     "report": _truth,
 }
@@ -132,7 +143,7 @@ def make_table(settings: Settings, train: Callable[..., list[int]] = train_runs)
     from jointdreamer.tables.scores import markdown, score
 
     began, models = time.monotonic(), settings.models
-    table = tables(settings.weights)[settings.table]
+    table = tables(settings.weights, settings.methods)[settings.table]
     prompts = read_prompts(settings.prompts)
     captions = read_prompts(settings.caption_set)  # evaluate.py would say it after all the runs
     if lacking := next((prompt for prompt in prompts if prompt not in captions), None):

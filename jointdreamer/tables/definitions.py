@@ -47,6 +47,7 @@ MEASURES = {  # column -> its name in evaluation.json (PREFERRED: in study.json)
     "words right": ("attributes", 2),
     "FID": ("fid", 1),
     "Janus, %": ("janus", 1),
+    "R": ("resultant_length", 2),  # how well the object turns with the camera
     "roughness, degrees": ("roughness", 1),
     "users prefer, %": (PREFERRED, 1),  # people say that: evaluate.py study=FILES
     "s a step, relative": ("seconds_per_step", 2),
@@ -61,6 +62,20 @@ TABLE2 = ("CLIP Score", "FID")
 TABLE3 = ("Janus, %", *RELATIVE)
 TABLE3_SDS = (50, 16.1)  # minutes and GB on an A800
 FIG10_SUM = "fig10/sum"
+METHODS = {  # distillation= of conf/, and what the method is called
+    "jsd": "SDS",
+    "vsd": "VSD",
+    "esd": "ESD",
+    "asd": "ASD",
+    "csd": "CSD (classifier)",
+    "nfsd": "NFSD",
+    "bridge": "SDS-Bridge",
+    "ism": "ISM",
+    "sdi": "SDI",
+    "pfd": "PFD",
+    "perp_neg": "Perp-Neg",
+}
+ENERGIES = {"none": "", "mvs": " + multi-view energy", "cls": " + classifier energy"}
 
 
 def _paper(columns: Sequence[str], *values: str) -> dict[str, str]:
@@ -71,8 +86,21 @@ def _table3(janus: str, minutes: float, gb: float) -> dict[str, str]:
     return _paper(TABLE3, janus, *(f"{x / sds:.2f}" for x, sds in zip((minutes, gb), TABLE3_SDS, strict=True)))
 
 
-def tables(weights: Sequence[str] = ()) -> dict[str, Table]:
-    """Every table and figure by name; `weights` are those of Fig. 10's sums, as text."""
+def _distillation(method: str, energy: str) -> Row:
+    """A method of METHODS with an energy, all at Table 3's protocol, whose runs SDS and JSD share."""
+    label = METHODS[method] + ENERGIES[energy]
+    experiment, name = f"table3/{energy}", f"distillation/{method}_{energy}"
+    if method == "jsd":
+        return Row(label, experiment)
+    return Row(label, experiment, words=(f"distillation={method}", f"name={name}"), run_name=name)
+
+
+def tables(weights: Sequence[str] = (), methods: Sequence[str] = tuple(METHODS)) -> dict[str, Table]:
+    """Every table and figure by name.
+
+    weights: of Fig. 10's sums, as text
+    methods: of METHODS, those of the table of distillations
+    """
     sums = [
         Row(f"SDS + {w} MVDream", FIG10_SUM, words=(f"schedule.loss.mvdream={w}",), run_name=f"{FIG10_SUM}_{w}")
         for w in weights
@@ -123,6 +151,13 @@ def tables(weights: Sequence[str] = ()) -> dict[str, Table]:
             ),
             ("Janus, %", "FID", "roughness, degrees", "CLIP Score", "words right", *RELATIVE),
             "The paper shows pictures of these, no numbers.",
+        ),
+        "distillation": Table(
+            "Score distillations, each with and without an energy between the views",
+            tuple(_distillation(method, energy) for method in methods for energy in ENERGIES),
+            ("Janus, %", "R", "R-Precision", "FID", "words right", *RELATIVE),
+            "What is subtracted, or what the prior wants, is another in each; all else is Table 3's. The paper has no "
+            "such table.",
         ),
         "fig8": Table(
             "Fig. 8: training loss",

@@ -1,4 +1,4 @@
-"""SDI, ISM and ASD against closed forms: a prior whose predictions are multiples of x_t, for both noise processes."""
+"""SDI, PFD, ISM and ASD against closed forms: a prior whose predictions are multiples of x_t, both noise processes."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from jointdreamer.diffusion import NoiseProcess, add_noise, scaled_linear_alphas_cumprod
 from jointdreamer.distillation.inversion import IntervalNoise, InvertedNoise, ShiftedNoise, invert
 from jointdreamer.distillation.joint import JointScoreDistillation
+from jointdreamer.distillation.targets import ClassifierFree, ProbabilityFlow
 from jointdreamer.scenes.base import Render
 from tests.distillation.test_joint import COND, UNCOND, KnownPrior, NoText
 
@@ -86,6 +87,27 @@ def test_sdi_s_gradient_is_the_render_less_the_one_step_x0(prior):
     )
     x0 = noised.x0((UNCOND + 3.0 * (COND - UNCOND)) * noised.x_t)
     assert torch.allclose(4 * torch.autograd.grad(loss, rgb)[0], rgb.detach() - x0)
+
+
+def target_of(kind, prior, noised):
+    predictions = prior.predict(noised.x_t, noised.t, kind.conditions(TEXT, CAMERAS, NOW), CAMERAS)
+    return kind(prior, noised, predictions, CAMERAS, NOW)
+
+
+def test_pfd_with_one_step_is_guidance_to_the_bit_and_with_two_its_formula(prior):
+    noised = add_noise(prior.process, latents(), torch.tensor([301, 800]), generator())
+    assert torch.equal(target_of(ProbabilityFlow(1), prior, noised), target_of(ClassifierFree(), prior, noised))
+    e = UNCOND + 3.0 * (COND - UNCOND)  # what the guided prediction multiplies x_t with
+    a, s = prior.process.at(torch.tensor([150, 400]))
+    half_way = a * (1 - noised.sigma_t * e) / noised.alpha_t * noised.x_t + s * e * noised.x_t
+    found = noised.x0(target_of(ProbabilityFlow(2), prior, noised))
+    assert torch.allclose(found, (1 - s * e) / a * half_way)
+
+
+def test_where_the_noise_is_known_pfd_finds_the_clean_latents_in_any_number_of_steps(prior):
+    noised = add_noise(prior.process, latents(), torch.tensor([301, 800]), generator())
+    prior.predict = lambda x_t, t, conditions, cameras: [noised.noise] * 2
+    assert torch.allclose(noised.x0(target_of(ProbabilityFlow(7), prior, noised)), noised.latents)
 
 
 def skipped(draws):

@@ -205,6 +205,13 @@ def test_a_second_term_may_see_the_timesteps_of_the_first_under_noise_of_its_own
     torch.testing.assert_close(grad * B * V, render.rgb.detach() - again.x0(GUIDED * again.x_t))
 
 
+def test_a_gradient_clip_bounds_each_element_and_leaves_the_others():
+    free, clipped = step(term())[0], step(term(), grad_clip=0.2)[0]
+    inside = free.abs() <= 0.2
+    assert inside.any() and not inside.all()
+    torch.testing.assert_close(clipped, free.clamp(-0.2, 0.2))
+
+
 # energy_gradient
 
 

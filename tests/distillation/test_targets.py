@@ -10,6 +10,7 @@ from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
 from jointdreamer.diffusion import add_noise
 from jointdreamer.distillation.baselines import Zero
 from jointdreamer.distillation.targets import (
+    Bridge,
     ClassifierFree,
     Coefficients,
     NoiseFree,
@@ -19,7 +20,7 @@ from jointdreamer.distillation.targets import (
 )
 from jointdreamer.errors import UserError
 from jointdreamer.priors.guidance import Guidance
-from jointdreamer.priors.prompts import DIRECTIONS, TextEmbeddings
+from jointdreamer.priors.prompts import DIRECTIONS, Prompts, TextEmbeddings
 from tests.priors.known import PicturePrior
 
 TEXT = TextEmbeddings(torch.randn(4, 5, 3), torch.randn(2, 5, 3))
@@ -75,6 +76,25 @@ def test_nfsd_takes_the_negative_away_where_there_is_much_noise_rig_by_rig():
     wanted = NoiseFree()(PRIOR, noised((199, 200)), [cond, empty, negative], CAMERAS, now())
     assert torch.allclose(wanted[0], 7.5 * (cond - empty)[0] + empty[0])
     assert torch.allclose(wanted[1], 7.5 * (cond - empty)[1] + (empty - negative)[1])
+
+
+def test_the_bridge_is_sds_first_and_then_goes_from_the_poor_to_the_good_text():
+    class Embeds(Known):
+        def embed(self, prompts):
+            return TextEmbeddings(torch.full((4, 5, 3), float(len(prompts.prompt))), TEXT.uncond)
+
+    target, (cond, uncond) = Bridge(Embeds(), Prompts("a cat"), good=", sharp", poor=", a blur"), tensors(2)
+    here = noised()
+    assert torch.equal(target.conditions(TEXT, CAMERAS, now(bridge=False))[1].embedding[0, 0], TEXT.uncond[0])
+    before = target(PRIOR, here, [cond, uncond], CAMERAS, now(bridge=False))
+    assert torch.equal(before, ClassifierFree()(PRIOR, here, [cond, uncond], CAMERAS, now()))
+
+    good, poor = target.conditions(TEXT, CAMERAS, now(bridge=True))
+    assert good.embedding.unique() == len("a cat, sharp") and poor.embedding.unique() == len("a cat, a blur")
+    after = target(PRIOR, here, [cond, uncond], CAMERAS, now(bridge=True))
+    assert torch.allclose(after - here.noise, 7.5 * (cond - uncond))
+    with pytest.raises(UserError, match="schedule.bridge is missing"):
+        target.conditions(TEXT, CAMERAS, now())
 
 
 def test_the_perpendicular_part_is_perpendicular_and_the_rest_is_parallel():

@@ -149,6 +149,16 @@ def test_a_long_prompt_is_encoded_in_parts_and_nothing_is_lost(tokenizer):
     assert encode_prompt("a robot", prompt, tokenizer, Encoder()).cond.shape == (4, 24, 3)
 
 
+def test_filled_embeddings_are_those_beside_a_longer_text(tokenizer):
+    long = " ".join(["red"] * 25)
+    text, beside = (encode_prompt("a red robot", other, tokenizer, Encoder()) for other in ("", long))
+    filled = text.filled(beside.cond.shape[1])
+    assert filled.cond.shape == (4, 36, 3) and torch.equal(filled.cond, beside.cond)
+    assert torch.equal(filled.uncond[0], beside.uncond[0])
+    assert filled.plain is not None and beside.plain is not None and filled.plain.shape == (36, 3)
+    assert text.filled(5).cond is text.cond
+
+
 @pytest.mark.parametrize("words", range(1, 25))
 def test_the_view_is_read_together_whatever_the_length(tokenizer, words):
     text = encode_prompt(" ".join(["red"] * words), "", tokenizer, Encoder())

@@ -5,7 +5,7 @@ import pytest
 from jointdreamer.cli import main as cli
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.project import CONF
-from jointdreamer.tables.definitions import MEASURES, TABLE3_SDS, tables
+from jointdreamer.tables.definitions import MEASURES, METHODS, TABLE3_SDS, tables
 
 TABLES = tables(("0.1", "3"))
 ROWS = {(name, row.label): row for name, table in TABLES.items() for row in table.rows if row.experiment}
@@ -51,3 +51,14 @@ def test_the_paper_s_numbers_stand_in_columns_that_are_there():
     relative = TABLES["table3"].rows[1].paper  # 80 minutes and 22.1 GB, by the paper
     assert TABLE3_SDS == (50, 16.1)
     assert (relative["s a step, relative"], relative["memory, relative"]) == ("1.60", "1.37")
+
+
+def test_every_distillation_is_in_its_table_with_its_energies():
+    own = {file.stem for file in (CONF / "distillation").glob("*.yaml")}
+    assert own - {"mvdream", "sum"} == set(METHODS)  # those two are the multi-view model alone, and two terms
+    for row in tables((), ("vsd", "sdi"))["distillation"].rows:
+        cfg = composed(row.experiment, "toybox", *row.words)
+        method, energy = row.name("toybox").removeprefix("distillation/").split("_")
+        (term,) = cfg["distillation"]["terms"].keys() - {"jsd"}
+        assert (term, cfg["energy"]["name"]) == (method, energy)
+        assert cfg["schedule"]["loss"]["jsd"] == 0 and cfg["schedule"]["loss"][method] == 1

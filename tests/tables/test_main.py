@@ -23,6 +23,7 @@ def test_words():
             "prompts=p.txt",
             "seeds=3,0,3",
             "weights=0.50,1e1",
+            "methods=vsd,csd,vsd",
             "jobs=1",
             "out_dir=o",
             "report=true",
@@ -30,7 +31,17 @@ def test_words():
         ]
     )
     assert settings == Settings(
-        "fig10", "toybox", Path("p.txt"), None, (3, 0), ("0.5", "10"), 1, Path("o"), True, ("output.views=8",)
+        "fig10",
+        "toybox",
+        Path("p.txt"),
+        None,
+        (3, 0),
+        ("0.5", "10"),
+        ("vsd", "csd"),
+        1,
+        Path("o"),
+        True,
+        ("output.views=8",),
     )
     plain = read_words(["table1"])
     assert plain.models == "toybox" and plain.caption_set.name == "toybox153.txt"
@@ -43,7 +54,7 @@ def test_words():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "wanted one of table1, table2, table3, mesh, fig8, fig10, got nothing"),
+        ([], "wanted one of table1, table2, table3, mesh, distillation, fig8, fig10, got nothing"),
         (["table4"], "got table4"),
         (["table1", "fast"], "KEY=VALUE"),
         (["table1", "seed=1"], "seeds=0,1"),
@@ -54,6 +65,7 @@ def test_words():
         (["fig10", "weights=0"], "above 0"),
         (["fig10", "weights=a"], "above 0"),
         (["fig10", "weights=inf"], "above 0"),
+        (["distillation", "methods=vsd,x"], "methods: choose among jsd, vsd"),
         (["table1", "report=yes"], "true or false"),
         (["table1", "models=sd21"], "prompts=FILE"),
     ],

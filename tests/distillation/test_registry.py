@@ -1,0 +1,58 @@
+"""Terms from options: a baseline may ask another prior than the term's, if it can be asked about the same latents."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from jointdreamer.cameras import Rig
+from jointdreamer.diffusion import NoiseProcess
+from jointdreamer.distillation.registry import build_terms, check_terms
+from jointdreamer.energies.none import NoEnergy
+from jointdreamer.errors import UserError
+from jointdreamer.priors.prompts import Prompts, TextEmbeddings
+from tests.priors.known import PicturePrior
+
+
+class Named(PicturePrior):
+    """A prior whose text embeddings say who made them."""
+
+    def __init__(self, number, channels=4):
+        super().__init__()
+        self.number = number
+        self.vae: Any = SimpleNamespace(config=SimpleNamespace(latent_channels=channels))
+
+    def embed(self, prompts):
+        return TextEmbeddings(torch.full((4, 5, 3), float(self.number)), torch.zeros(2, 5, 3))
+
+    def predict(self, x_t, t, conditions, cameras):
+        return [x_t for _ in conditions]
+
+
+def built(baseline, **priors):
+    terms = {"asd": {"prior": "first", "baseline": baseline}}
+    found: Any = build_terms(terms, priors.__getitem__, NoEnergy, Prompts("a cat"), Rig())
+    return found[0].baseline
+
+
+def test_a_baseline_asks_the_term_s_prior_or_one_of_its_own_with_its_own_text():
+    first, second = Named(1), Named(2)
+    own = built({"name": "shifted", "prior": "second"}, first=first, second=second)
+    assert own.prior is second and (own.text.cond == 2).all()
+    shared = built({"name": "shifted"}, first=first)
+    assert shared.prior is first and (shared.text.cond == 1).all()
+
+
+def test_a_prior_of_other_noise_levels_or_latents_is_refused():
+    other = Named(2)
+    other.process = NoiseProcess(other.process.alpha.flip(0), other.process.sigma.flip(0))
+    with pytest.raises(UserError, match="asd.baseline.prior: its noise process is another one"):
+        built({"name": "shifted", "prior": "second"}, first=Named(1), second=other)
+    with pytest.raises(UserError, match="its latents have 16 channels, those of the term 4"):
+        built({"name": "shifted", "prior": "second"}, first=Named(1), second=Named(2, channels=16))
+
+
+def test_a_part_that_asks_no_prior_takes_none():
+    with pytest.raises(UserError, match="asd.baseline.prior=second: noise asks no prior"):
+        check_terms({"asd": {"prior": "first", "baseline": {"name": "noise", "prior": "second"}}})
