@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from jointdreamer.arguments import member_of
 from jointdreamer.cameras import Rig
+from jointdreamer.distillation.registry import loss_names
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.project import CONF
 from jointdreamer.scenes.background import SphericalBackground
@@ -53,7 +54,7 @@ def test_the_memory_presets_are_their_budgets():
 def test_every_experiment_composes(experiment, models):
     cfg = config(f"experiment={experiment}", f"models={models}")
     known = member_of(cfg["scene"]["name"], SCENES, Scene, "scene").regularizer_names
-    Plan(cfg["schedule"]).check([*cfg["distillation"]["terms"], *known])
+    Plan(cfg["schedule"]).check([*loss_names(cfg["distillation"]["terms"]), *known])
     assert cfg["init_from"] in (None, *names("experiment"))
     second = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1]
     assert second.startswith("# python ") and f"experiment={experiment}" in second
