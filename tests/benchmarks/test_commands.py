@@ -147,3 +147,20 @@ def test_bad_values_cost_one_line(bench, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["benchmarks/scaling.py", "--out", str(tmp_path)])
     assert importlib.import_module("benchmarks.scaling").main() == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_distillations(bench, capsys):
+    found = bench("distillations", "--repeats", "1", "--methods", "vsd", "models=toybox")
+    assert found.keys() >= {*KEYS, "methods", "verdicts"} and list(found["methods"]) == ["jsd", "vsd"]
+    assert all(one["seconds_per_step"] > 0 and one["peak_memory_gb"] > 0 for one in found["methods"].values())
+    assert "times SDS" in capsys.readouterr().out
+
+
+def test_a_distillation_that_cannot_run_is_named_and_fails_the_verdict():
+    from benchmarks.distillations import judge, relative
+
+    found = {"jsd": {"seconds_per_step": 2.0, "peak_memory_gb": 1.0}, "vsd": {"failed": "no room"}}
+    assert judge(found) == [{"claim": "VSD runs: no room", "holds": False}]
+    assert relative(found)[1][:2] == ["VSD", "no room"]
+    found["vsd"] = {"seconds_per_step": 4.5, "peak_memory_gb": 1.5}
+    assert relative(found)[1] == ["VSD", "4.500", "2.25", "1.50", "1.50"] and not judge(found)[0]["holds"]
