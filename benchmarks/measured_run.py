@@ -20,6 +20,7 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ("UNet", "VAE")
+RASTERISER = "rasteriser"
 
 
 class Enough(BaseException):
@@ -80,6 +81,8 @@ class Run:
         from jointdreamer.classifier.model import PairClassifier
         from jointdreamer.priors.novel_view import NovelView
         from jointdreamer.runs import pictures
+        from jointdreamer.scenes.mesh import raster
+        from jointdreamer.scenes.mesh import scene as mesh
 
         self.device = device
         self.watch = watch = Stopwatch(device, self.job["clock"])
@@ -96,6 +99,10 @@ class Run:
             time_it(torch.autograd, name, "backward")
         for name in ("save_views", "save_rows"):
             time_it(pictures, name, "pictures")
+        for name in ("rasterize", "interpolate", "antialias"):
+            time_it(mesh, name, RASTERISER)
+        for function in (raster.Rasterize, raster.Interpolate, raster.Antialias):
+            put(function, "backward", staticmethod(watch.timed(RASTERISER, function.backward)))
         put(UNet2DConditionModel, "__call__", self.network("UNet", UNet2DConditionModel.__call__))
         for name in ("encode", "decode"):
             put(AutoencoderKL, name, self.network("VAE", getattr(AutoencoderKL, name)))
@@ -312,6 +319,7 @@ def summary(laps: list[dict[str, Any]], rates: dict[str, Any], device: str = "cp
             "UNets": share(sections, ("UNet",)),
             "UNets and autoencoders": share(sections, NETWORKS),
         },
+        "share_of_rasteriser": share(sections, (RASTERISER,)),
         "networks": found,
     }
 

@@ -64,6 +64,36 @@ def test_a_step_of_train_py(bench, tiny_run, capsys):
     assert "text-to-image / UNet" in capsys.readouterr().out
 
 
+OCTAHEDRON = """v 1 0 0
+v -1 0 0
+v 0 1 0
+v 0 -1 0
+v 0 0 1
+v 0 0 -1
+f 1 3 5
+f 3 2 5
+f 2 4 5
+f 4 1 5
+f 3 1 6
+f 2 3 6
+f 4 2 6
+f 1 4 6
+"""
+
+
+def test_a_step_of_a_mesh_has_the_rasteriser_s_share(bench, tmp_path):
+    (tmp_path / "mesh.obj").write_text(OCTAHEDRON)
+    words = ["models=toybox", "energy=none", "scene=dmtet", "scene.resolution=8", f"init_from={tmp_path / 'mesh.obj'}"]
+    [run] = bench("--repeats", "1", *words)["runs"]
+    [stage] = run["resolutions"].values()
+    drawn = {"render / rasteriser", "backward / rasteriser"}
+    assert drawn <= set(stage["sections"])
+    share = sum(stage["sections"][name]["percent"] for name in drawn) / 100
+    assert stage["share_of_rasteriser"] == pytest.approx(share) and 0 < share < 1
+    verdicts = [one for one in step.judge([run]) if "rasteriser" in one["claim"]]
+    assert [one["holds"] for one in verdicts] == [share <= 0.25]
+
+
 def test_paper_size_goes_through_the_same_classes(bench):
     found = bench(
         "--paper-size", "--repeats", "1", "energy=none", "field.encoding.n_levels=2", "field.encoding.log2_table_size=8"
