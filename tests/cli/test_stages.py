@@ -1,7 +1,9 @@
 """Second stages, whole: a mesh after a NeRF that is made first or resumed, and what cannot be started from."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -110,6 +112,62 @@ def test_a_second_stage_that_was_interrupted_goes_on_to_the_same_bits(launcher, 
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
     assert (whole / "mesh" / "mesh.glb").read_bytes() == (parts / "mesh" / "mesh.glb").read_bytes()
+
+
+FULL_DISK = """
+import errno, os
+import torch
+from jointdreamer.energies.none import NoEnergy
+
+save = torch.save
+
+def full(checkpoint, stream):
+    if os.environ.get("FULL_DISK") == "yes" and checkpoint["step"] == 3:
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    save(checkpoint, stream)
+
+torch.save = full
+
+class Mine(NoEnergy):
+    pass
+"""
+
+
+def test_a_full_disk_in_the_second_stage_is_said_and_the_same_command_goes_on(launcher, tiny_run, two_stages, tmp_path):
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    given = [*MESH[:-1], f"init_from={folder(two_stages, 'smoke')}", "energy=none", "energy.name=full:Mine"]
+    words, path = tiny_run(*given, "schedule.steps=4", "every.checkpoint=1"), {"PYTHONPATH": str(tmp_path)}
+    for name in ("whole", "full"):
+        (tmp_path / name).mkdir()
+    assert launcher.run(tmp_path / "whole", words, **path) == 0, stderr(tmp_path / "whole")
+    assert launcher.run(tmp_path / "full", words, FULL_DISK="yes", **path) == 2
+    said = stderr(tmp_path / "full")
+    assert "no space left on the disk" in said and "Traceback" not in said
+    run = folder(tmp_path / "full", "mesh")
+    assert max(file.name for file in run.glob("checkpoints/*")) == "step_000002.pt"
+    assert launcher.run(tmp_path / "full", words, **path) == 0, stderr(tmp_path / "full")
+    for name in ("metrics.jsonl", "mesh/mesh.glb"):
+        assert (run / name).read_bytes() == (folder(tmp_path / "whole", "mesh") / name).read_bytes(), name
+
+
+def test_killed_in_either_stage_it_ends_as_if_nothing_had_been(launcher, tiny_run, two_stages, tmp_path):
+    words = tiny_run(*MESH, "init_from=smoke")
+    for name, n in (("smoke", 5), ("mesh", 1)):
+        launcher.start(tmp_path, words)
+        deadline = time.monotonic() + 120
+        while not ((run := tmp_path / run_path("runs", name, "a bear", 0)) / "metrics.jsonl").exists() or (
+            len(steps(run)) < n
+        ):
+            assert time.monotonic() < deadline, stderr(tmp_path)
+            time.sleep(0.002)
+        os.kill(int((run / ".lock").read_text()), signal.SIGKILL)
+        assert launcher.finish() == -signal.SIGKILL
+    assert launcher.run(tmp_path, words) == 0, stderr(tmp_path)
+    for name in ("smoke", "mesh"):
+        for file in ("metrics.jsonl", "mesh/mesh.glb"):
+            made, whole = (folder(out, name) / file for out in (tmp_path, two_stages))
+            assert made.read_bytes() == whole.read_bytes(), (name, file)
 
 
 def damaged(path: Path) -> Path:
