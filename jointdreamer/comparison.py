@@ -117,10 +117,14 @@ def _read_by_training(config: Mapping[str, Any], plan: Plan) -> Iterator[str]:
         yield from (f"-{key}" for key in OF_ENERGIES)
     if config["energy"]["name"] in ROLES:
         yield f"models.{ROLES[config['energy']['name']]}"
+    energy, terms = config["energy"]["name"], config["distillation"]["terms"]
+    if energy == "mvs" or any(
+        term.get("prior") == "multi_view" for term in terms.values() if isinstance(term, Mapping)
+    ):
+        yield "models.text_encoder"
     yield "models.dtype"
     if plan.max("negative_prompt", False):
         yield "negative_prompt"
-    terms = config["distillation"]["terms"]
     yield "models.text_to_image.source"  # the text encoder's
     for name, term in terms.items():
         if plan.max(f"loss.{name}", 0) and isinstance(term, Mapping) and "prior" in term:

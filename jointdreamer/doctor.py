@@ -187,28 +187,31 @@ def wandb_login() -> str | None:
 
 def roles(models: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Role -> title, where it is (or None), what is wrong with it (or None), the energies that need it, size."""
-    from jointdreamer.weights.find import is_remote, locate, sources
+    from jointdreamer.weights.find import gate, is_remote, locate, sources
     from jointdreamer.weights.folders import damaged, lacking
-    from jointdreamer.weights.roles import ROLES, needed_files
+    from jointdreamer.weights.roles import ROLES, about
 
     found = {}
     for role in [role for role in ROLES if role in models]:
-        about, part = ROLES[role], models[role]
-        path, problem = None, None
+        part = models[role]
+        known, path, problem = about(role, part), None, None
         try:
             path = locate(part, role)
-            parts = lacking(path, needed_files(role, part.get("vae"))) if path.is_dir() else []
+            parts = lacking(path, known.needs) if path.is_dir() else []
             problem = f"no weights in {', '.join(parts)}" if parts else damaged(path)
         except UserError as error:
             # what can be downloaded is merely not there yet; a path that was given is a mistake
             problem = None if any(map(is_remote, sources(part["source"], role))) else str(error)
         found[role] = {
-            "title": about.title,
+            "title": known.title,
             "path": path and str(path),
             "problem": problem,
-            "needed_by": list(about.needed_by),
-            "use": about.use,
-            "gigabytes": about.gigabytes,
+            "needed_by": list(known.needed_by),
+            "use": known.use,
+            "gigabytes": known.gigabytes,
+            "memory_gb": known.memory_gb,
+            "t5_gb": known.t5_gb,
+            "gate": next(filter(None, map(gate, sources(part["source"], role))), None),
         }
     return found
 
@@ -252,9 +255,15 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 note = wrong[0]
             elif absent:
                 note = (
-                    f"first: python -m jointdreamer.weights prefetch {' '.join(absent)} (or models.ROLE.source=FOLDER)"
+                    f"first: python -m jointdreamer.weights prefetch {' '.join(absent)}{of_models(name)} "
+                    "(or models.ROLE.source=FOLDER)"
                 )
-            say(command, not wrong and not absent, note)
+                if closed := next(filter(None, (needed[role].get("gate") for role in absent)), None):
+                    note = f"{closed}; then: {note.removeprefix('first: ')}"
+            elif small := too_small(report["machine"], needed["text_to_image"]):
+                note = small
+            small = too_small(report["machine"], needed.get("text_to_image", {}))
+            say(command, not wrong and not absent and not small, note)
     toybox = report["models"].get("toybox", {})
     if "judge" in toybox:
         wrong = [one["problem"] for one in toybox.values() if one["problem"]]
@@ -274,6 +283,23 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     note = f"logged in by {login}" if login else "offline, in the run's folder; `wandb login` sends it"
     say("python train.py logger=wandb ...", True, note)
     return done
+
+
+def of_models(name: str) -> str:
+    """The word that `python -m jointdreamer.weights` needs for these models."""
+    return "" if name == "sd21" else f" models={name}"
+
+
+def too_small(machine: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """What this machine lacks for the networks of a model, in words; nothing for one that fits or is not known."""
+    gpu, free = machine["gpu"], machine["memory_free_gb"]
+    need, t5 = model.get("memory_gb"), model.get("t5_gb") or 0.0
+    if gpu and need and need > gpu["memory_gb"]:
+        return f"its networks take {need:g} GB, the GPU has {gpu['memory_gb']:.1f} GB"
+    if t5 and free is not None and t5 > free:
+        spare = "; models.text_to_image.text_encoders=2 leaves T5 out" if "3.5" in model["title"] else ""
+        return f"its T5 takes about {t5:g} GB of memory while it embeds the prompt, {free:.1f} GB are free{spare}"
+    return ""
 
 
 def lines(report: Mapping[str, Any]) -> list[str]:

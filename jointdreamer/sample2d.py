@@ -70,12 +70,13 @@ def sample(cfg: dict[str, Any]) -> int:
     prior: Any = build_prior("text_to_image", cfg["models"], device)
     energy = build_energy(**cfg["energy"], models=cfg["models"], device=device)
     energy.check_rig(rig)
-    text = prior.embed(Prompts(cfg["prompt"], cfg["negative_prompt"], **cfg["prompts"]))
+    prompts = Prompts(cfg["prompt"], cfg["negative_prompt"], **cfg["prompts"])
+    energy.give_prompt(prompts)
+    text = prior.embed(prompts)
     options = {name: cfg["distillation"][name] for name in ("energy_limit", "x0_limit", "energy_x0")}
     term = JointScoreDistillation(prior, text, energy, mask="none", **options)
     cameras = orbit_cameras(rig.n_views, prior.image_size, **orbit(cfg["output"])).to(device)
-    size, channels = prior.unet.config.sample_size, prior.unet.config.in_channels
-    noise = noise_like(torch.empty(1, rig.n_views, channels, size, size, device=device), generator)
+    noise = noise_like(torch.empty(1, rig.n_views, *prior.latent_shape, device=device), generator)
     rows = {}
     for name, weight in (("each on its own", 0.0), (f"energy={cfg['energy']['name']}", now.energy_weight)):
         now.energy_weight = weight

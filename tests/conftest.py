@@ -194,6 +194,27 @@ def tiny_mv_folder(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_text_to_image(tmp_path_factory) -> Callable[[str], Path]:
+    """tiny_text_to_image("sdxl") -> a random folder in the layout of that `models`, 16 px: sdxl, sd35 or if.
+
+    Shared by the session: copy it before you damage it.
+    """
+    from tests.priors.folders import WRITERS
+
+    made: dict[str, Path] = {}
+
+    def folder(models: str) -> Path:
+        if models not in made:
+            made[models] = tmp_path_factory.mktemp(models)
+            with torch.random.fork_rng():
+                torch.manual_seed(1)
+                WRITERS[models](made[models])
+        return made[models]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_classifier_folder(tmp_path_factory) -> Path:
     """A random pair classifier as train_classifier.py saves it: 16 px, two blocks."""
     from jointdreamer.classifier.model import ClassifierSettings, PairClassifier

@@ -18,6 +18,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.project import CONF
 from jointdreamer.terminal import safe_output, use_utf8
 
+LARGE = ("sd21", "sdxl", "sd35", "if")  # models that are made for a GPU
 _read: dict[str, Any] | None = None  # the config that `read_command` composed
 
 
@@ -145,8 +146,8 @@ def models_line(cfg: Mapping[str, Any], device: Any) -> str:
     """Which pretrained models a run takes, and why; `device` is where they run."""
     name = cfg["models"]["name"]
     given = word_of(typed[1:], "models") is not None
-    if name == "sd21" and str(device) == "cpu":
-        return "models=sd21 on a CPU, where an object takes days (models=toybox: minutes)"
+    if name in LARGE and str(device) == "cpu":
+        return f"models={name} on a CPU, where an object takes days (models=toybox: minutes)"
     if given:
         return f"models={name}, as asked"
     why = "a CUDA device is there" if name == "sd21" else "no CUDA device here; models=sd21 takes Stable Diffusion 2.1"

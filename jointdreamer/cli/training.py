@@ -14,6 +14,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import check_prior
+from jointdreamer.priors.t5 import check_t5
 from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
 from jointdreamer.scenes.registry import check_scene, scene_bytes
@@ -77,3 +78,4 @@ def check_training(cfg: dict[str, Any]) -> None:
     check_energy(cfg["models"], **cfg["energy"])
     check_terms(**cfg["distillation"])
     check_prior("text_to_image", cfg["models"])
+    check_t5(cfg["models"]["text_to_image"], free)

@@ -50,6 +50,7 @@ WEIGHTINGS = {  # w(t)
     "uniform": lambda alpha_t, sigma_t: torch.ones_like(sigma_t),
     "fantasia3d": lambda alpha_t, sigma_t: alpha_t * sigma_t**2,
     "x0": lambda alpha_t, sigma_t: sigma_t / alpha_t,  # makes Eq. 2 z - x0: MVDream's reconstruction loss
+    "velocity": lambda alpha_t, sigma_t: 1 / alpha_t,  # of a rectified flow, v_hat - (noise - z): RFDS
 }
 
 
@@ -87,7 +88,7 @@ class JointScoreDistillation(Term):
         baseline: Baseline | None = None,
         target: Target | None = None,
         name: str = "jsd",
-        weighting: Literal["sds", "uniform", "fantasia3d", "x0"] = "sds",
+        weighting: Literal["sds", "uniform", "fantasia3d", "x0", "velocity"] = "sds",
         mask: Mask = "input",
         mask_floor: Share = 0.0,
         energy_x0: Literal["uncond", "guided"] = "uncond",
@@ -152,7 +153,7 @@ class JointScoreDistillation(Term):
             return clamp_x0(noise_pred, noised, self.x0_limit)
 
         seen = noise_pred if self.energy_x0 == "guided" else predictions[1]  # by the energy, as x0
-        views = views_of(prior, noised, noise_pred, render, cameras, conditions[:2], generator)
+        views = views_of(prior, noised, noise_pred, render, cameras, conditions[:2], generator, now.negative_prompt)
         energy_grad, coherence = energy_gradient(self.energy, views, noised, seen, self.mask, self.mask_floor)
         energy_weight = damped_weight(now.energy_weight, noised, self.energy_limit)  # lambda
         joint = clamp_x0(noise_pred - energy_weight * noised.sigma_t * energy_grad, noised, self.x0_limit)
@@ -232,6 +233,7 @@ def views_of(
     cameras: Cameras,
     conditions: Sequence[Condition],  # the prompt, and what guidance steers away from
     generator: torch.Generator | None,
+    negative_prompt: bool = False,  # whether the second condition is the negative prompt
 ) -> Views:
     """What an energy sees of a rig's views; x0, which alone has a gradient, is put in by `energy_gradient`.
 
@@ -254,6 +256,8 @@ def views_of(
         x0_guided=x0,
         latents=latents,
         generator=generator,
+        latent_space=prior.latent_space,
+        negative_prompt=negative_prompt,
     )
 
 

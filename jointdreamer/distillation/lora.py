@@ -23,10 +23,11 @@ from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.guidance import guided
-from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.network import NetworkPrior
 from jointdreamer.priors.prompts import TextEmbeddings
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
+OF_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # of those that attend to text and picture at once
 CAMERA = 16  # numbers that tell a view: its camera-to-world matrix, row by row
 
 
@@ -54,8 +55,13 @@ class CameraLoRA(nn.Module):
         super().__init__()
         attentions = [module for module in unet.modules() if type(module).__name__ == "Attention"]
         layers: list[Any] = [attention.get_submodule(part) for attention in attentions for part in PROJECTIONS]
-        width = getattr(getattr(unet, "time_embedding", None), "linear_2", None)
-        if not layers or width is None:
+        joint = (getattr(attention, part, None) for attention in attentions for part in OF_TEXT)
+        layers += [layer for layer in joint if isinstance(layer, nn.Linear)]
+        time = getattr(unet, "time_embedding", None)
+        if time is None:  # a transformer's
+            time = getattr(getattr(unet, "time_text_embed", None), "timestep_embedder", None)
+        width = getattr(time, "linear_2", None)
+        if time is None or not layers or width is None:
             raise UserError(f"baseline lora wants a UNet of diffusers with attentions, got {type(unet).__name__}")
         self.layers = nn.ModuleList(LowRank(layer, rank) for layer in layers)
         last = nn.Linear(width.out_features, width.out_features)
@@ -66,7 +72,7 @@ class CameraLoRA(nn.Module):
         self._rows: Tensor | None = None  # cameras of the call inside `on`, (N, 16)
         for layer, addition in zip(layers, self.layers, strict=True):
             layer.register_forward_hook(partial(self._add, addition))
-        unet.time_embedding.register_forward_hook(self._add_camera)
+        time.register_forward_hook(self._add_camera)
 
     @contextmanager
     def on(self, rows: Tensor) -> Iterator[None]:
@@ -109,7 +115,7 @@ class LoRA(AskingBaseline):
         guidance_scale: Annotated[float, Range(0, 100)] = 1.0,
     ):
         super().__init__(prior, text)
-        if not isinstance(prior, LatentDiffusion):
+        if not isinstance(prior, NetworkPrior):
             raise UserError(f"baseline lora wants a prior with a UNet of diffusers, got {type(prior).__name__}")
         self.drop_camera, self.guidance_scale = drop_camera, guidance_scale
         self.lora = CameraLoRA(prior.unet, rank)

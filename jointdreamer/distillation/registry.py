@@ -144,6 +144,7 @@ def build_terms(
     if first := next((name for name in terms if "energy" in wanted[name]), None):
         chosen[first][1]["energy"] = between = energy()
         between.check_rig(rig)  # before the prompt is embedded, which may have things to say
+        between.give_prompt(prompts)
     built: dict[str, Term] = {}
     for name, (kind, options) in chosen.items():
         if "prior" in wanted[name]:

@@ -171,16 +171,25 @@ class PerpNeg(Target):
         self.above = torch.zeros(0, dtype=torch.bool)  # which of the last cameras look from overhead, (B, V)
 
     def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
-        front, side, back = (text.cond[DIRECTIONS.index(name)] for name in ("front", "side", "back"))
-        share, ahead = (part.to(front)[..., None, None] for part in halves(cameras.azimuth))  # (B, V, 1, 1)
-        near, far = torch.where(ahead > 0, front, side), torch.where(ahead > 0, side, back)
-        positive = share * near + (1 - share) * far
         which = directions(cameras.azimuth, cameras.elevation, text.front, text.back, text.overhead)
         self.above = which == DIRECTIONS.index("overhead")
-        above = self.above.to(front.device)[..., None, None]
-        positive = torch.where(above, text.cond[DIRECTIONS.index("overhead")], positive)
-        wrong = [near.expand_as(positive), torch.where(ahead > 0, side, front).expand_as(positive)]
-        return [Condition(positive), text.nothing(cameras, now.negative_prompt), *map(Condition, wrong)]
+        embeddings = self.right_and_wrong(text.cond, cameras)
+        extras: list[dict[str, Tensor]] = [{}, {}, {}]
+        if text.pooled is not None:
+            extras = [{"pooled": pooled} for pooled in self.right_and_wrong(text.pooled, cameras)]
+        positive, *wrong = map(Condition, embeddings, extras)
+        return [positive, text.nothing(cameras, now.negative_prompt), *wrong]
+
+    def right_and_wrong(self, rows: Tensor, cameras: Cameras) -> list[Tensor]:
+        """For each camera, of rows by direction (4, ...): between two of them, and the two that are wrong there."""
+        front, side, back = (rows[DIRECTIONS.index(name)] for name in ("front", "side", "back"))
+        wide = (..., *[None] * front.ndim)  # (B, V) -> (B, V, 1, 1)
+        share, ahead = (part.to(front)[wide] for part in halves(cameras.azimuth))
+        near, far = torch.where(ahead > 0, front, side), torch.where(ahead > 0, side, back)
+        positive = share * near + (1 - share) * far
+        above = self.above.to(front.device)[wide]
+        positive = torch.where(above, rows[DIRECTIONS.index("overhead")], positive)
+        return [positive, near.expand_as(positive), torch.where(ahead > 0, side, front).expand_as(positive)]
 
     def forward(
         self, prior: Prior, noised: Noised, predictions: Sequence[Tensor], cameras: Cameras, now: SimpleNamespace

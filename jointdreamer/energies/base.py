@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.priors.prompts import TextPair
+from jointdreamer.priors.prompts import Prompts, TextPair
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Views:
     generator: torch.Generator | None = None  # every random draw goes through it, so that a resume is exact
     encode: Callable[[Tensor], Tensor] | None = None  # images in [0, 1] -> latents, without a gradient
     x0_guided: Tensor | None = None  # (B, V, C, h, w) what the text-to-image prior, guided by the text, makes of x_t
+    latent_space: tuple | None = None  # of the text-to-image prior, see `Prior.latent_space`
+    negative_prompt: bool = False  # whether text.uncond is the negative prompt
 
 
 class Energy(nn.Module, ABC):
@@ -39,6 +41,9 @@ class Energy(nn.Module, ABC):
 
     def check_rig(self, rig: Rig) -> None:
         """Raise UserError, one line, for a rig whose views this energy cannot compare. Asked before training."""
+
+    def give_prompt(self, prompts: Prompts) -> None:
+        """The prompt of a run, for a model with a text encoder of its own. Given before training."""
 
     @abstractmethod
     def forward(self, views: Views) -> Tensor:

@@ -153,5 +153,10 @@ class ClassifierEnergy(Energy):
         """Latents (B, C, h, w) of one view -> images (B, 3, H, W), about [0, 1]."""
         if self.decoder is None:
             return views.decode(x0[:, None])[:, 0]
+        if x0.shape[1] != (wanted := self.decoder.config.latent_channels):
+            raise UserError(
+                f"models.classifier.decoder reads latents of {wanted} channels, the text-to-image model's have "
+                f"{x0.shape[1]}: leave it out for the prior's own decoder, models.classifier.decoder=null"
+            )
         # it takes latents as the UNet has them, and gives -1 to 1
         return self.decoder.decode(x0.to(self.decoder.dtype)).sample.float() / 2 + 0.5

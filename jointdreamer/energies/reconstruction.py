@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.arguments import Pixels, Positive, Range, Scale
 from jointdreamer.cameras import Cameras, Rig, look_at
@@ -16,15 +17,17 @@ from jointdreamer.diffusion import noise_from_x0, noise_like
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.precision import network_dtype
+from jointdreamer.priors.autoencoder import encode_mean
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.placement import place, place_unet
+from jointdreamer.priors.prompts import Prompts, TextEmbeddings
 from jointdreamer.priors.registry import load_novel_view
 from jointdreamer.weights.find import find_weights
-from jointdreamer.weights.roles import needed_files
+from jointdreamer.weights.roles import about
 
 FRONT = "front"  # the reference is the view nearest to azimuth 0
 
@@ -41,7 +44,11 @@ class ReconstructionEnergy(Energy):
     no gradient reaches it. Its views are estimates at the step's noise level too: whole samples from pure noise would
     cost 50 passes a step, and invent another back of the object every time.
 
+    Where the text-to-image prior's latents are of another kind than the model's, its x0 is decoded, and encoded by the
+    model's autoencoder, one view of every rig at a time, and compared there; the gradient comes back through both.
+
     prior: MultiViewDiffusion or NovelView; a MultiViewDiffusion without autoencoder takes `views.latents` as they are
+    own_text: whether the model reads the prompt through its own text encoder, not as the text-to-image prior does
     steps: estimates by that many deterministic steps (DDIM) from t down instead of one
     white: put renders before white, as the model knows them. The background under a half-transparent pixel is not
         known: rgb opacity + 1 - opacity errs by opacity (1 - opacity) (background - 1) there, and nowhere else
@@ -60,6 +67,7 @@ class ReconstructionEnergy(Energy):
         white: bool = False,
         reference: int | str | None = None,
         reference_image: str = "render",
+        own_text: bool = False,
     ):
         super().__init__()
         if steps < 1:
@@ -75,6 +83,8 @@ class ReconstructionEnergy(Energy):
         self.steps, self.white = steps, white
         self.reference = 0 if self.together else reference
         self.reference_image = reference_image
+        self.own_text = own_text
+        self.text: TextEmbeddings | None = None
         self.given: tuple[Tensor, float, float, float] | None = None
 
     def check_rig(self, rig: Rig) -> None:
@@ -82,6 +92,10 @@ class ReconstructionEnergy(Energy):
             self.prior.check_rig(rig)
         if isinstance(self.reference, int) and not 0 <= self.reference < rig.n_views:
             raise UserError(f"reference={self.reference}: cameras.n_views={rig.n_views} views count from 0")
+
+    def give_prompt(self, prompts: Prompts) -> None:
+        if self.own_text:
+            self.text = self.prior.embed(prompts)
 
     def give_reference(self, image: Tensor, elevation: float, azimuth: float, distance: float) -> None:
         """From now on the reference is this image (3, R, R) in [0, 1], before the model's background.
@@ -97,9 +111,21 @@ class ReconstructionEnergy(Energy):
 
     def forward(self, views: Views) -> Tensor:
         target, compared = self.estimate(views)  # (B, K, C, h', w'), (B, K)
-        target = fit_latents(target, views.x0, self.prior.what)
-        rows = torch.arange(len(compared), device=compared.device)[:, None]
-        return -0.5 * (views.x0[rows, compared] - target).square().sum((1, 2, 3, 4))
+        x0 = views.x0[torch.arange(len(compared), device=compared.device)[:, None], compared]
+        if None not in (spaces := (self.prior.latent_space, views.latent_space)) and spaces[0] != spaces[1]:
+            x0 = self._translated(x0, views)
+        return -0.5 * (x0 - fit_latents(target, x0, self.prior.what)).square().sum((1, 2, 3, 4))
+
+    def _translated(self, x0: Tensor, views: Views) -> Tensor:
+        """The text-to-image prior's x0 (B, K, C, h, w) as latents of this model (B, K, C', h', w'), differentiable.
+
+        Backward decodes and encodes each view once more instead of keeping what all of them need.
+        """
+
+        def translate(view: Tensor) -> Tensor:  # (B, C, h, w)
+            return encode_mean(self.prior.vae, views.decode(view[:, None]), self.prior.image_size)[:, 0]
+
+        return torch.stack([checkpoint(translate, view, use_reentrant=False) for view in x0.unbind(1)], 1)
 
     @torch.no_grad()
     def estimate(self, views: Views) -> tuple[Tensor, Tensor]:
@@ -120,7 +146,7 @@ class ReconstructionEnergy(Energy):
             condition = self.prior.embed_image(image, reference, cameras)
             nothing = condition.zeros()
         else:
-            condition, nothing = Condition(views.text.cond), Condition(views.text.uncond)
+            condition, nothing = self._text(views, cameras)
         latents = self._encode(views, rgb[rows, drawn])
         alpha_t, sigma_t = self.prior.process.at(t)
         x_t = alpha_t * latents + sigma_t * noise_like(latents, views.generator)
@@ -143,6 +169,12 @@ class ReconstructionEnergy(Energy):
             cond, uncond = self.prior.predict(x_t, t, [condition, nothing], cameras)
             noise = guided(cond, uncond, scale)
         return self.prior.guidance.x0(self.prior.process, x_t, t, noise, cond)
+
+    def _text(self, views: Views, cameras: Cameras) -> tuple[Condition, Condition]:
+        """What a multi-view model is told of the views, and what guidance steers away from."""
+        if self.text is not None:
+            return self.text.at(cameras), self.text.nothing(cameras, views.negative_prompt)
+        return Condition(views.text.cond), Condition(views.text.uncond)
 
     def _encode(self, views: Views, rgb: Tensor) -> Tensor:
         if self.prior.vae is not None:
@@ -205,8 +237,11 @@ def _camera(like: Cameras, elevation: float, azimuth: float, distance: float) ->
 
 @wraps(MultiViewDiffusion.build)
 def mvs(*args: Any, **options: Any) -> ReconstructionEnergy:
-    """Eq. 8's energy over MVDream or the toybox's model; the arguments of `MultiViewDiffusion.build`."""
-    return ReconstructionEnergy(MultiViewDiffusion.build(*args, **options))
+    """Eq. 8's energy over MVDream or the toybox's model; the arguments of `MultiViewDiffusion.build`.
+
+    With `text` it reads the prompt through that text encoder, not as the text-to-image prior does.
+    """
+    return ReconstructionEnergy(MultiViewDiffusion.build(*args, **options), own_text=options.get("text") is not None)
 
 
 def i2i(
@@ -240,7 +275,7 @@ def i2i(
     device = torch.device(device)
     download = device.type == "cuda"
     role = "wonder3d" if kind == "wonder3d" else "novel_view"
-    needs = None if file else needed_files(role, vae)
+    needs = None if file else about(role, {"vae": vae}).needs
     hint = "name a folder or file, models.novel_view.source=...; models=toybox needs no download"
     path = find_weights(source, role, file=file, needs=needs, hint=hint, download=download)
     dtype = network_dtype(dtype, device)

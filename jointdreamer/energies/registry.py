@@ -29,7 +29,10 @@ def options_of_model(name: str, models: Mapping[str, Any]) -> dict[str, Any]:
     if (role := ROLES.get(name)) is None:
         return {}
     wanted = parameters_of(name, ENERGIES, Energy, "energy")
-    return {key: value for key, value in with_shared(models, models.get(role) or {}).items() if key in wanted}
+    options = {key: value for key, value in with_shared(models, models.get(role) or {}).items() if key in wanted}
+    if "text" in wanted and "text_encoder" in models:  # a text-to-image model whose text it cannot read
+        options.setdefault("text", models["text_encoder"]["source"])
+    return options
 
 
 def check_energy(models: Mapping[str, Any], name: str, **options: Any) -> None:

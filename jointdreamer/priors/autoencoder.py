@@ -19,11 +19,11 @@ def scale_factor(vae: Any) -> int:
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def load_autoencoder(folder: Path, dtype: torch.dtype) -> Any:
+def load_autoencoder(folder: Path, dtype: torch.dtype, part: str = "vae") -> Any:
     """The AutoencoderKL in vae/ of a diffusers folder. Raises UserError, one line, if it is missing or damaged."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return load_part(AutoencoderKL, folder, "vae", dtype)
+    return load_part(AutoencoderKL, folder, part, dtype)
 
 
 def check_autoencoder(vae: Any, channels: int, where: str | Path) -> None:
@@ -63,16 +63,27 @@ def encode_images(
     chunk: images in the encoder at a time, all by default. With fewer, backward encodes each chunk once more instead of
         keeping 1.6 GB (Stable Diffusion, 512 pixels, fp16) for every image; the same result.
     """
-    images = rgb.flatten(0, 1)
-    if images.shape[-2:] != (image_size, image_size):
-        size = (image_size, image_size)
-        images = torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
+    images = _resized(rgb, image_size)
     chunk = min(chunk or len(images), len(images))
     encode = _posterior if chunk == len(images) else partial(checkpoint, _posterior, use_reentrant=False)
     moments = [encode(vae, part) for part in images.split(chunk)]
     mean, std = (torch.cat(parts) for parts in zip(*moments, strict=True))
     latents = (mean + std * noise_like(mean, generator) - _shift(vae)) * vae.config.scaling_factor
     return latents.unflatten(0, rgb.shape[:2])
+
+
+def encode_mean(vae: Any, rgb: Tensor, image_size: int) -> Tensor:
+    """`encode_images` without a draw: the mean of the posterior, shifted and scaled."""
+    mean, _ = _posterior(vae, _resized(rgb, image_size))
+    return ((mean - _shift(vae)) * vae.config.scaling_factor).unflatten(0, rgb.shape[:2])
+
+
+def _resized(rgb: Tensor, image_size: int) -> Tensor:
+    """Images (B, V, 3, R, R) -> (B V, 3, image_size, image_size)."""
+    images, size = rgb.flatten(0, 1), (image_size, image_size)
+    if images.shape[-2:] == size:
+        return images
+    return torch.nn.functional.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def _shift(vae: Any) -> float:

@@ -29,6 +29,11 @@ class Prior(nn.Module, ABC):
     source: Path | None = None  # folder or checkpoint that it was read from
     what = "prior"  # in error messages
 
+    @property
+    def latent_space(self) -> tuple | None:
+        """What latents mean: priors of which this is equal share theirs. None where it is not known."""
+        return None
+
     @abstractmethod
     def embed(self, prompts: Prompts) -> TextEmbeddings:
         """The prompt from every direction. Text encoders are read for this and dropped."""
@@ -63,7 +68,14 @@ class Prior(nn.Module, ABC):
 class AutoencodedPrior(Prior):
     """A prior over the latents of a diffusers autoencoder `vae`."""
 
-    vae: Any
+    vae: Any  # None where another model encodes for this one
+
+    @property
+    def latent_space(self) -> tuple | None:
+        if self.vae is None:
+            return None
+        config = self.vae.config
+        return config.latent_channels, config.scaling_factor, config.get("shift_factor") or 0.0
 
     def encode(
         self, rgb: Tensor, generator: torch.Generator | None, grad: bool = True, chunk: int | None = None

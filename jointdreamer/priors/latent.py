@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from jointdreamer.arguments import Pixels, Positive, Share
-from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import NoiseProcess
 from jointdreamer.errors import UserError
 from jointdreamer.precision import network_dtype
 from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder, scale_factor
 from jointdreamer.priors.base import AutoencodedPrior
-from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
+from jointdreamer.priors.network import NetworkPrior
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.priors.prompts import Prompts, TextEmbeddings, encode_prompt
 from jointdreamer.weights.find import find_weights
@@ -24,7 +22,7 @@ from jointdreamer.weights.noise_process import load_noise_process
 from jointdreamer.weights.parts import load_part, load_tokenizer
 
 
-class LatentDiffusion(AutoencodedPrior):
+class LatentDiffusion(NetworkPrior, AutoencodedPrior):
     """A frozen text-to-image latent diffusion model; views are independent to it.
 
     unet: UNet2DConditionModel that takes noisy latents and text
@@ -37,8 +35,6 @@ class LatentDiffusion(AutoencodedPrior):
     Raises UserError for a UNet that needs other inputs.
     """
 
-    what = "text-to-image model"
-
     def __init__(
         self,
         unet: Any,
@@ -48,12 +44,15 @@ class LatentDiffusion(AutoencodedPrior):
         image_size: int | None = None,
         guidance: Guidance = Guidance(),  # noqa: B008  (frozen)
     ):
-        super().__init__()
-        self.check_unet(unet)
-        self.unet, self.vae, self.process = unet, vae, process
-        self.text_parts = text_parts
-        self.image_size = image_size or (unet.config.sample_size * scale_factor(vae) if vae is not None else 0)
-        self.guidance = guidance
+        own_size = unet.config.sample_size * scale_factor(vae) if vae is not None else 0
+        super().__init__(unet, process, image_size or own_size, guidance)
+        self.vae, self.text_parts = vae, text_parts
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        size = self.image_size // scale_factor(self.vae)
+        return self.unet.config.in_channels, size, size
 
     @classmethod
     def build(
@@ -98,6 +97,10 @@ class LatentDiffusion(AutoencodedPrior):
     def check_unet(unet: Any, where: Any = "the UNet") -> None:
         """Raise UserError for a UNet that wants more than noisy latents and text."""
         config = unet.config
+        if config.addition_embed_type == "text_time":
+            raise UserError(
+                f"{where} is a UNet of Stable Diffusion XL: say models=sdxl or models.text_to_image.kind=sdxl"
+            )
         if config.class_embed_type or config.addition_embed_type or config.in_channels != config.out_channels:
             raise UserError(
                 f"{where} is no plain text-to-image UNet: it wants more than noisy latents and text "
@@ -110,60 +113,28 @@ class LatentDiffusion(AutoencodedPrior):
         options = vars(prompts)
         return encode_prompt(tokenizer=tokenizer, text_encoder=encoder, **options)
 
-    @torch.no_grad()
-    def predict(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], cameras: Cameras | None) -> list[Tensor]:
-        """Raises UserError if the text embeddings are of another width than the UNet's."""
-        k, (b, v) = len(conditions), x_t.shape[:2]
-        if (width := conditions[0].embedding.shape[-1]) != self.unet.config.cross_attention_dim:
-            raise UserError(
-                f"the {self.what} reads text embeddings of width {self.unet.config.cross_attention_dim}, the text "
-                f"encoder gives {width}: take both from the same family"
-            )
-        with torch.inference_mode():
-            prediction = self.network(x_t, t, conditions, cameras)
-        # a copy: autograd, an energy's for one, refuses what inference mode has made
-        prediction = prediction.to(torch.float32, copy=True).unflatten(0, (k, b, v))
-        return [self.process.noise(one, x_t, t) for one in prediction]
 
-    def network(
-        self,
-        x_t: Tensor,  # (B, V, C, h, w)
-        t: Tensor,  # (B,)
-        conditions: Sequence[Condition],
-        cameras: Cameras | None,
-        forward: Callable[..., Any] | None = None,  # instead of the UNet's own
-    ) -> Tensor:
-        """What the UNet itself answers under K conditions: rows (K B V, C, h, w), in its precision."""
-        k, v = len(conditions), x_t.shape[1]
-        text = torch.cat([condition.embedding for condition in conditions]).flatten(0, 1)
-        return (forward or self.unet)(
-            self.beside(torch.cat([x_t] * k).flatten(0, 1), conditions).to(self.unet.dtype),
-            t.repeat_interleave(v).repeat(k),
-            encoder_hidden_states=text.to(self.unet.dtype),
-            return_dict=False,
-            **self.labels(cameras, k),
-        )[0]
-
-    def beside(self, rows: Tensor, conditions: Sequence[Condition]) -> Tensor:
-        """The network's input rows (K B V, C, h, w), with what a model wants beside the noisy latents."""
-        return rows
-
-    def labels(self, cameras: Cameras | None, k: int) -> dict[str, Tensor]:
-        """What else the network is given, for K conditions of every view."""
-        return {}
+def no_single_clip() -> tuple[Any, Any]:
+    """The `text_parts` of a model whose text is not a single CLIP's. Raises UserError."""
+    raise UserError("this model's text is not a single CLIP's: wanted a Stable Diffusion 1 or 2, models=sd21")
 
 
-def load_text_parts(folder: Path, dtype: torch.dtype, device: torch.device | str) -> tuple[Any, Any]:
+def load_text_parts(
+    folder: Path, dtype: torch.dtype, device: torch.device | str, number: str = "", projected: bool = False
+) -> tuple[Any, Any]:
     """A diffusers folder's (tokenizer, text_encoder), for prompts.encode_prompt; nothing here keeps them.
+
+    number: "_2" for the second of several; projected: whether it is one that pools the text
 
     Raises UserError, one line, if either is missing, damaged, or if they do not belong together.
     """
-    from transformers import CLIPTextModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar per loaded file, on the stderr where our own messages go
-    encoder = load_part(CLIPTextModel, folder, "text_encoder", dtype).to(device)
-    where = folder / "tokenizer"
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    encoder = load_part(kind, folder, f"text_encoder{number}", dtype).to(device)
+    where = folder / f"tokenizer{number}"
     try:
         tokenizer = load_tokenizer(where)
     except Exception as error:  # whatever a damaged file provokes

@@ -6,17 +6,21 @@ It is the model of Eq. 8's energy, and by itself the prior of MVDream's distilla
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from jointdreamer.arguments import Pixels, Positive, Scale, Share
 from jointdreamer.cameras import Cameras, mvdream_camera
 from jointdreamer.errors import UserError
+from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.latent import LatentDiffusion, load_text_parts
 from jointdreamer.priors.multi_view_unet import SHARED, find_multiview, set_views
 from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.roles import ROLES
+
+TEXT_ENCODER = ROLES["text_encoder"]
 
 
 class MultiViewDiffusion(LatentDiffusion):
@@ -57,7 +61,9 @@ class MultiViewDiffusion(LatentDiffusion):
         """
         folder, autoencoder = None, vae
         if text is not None:
-            folder = find_weights(text, "text_to_image", download=torch.device(device).type == "cuda")
+            role = "text_to_image" if vae == SHARED else "text encoder of the multi-view model"
+            needs = None if vae == SHARED else TEXT_ENCODER.needs
+            folder = find_weights(text, role, needs=needs, download=torch.device(device).type == "cuda")
             autoencoder = folder if vae == SHARED else vae
         model, path = find_multiview(source, file, autoencoder, dtype, device, compile)
         text_parts = partial(load_text_parts, folder or path, model.unet.dtype, torch.device(device))
@@ -70,9 +76,9 @@ class MultiViewDiffusion(LatentDiffusion):
     def check_unet(unet, where="the UNet") -> None:
         """Nothing: `load_multiview` has looked."""
 
-    def labels(self, cameras: Cameras | None, k: int) -> dict[str, Tensor]:
+    def labels(self, conditions: Sequence[Condition], cameras: Cameras | None) -> dict[str, Any]:
         if cameras is None:
             raise UserError("a multi-view prior must be told where the views stand")
         set_views(self.unet, cameras.n_views)
-        camera = mvdream_camera(cameras.c2w.to(self.unet.device).repeat(k, 1, 1, 1))
+        camera = mvdream_camera(cameras.c2w.to(self.unet.device).repeat(len(conditions), 1, 1, 1))
         return {"class_labels": camera.flatten(0, 1).to(self.unet.dtype)}

@@ -5,7 +5,7 @@ The text encoder is an argument and nothing here keeps it: the caller drops it a
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import pi, radians, tau
 from pathlib import Path
@@ -60,21 +60,29 @@ class TextEmbeddings:
     back: float = radians(30)
     overhead: float = radians(60)
     plain: Tensor | None = None  # (L, D) the prompt without view words
+    pooled: Tensor | None = None  # (7, P) of the rows of cond, uncond and plain, for networks that are told them
 
     def without_view(self, cameras: Cameras) -> Condition:
         """The prompt without view words for each camera (B, V)."""
         if self.plain is None:
             raise UserError("these text embeddings do not have the prompt without view words")
-        return Condition(self.plain.expand(*cameras.azimuth.shape, -1, -1))
+        return self._same(self.plain, 6, cameras)
 
     def at(self, cameras: Cameras) -> Condition:
         """The prompt as each camera (B, V) sees it."""
         which = directions(cameras.azimuth, cameras.elevation, self.front, self.back, self.overhead)
-        return Condition(self.cond[which.to(self.cond.device)])
+        which = which.to(self.cond.device)
+        return Condition(self.cond[which], {} if self.pooled is None else {"pooled": self.pooled[which]})
 
     def nothing(self, cameras: Cameras, negative: bool = False) -> Condition:
         """The empty prompt for each camera (B, V), or the negative one."""
-        return Condition(self.uncond[int(negative)].expand(*cameras.azimuth.shape, -1, -1))
+        return self._same(self.uncond[int(negative)], 4 + int(negative), cameras)
+
+    def _same(self, embedding: Tensor, row: int, cameras: Cameras) -> Condition:
+        """One text for every camera: its embedding (L, D), and its row of `pooled`."""
+        shape = cameras.azimuth.shape
+        extra = {} if self.pooled is None else {"pooled": self.pooled[row].expand(*shape, -1)}
+        return Condition(embedding.expand(*shape, -1, -1), extra)
 
     def filled(self, length: int) -> "TextEmbeddings":
         """The same, filled up with the empty prompt to that many tokens, as `embed_texts` fills shorter texts."""
@@ -89,8 +97,8 @@ class TextEmbeddings:
 
     def to(self, *args) -> "TextEmbeddings":
         """The same embeddings on another device or in another dtype."""
-        plain = None if self.plain is None else self.plain.to(*args)
-        return replace(self, cond=self.cond.to(*args), uncond=self.uncond.to(*args), plain=plain)
+        plain, pooled = (None if one is None else one.to(*args) for one in (self.plain, self.pooled))
+        return replace(self, cond=self.cond.to(*args), uncond=self.uncond.to(*args), plain=plain, pooled=pooled)
 
 
 def read_prompts(file: str | Path) -> list[str]:
@@ -156,12 +164,8 @@ def encode_prompt(
 
     Raises UserError for an empty prompt.
     """
-    if not prompt.strip():
-        raise UserError('the prompt is empty: say what to make, e.g. prompt="a corgi"')
-    prompts = [f"{prompt}, {direction} view" if view_dependent else prompt for direction in DIRECTIONS]
-    if unknown := unknown_words(prompt, tokenizer):
-        known = ", ".join(vocabulary(tokenizer))
-        log.warning("the text encoder does not know %s; it knows: %s", ", ".join(map(repr, unknown)), known)
+    prompts = from_every_direction(prompt, view_dependent)
+    warn_of_unknown_words(prompt, tokenizer)
     embeddings = embed_texts([*prompts, "", negative_prompt], tokenizer, text_encoder)
     plain = embed_texts([prompt], tokenizer, text_encoder, say=False)[0] if view_dependent else embeddings[0]
     front, back, overhead = (radians(angle) for angle in (front_deg, back_deg, overhead_deg))
@@ -176,16 +180,78 @@ def embed_texts(texts: Sequence[str], tokenizer: Any, text_encoder: Any, say: bo
     View words at the end of a text are never torn apart. What is longer than MAX_PARTS parts is cut, with a warning;
     without `say` nothing is said, of what was said before.
     """
+    ids = _in_parts(texts, tokenizer, text_encoder, say)  # (N, K, L)
+    with torch.no_grad():
+        embeddings = text_encoder(ids.flatten(0, 1)).last_hidden_state
+    return embeddings.unflatten(0, ids.shape[:2]).flatten(1, 2)
+
+
+@torch.no_grad()
+def embed_and_pool(texts: Sequence[str], tokenizer: Any, text_encoder: Any) -> tuple[Tensor, Tensor | None]:
+    """(N, K L, D) the last hidden state but one, as SDXL and Stable Diffusion 3 read it, and (N, P) the pooled text.
+
+    The pooled text is that of the first part, None where the encoder has no projection. Otherwise as `embed_texts`.
+    """
+    ids = _in_parts(texts, tokenizer, text_encoder)
+    out = text_encoder(ids.flatten(0, 1), output_hidden_states=True)
+    pooled = getattr(out, "text_embeds", None)
+    first = None if pooled is None else pooled.unflatten(0, ids.shape[:2])[:, 0]
+    return out.hidden_states[-2].unflatten(0, ids.shape[:2]).flatten(1, 2), first
+
+
+def embed_by_all(
+    text_parts: Sequence[Callable[[], tuple[Any, Any]]], texts: Sequence[str], prompt: str
+) -> tuple[Tensor, list[Tensor | None]]:
+    """`embed_and_pool` by several encoders, one in memory at a time: (N, L, D) side by side, and each pooled text.
+
+    text_parts: each gives (tokenizer, text encoder), of one vocabulary; prompt: of whose unknown words is warned
+    """
+    states, pooled = [], []
+    for load in text_parts:
+        tokenizer, encoder = load()
+        if not states:
+            warn_of_unknown_words(prompt, tokenizer)
+        state, of_all = embed_and_pool(texts, tokenizer, encoder)
+        states.append(state)
+        pooled.append(of_all)
+        del tokenizer, encoder
+    return torch.cat(states, -1), pooled
+
+
+def encode_prompts(prompts: Prompts, embed: Callable[[list[str]], tuple[Tensor, Tensor | None]]) -> TextEmbeddings:
+    """The prompt from every direction, the empty and the negative one, and the prompt without view words.
+
+    embed: texts -> embeddings (N, L, D) and pooled (N, P), which may be None
+    """
+    texts = from_every_direction(prompts.prompt, prompts.view_dependent)
+    embeddings, pooled = embed([*texts, "", prompts.negative_prompt, prompts.prompt])
+    limits = (radians(angle) for angle in (prompts.front_deg, prompts.back_deg, prompts.overhead_deg))
+    return TextEmbeddings(embeddings[:4], embeddings[4:6], *limits, plain=embeddings[6], pooled=pooled)
+
+
+def from_every_direction(prompt: str, view_dependent: bool = True) -> list[str]:
+    """The prompt with the view words of each of DIRECTIONS, or without. Raises UserError for an empty prompt."""
+    if not prompt.strip():
+        raise UserError('the prompt is empty: say what to make, e.g. prompt="a corgi"')
+    return [f"{prompt}, {direction} view" if view_dependent else prompt for direction in DIRECTIONS]
+
+
+def warn_of_unknown_words(prompt: str, tokenizer: Any) -> None:
+    """Warn of words that the text encoder was never taught, with those that it knows."""
+    if unknown := unknown_words(prompt, tokenizer):
+        known = ", ".join(vocabulary(tokenizer))
+        log.warning("the text encoder does not know %s; it knows: %s", ", ".join(map(repr, unknown)), known)
+
+
+def _in_parts(texts: Sequence[str], tokenizer: Any, text_encoder: Any, say: bool = True) -> Tensor:
+    """Tokens (N, K, L) of texts in K parts, on the encoder's device, see `embed_texts`."""
     length = text_encoder.config.max_position_embeddings
     rows = [_framed(parts, tokenizer, length) for parts in _cut(texts, tokenizer, length - 2, MAX_PARTS, say)]
     most = max(map(len, rows))
     if most > 1 and say:
         log.info("the prompt is longer than the %d tokens of the text encoder: encoded in %d parts", length, most)
     empty = _framed([[]], tokenizer, length)
-    ids = torch.tensor([[*row, *empty * (most - len(row))] for row in rows])  # (N, K, L)
-    with torch.no_grad():
-        embeddings = text_encoder(ids.flatten(0, 1).to(text_encoder.device)).last_hidden_state
-    return embeddings.unflatten(0, ids.shape[:2]).flatten(1, 2)
+    return torch.tensor([[*row, *empty * (most - len(row))] for row in rows]).to(text_encoder.device)
 
 
 def shortened(texts: Sequence[str], tokenizer: Any, length: int) -> Tensor:

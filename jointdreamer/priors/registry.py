@@ -14,6 +14,9 @@ from jointdreamer.weights.find import find_weights
 
 PRIORS = {  # kind -> where it lives; imported only when chosen
     "latent": "jointdreamer.priors.latent:LatentDiffusion",
+    "sdxl": "jointdreamer.priors.sdxl:SDXL",
+    "flow": "jointdreamer.priors.flow:RectifiedFlow",
+    "pixel": "jointdreamer.priors.pixel:PixelDiffusion",
     "multi_view": "jointdreamer.priors.multi_view:MultiViewDiffusion",
 }
 NOVEL_VIEW = {  # kind of novel-view model -> its class; imported only when chosen
@@ -50,9 +53,14 @@ def build_prior(role: str, models: Mapping[str, Any], device: torch.device | str
     """
     kind, own = _chosen(role, models)
     wanted = parameters_of(kind, PRIORS, Prior, f"models.{role}")
-    options = with_shared(models, own) | {"device": device, "text": models.get("text_to_image", {}).get("source")}
+    options = with_shared(models, own) | {"device": device, "text": text_of_multi_view(models)}
     options = {key: value for key, value in options.items() if key in wanted or key in own}
     return build_by_name(kind, PRIORS, Prior, f"models.{role}", options).to(device)
+
+
+def text_of_multi_view(models: Mapping[str, Any]) -> Any:
+    """The source of the multi-view model's text encoder: its own role's, or else the text-to-image model's."""
+    return (models.get("text_encoder") or models.get("text_to_image") or {}).get("source")
 
 
 def load_novel_view(

@@ -77,18 +77,21 @@ def source_of(models: Mapping[str, Any], role: str, path: Path) -> Any:
 
 def show(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Print every role (or those named) with its sources and where it is."""
-    from jointdreamer.weights.find import is_remote, sources
-    from jointdreamer.weights.roles import ROLES
+    from jointdreamer.weights.find import gate, is_remote, sources
+    from jointdreamer.weights.roles import about
 
     for role in roles or pick(["all"], models):
-        about, path = ROLES[role], here(models, role)
-        print(f"{role}: {about.title}; {about.use}")
+        known, path = about(role, models[role]), here(models, role)
+        print(f"{role}: {known.title}; {known.use}")
         print(f"    {f'at hand: {printable(path)}' if path else 'not on this machine'}")
         listed = sources(models[role]["source"], role)
         if any(map(is_remote, listed)):
-            print(f"    licence: {about.licence}; download: {size(about.gigabytes)}")
+            print(f"    licence: {known.licence}; download: {size(known.gigabytes)}")
+            print(f"    parts: {', '.join(dict.fromkeys(name.partition('/')[0] for name in known.needs))}")
         for source in listed:
             print(printable(f"    source: {source} {models[role].get('file') or ''}".rstrip()))
+            if closed := gate(source):
+                print(f"        {closed}")
     return 0
 
 
@@ -101,12 +104,12 @@ def prefetch(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     """Bring the roles here."""
     from jointdreamer.weights.checkpoint import PICKLES, read_checkpoint
     from jointdreamer.weights.find import locate
-    from jointdreamer.weights.roles import ROLES
+    from jointdreamer.weights.roles import about
 
     for role in roles:
-        about = ROLES[role]
+        known = about(role, models[role])
         if here(models, role) is None:
-            print(f"{role}: {about.title}, {size(about.gigabytes)}, licence {about.licence}", flush=True)
+            print(f"{role}: {known.title}, {size(known.gigabytes)}, licence {known.licence}", flush=True)
         path = locate(models[role], role, download=True)
         if path.is_file() and path.suffix in PICKLES:
             read_checkpoint(path)  # once: the next reader takes the safetensors
@@ -120,17 +123,17 @@ def check(models: Mapping[str, Any], roles: Sequence[str]) -> int:
     from jointdreamer.weights.checkpoint import PICKLES, read_checkpoint
     from jointdreamer.weights.find import known_checksums, locate
     from jointdreamer.weights.folders import damaged, lacking
-    from jointdreamer.weights.roles import ROLES, needed_files
+    from jointdreamer.weights.roles import about
 
     for role in roles or pick(["all"], models):
         path = here(models, role)
         if path is None:
             if role in roles:
                 locate(models[role], role)  # says where it was looked for
-            print(f"{role}: not on this machine ({ROLES[role].use})")
+            print(f"{role}: not on this machine ({about(role, models[role]).use})")
             continue
         fix = f"remove it and run `python -m jointdreamer.weights prefetch {role}`"
-        if path.is_dir() and (parts := lacking(path, needed_files(role, models[role].get("vae")))):
+        if path.is_dir() and (parts := lacking(path, about(role, models[role]).needs)):
             raise UserError(f"{role}: there are no weights in {', '.join(parts)}; {fix}")
         if wrong := damaged(path):
             raise UserError(f"{role}: {wrong}; {fix}")
@@ -140,8 +143,8 @@ def check(models: Mapping[str, Any], roles: Sequence[str]) -> int:
         for file, wanted in known.items():
             if (found := sha256(file)) != wanted:
                 raise UserError(f"{role}: wrong checksum: {file} has sha256 {found}, wanted {wanted}; {fix}")
-        about = f"sha256 right of {len(known)} files" if known else "no sha256 is known"
-        print(f"{role}: {printable(path)} is whole; {about}")
+        checked = f"sha256 right of {len(known)} files" if known else "no sha256 is known"
+        print(f"{role}: {printable(path)} is whole; {checked}")
     return 0
 
 

@@ -34,6 +34,9 @@ SINGLE_FILE = (
     "P.from_single_file('FILE').save_pretrained('FOLDER')\", then models.text_to_image.source=FOLDER"
 )
 FOREIGN = "nothing here reads it: take a Stable Diffusion 1 or 2 base"
+SDXL = "models=sdxl reads it as diffusers' folder, models.text_to_image.source=FOLDER"
+SD3 = "models=sd35 reads Stable Diffusion 3.5 as diffusers' folder, models.text_to_image.source=FOLDER"
+FLUX = "it is distilled for one guidance and has no prediction without the text to guide from: take models=sd35"
 PART = "it is one part of a folder: put it there, and name the folder"
 
 # What a checkpoint holds, by keys that only it has (docs/conventions.md), and where it belongs: the first that fits
@@ -45,11 +48,16 @@ LAYOUTS = (
     ("a multi-view model (MVDream's layout)", r"(model\.diffusion_model\.)?camera_embed\.0\.weight", "multi_view"),
     ("a novel-view model (Zero-1-to-3)", r"cc_projection\.weight", "novel_view"),
     ("a novel-view model (Wonder3D)", r".*\.attn_joint_(mid|twice)\..*", "wonder3d"),
-    ("a Stable Diffusion XL model", r"conditioner\.embedders\..*|add_embedding\.linear_1\.weight", FOREIGN),
+    ("a Stable Diffusion XL model", r"conditioner\.embedders\..*|add_embedding\.linear_1\.weight", SDXL),
     (
-        "a flow-matching transformer (Stable Diffusion 3, FLUX)",
-        r"(model\.diffusion_model\.)?(joint|double|transformer)_blocks\.0\..*",
-        None,
+        "a flow-matching transformer (FLUX)",
+        r"(model\.diffusion_model\.)?(double|single_transformer)_blocks\.0\..*",
+        FLUX,
+    ),
+    (
+        "a flow-matching transformer (Stable Diffusion 3)",
+        r"(model\.diffusion_model\.)?(joint|transformer)_blocks\.0\..*",
+        SD3,
     ),
     ("a text-to-image model (Stable Diffusion's original layout)", r"model\.diffusion_model\..*", SINGLE_FILE),
     ("a pair classifier", r"key_value\.weight", "name its folder, models.classifier.source=FOLDER"),

@@ -15,7 +15,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.weights.checkpoint import advice, cache_folder, file_keys, first_line
 from jointdreamer.weights.download import download_hub_files, download_url, downloaded_url
 from jointdreamer.weights.folders import WEIGHTS, lacking, wanted_files
-from jointdreamer.weights.roles import ROLES, SHA256, needed_files
+from jointdreamer.weights.roles import GATED, ROLES, SHA256, Role, about
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
@@ -24,9 +24,9 @@ PROBE_SECONDS = 7.0
 
 def locate(settings: Mapping[str, Any], role: str, download: bool = False) -> Path:
     """Where a role's weights are, by its settings in conf/models. Raises UserError, one line, if nowhere."""
-    file = settings.get("file")
-    needs = None if file else needed_files(role, settings.get("vae"))
-    return find_weights(settings["source"], role, file=file, needs=needs, download=download)
+    file, known = settings.get("file"), about(role, settings)
+    needs = None if file else known.needs
+    return find_weights(settings["source"], role, file=file, needs=needs, download=download, known=known)
 
 
 def find_weights(
@@ -36,6 +36,7 @@ def find_weights(
     needs: Sequence[str] | None = None,
     hint: str | None = None,
     download: bool = True,
+    known: Role | None = None,
 ) -> Path:
     """The local path of some weights: a folder, or one file.
 
@@ -46,10 +47,11 @@ def find_weights(
     needs: files that a folder must contain; their folders are what is downloaded. By default the role's
     hint: what to do when nothing is found
     download: whether the network may be asked for what is neither local nor in a cache
+    known: what is known of the role; by default what ROLES says
 
     Raises UserError, one line, with everything that was tried.
     """
-    known = ROLES.get(role)
+    known = known or ROLES.get(role)
     if needs is None:
         needs = known.needs if known and not file else ()
     wanted = [file] if file else list(needs)
@@ -68,18 +70,20 @@ def find_weights(
         found = _from_network(one, file, wanted, tried[str(one)], download)
         if found is not None:
             return found
-    raise UserError(_not_found(role, file, tried, hint))
+    raise UserError(_not_found(role, known, file, tried, hint))
 
 
-def _not_found(role: str, file: str | None, tried: Mapping[str, Sequence[str]], hint: str | None) -> str:
+def _not_found(
+    role: str, known: Role | None, file: str | None, tried: Mapping[str, Sequence[str]], hint: str | None
+) -> str:
     """What to say of weights that are nowhere: every source with why not, and what to do."""
-    known = ROLES.get(role)
     usual = (known.hint or f"name a folder or file, models.{role}.source=...") if known else "give a local folder"
     hint = hint or usual
     if hub := next(filter(None, map(_hub_id, tried)), None):
         repo, revision = hub
         words = ["hf download", repo, file, f"--revision {revision}" if revision else None]
-        ours = f"`python -m jointdreamer.weights prefetch {role}` or " if known else ""
+        models = f" models={known.models}" if known and known.models else ""
+        ours = f"`python -m jointdreamer.weights prefetch {role}{models}` or " if known else ""
         hint = f"run {ours}`{' '.join(filter(None, words))}` where there is a network, or {hint}"
     sources_tried = ", ".join(f"{source} ({'; '.join(reasons)})" for source, reasons in tried.items())
     return f"{known.title if known else role} not found: {sources_tried}; {hint}"
@@ -104,6 +108,16 @@ def sources(source: str | Path | Sequence[str], role: str) -> list[str | Path]:
 def is_remote(source: str | Path) -> bool:
     """Whether a source is a hub id or an address, not a path."""
     return _is_url(source) or _hub_id(source) is not None
+
+
+def gate(source: str | Path) -> str | None:
+    """What to do for a source that gives its weights only to an account, where there is no token; else None."""
+    from huggingface_hub import get_token
+
+    hub = _hub_id(source)
+    if hub is None or hub[0] not in GATED or get_token():
+        return None
+    return f"gated: accept its licence on https://huggingface.co/{hub[0]} and log in, `hf auth login` or HF_TOKEN=..."
 
 
 def local_path(source: str | Path) -> Path | None:
@@ -174,9 +188,15 @@ def _from_network(source: str | Path, file: str | None, wanted: list[str], tried
     if _offline():
         tried.append("HF_HUB_OFFLINE is set")
         return None
+    if hub and (closed := gate(source)):
+        tried.append(closed)
+        return None
     try:
         return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())
     except Exception as error:  # the hub's client lets the errors of its HTTP library through, whatever that is
+        if type(error).__name__ == "GatedRepoError":  # with a token
+            tried.append(f"gated: this account has not accepted the licence on https://huggingface.co/{hub and hub[0]}")
+            return None
         kind = f"{'hub' if hub else 'download'}: {type(error).__name__}"
         tried.append(str(error) if isinstance(error, UserError) else f"{kind}: {first_line(error)}")
         return None

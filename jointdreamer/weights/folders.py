@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jointdreamer.weights.checkpoint import first_line
 
-UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.fp16.*", "*nonema*", "*non_ema*")  # second copies
+UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*nonema*", "*non_ema*")  # second copies
+UNWANTED += ("*.fp16.*", "*.fp16-*", "*.8bit*")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # What both libraries call their pickles, one or several of them; .fp16 where they are in half precision
 PICKLED = r"(?:(?:diffusion_)?pytorch_)?model(\.fp16)?(?:[-.]\d+-of-\d+)?(?:\.fp16)?\.bin"
@@ -25,7 +26,7 @@ def wanted_files(files: Sequence[str], needs: Sequence[str]) -> list[str]:
         here = [name for name in files if str(Path(name).parent) == folder]
         keep = [name for name in here if not any(fnmatch.fnmatch(name, pattern) for pattern in UNWANTED)]
         if not any(name.endswith(".safetensors") for name in keep):
-            half = [name for name in here if name.endswith(".fp16.safetensors")]
+            half = [name for name in here if ".fp16" in name and name.endswith((".safetensors", "index.fp16.json"))]
             keep += half or [name for name in here if Path(name).name in pickles([Path(name).name for name in here])]
         chosen += keep
     return chosen

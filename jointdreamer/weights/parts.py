@@ -23,7 +23,13 @@ from jointdreamer.weights.checkpoint import (
 )
 from jointdreamer.weights.folders import weight_files
 
-KIND_OF_PART = {"UNet2DConditionModel": "UNet", "AutoencoderKL": "autoencoder", "CLIPTextModel": "text encoder"}
+KIND_OF_PART = {
+    "UNet2DConditionModel": "UNet",
+    "SD3Transformer2DModel": "flow-matching transformer",
+    "AutoencoderKL": "autoencoder",
+    "CLIPTextModel": "text encoder",
+    "CLIPTextModelWithProjection": "text encoder",
+}
 
 
 def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:

