@@ -53,6 +53,37 @@ def test_settings_move_a_role(tiny_sd_folder, mvdream_state, tmp_path):
     assert "/nowhere" in report["models"]["sd21"]["text_to_image"]["problem"] and not works(report, "energy=none")
 
 
+@pytest.mark.parametrize("models", ["sdxl", "sd35", "if"])
+def test_other_models_can_run_where_their_parts_are_and_their_memory_is(
+    models, tiny_text_to_image, tiny_sd_folder, tiny_mv_folder, monkeypatch
+):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    report = doctor.examine([f"models={models}"])
+    assert not works(report, "energy=none")
+    (note,) = [one["note"] for one in report["commands"] if "energy=none " in one["command"]]
+    assert f"prefetch text_to_image models={models}" in note and ("gated" in note) == (models != "sdxl")
+    there = [f"models={models}", f"models.text_to_image.source={tiny_text_to_image(models)}"]
+    monkeypatch.setattr(doctor, "memory_free_gb", lambda: 64.0)
+    report = doctor.examine(there)
+    assert works(report, "energy=none") and not works(report, "energy=mvs")
+    more = [f"models.text_encoder.source={tiny_sd_folder()}", f"models.multi_view.source={tiny_mv_folder()}"]
+    assert works(doctor.examine([*there, *more, "models.multi_view.file=null"]), "energy=mvs")
+    monkeypatch.setattr(doctor, "memory_free_gb", lambda: 8.0)
+    report = doctor.examine(there)
+    assert works(report, "energy=none") == (models == "sdxl")  # the others' T5
+    if models == "sd35":
+        assert works(doctor.examine([*there, "models.text_to_image.text_encoders=2"]), "energy=none")
+        assert "text_encoders=2 leaves T5 out" in "\n".join(doctor.lines(report))
+
+
+def test_a_gpu_that_is_too_small_is_said():
+    machine = {"gpu": {"memory_gb": 8.0}, "memory_free_gb": 64.0}
+    large = {"memory_gb": 8.6, "t5_gb": 19.1, "title": "IF"}
+    assert doctor.too_small(machine, large) == "its networks take 8.6 GB, the GPU has 8.0 GB"
+    assert doctor.too_small({**machine, "gpu": {"memory_gb": 12.0}}, large) == ""
+    assert doctor.too_small(machine, {"memory_gb": None, "title": "SD"}) == ""
+
+
 def test_damaged_weights_are_found_without_loading_them(tiny_sd_folder, tmp_path):
     import shutil
 

@@ -182,14 +182,15 @@ def _from_network(source: str | Path, file: str | None, wanted: list[str], tried
     hub = _hub_id(source)
     if not hub and not _is_url(source):
         return None
+    if closed := gate(source):
+        tried.append(closed)
     if not download:
         tried.append("not downloaded for a CPU, where such a model takes days")
         return None
     if _offline():
         tried.append("HF_HUB_OFFLINE is set")
         return None
-    if hub and (closed := gate(source)):
-        tried.append(closed)
+    if closed:
         return None
     try:
         return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())

@@ -125,7 +125,7 @@ def test_a_step_is_eq_5(mask, floor, energy_x0, weighting):
     for i in range(B):
         abar = scaled_linear_alphas_cumprod().double()[x.t[i]]
         a, s = abar**0.5, (1 - abar) ** 0.5
-        w = {"sds": 1 - abar, "uniform": 1.0, "fantasia3d": a * (1 - abar), "x0": s / a}[weighting]
+        w = {"sds": 1 - abar, "uniform": 1.0, "fantasia3d": a * (1 - abar), "x0": s / a, "velocity": 1 / a}[weighting]
         x0 = ((m[i] if mask == "input" else 1) * x.x_t[i] - s * e[i]) / a
         energy_grad = -(1 if mask == "none" else m[i]) / a * (x0 - target[i])
         torch.testing.assert_close(found[i], w * (GUIDED * x.x_t[i] - 1.25 * s * energy_grad - x.noise[i]))

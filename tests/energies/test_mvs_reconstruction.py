@@ -14,8 +14,9 @@ from jointdreamer.energies.random import RandomEnergy
 from jointdreamer.energies.reconstruction import mvs
 from jointdreamer.errors import UserError
 from jointdreamer.priors.guidance import Guidance
+from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view_unet import set_views
-from jointdreamer.priors.prompts import TextPair
+from jointdreamer.priors.prompts import Prompts, TextPair
 
 B, V = 2, 4
 
@@ -145,6 +146,49 @@ def test_shared_latents_of_another_shape_are_refused(tiny_mv_folder, latents):
 def test_latents_of_another_kind_are_refused(tiny_mv_folder):
     with pytest.raises(UserError, match=r"4 channels.*12"):
         mvs(tiny_mv_folder())(views(channels=12))
+
+
+def test_x0_of_another_latent_space_is_decoded_and_encoded_view_by_view_with_gradients(tiny_mv_folder):
+    energy, seen, asked = mvs(tiny_mv_folder()), views(latent_size=5, channels=12), []
+    maps = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
+
+    def decode(latents):
+        asked.append(latents.shape)
+        return 0.5 + 0.1 * torch.einsum("bvchw,cd->bvdhw", latents, maps)
+
+    seen = Views(**{**vars(seen), "decode": decode, "latent_space": ("pixels",)})
+    coherence = energy(seen)
+    (grad,) = torch.autograd.grad(coherence.sum(), seen.x0)
+    assert asked == [(B, 1, 12, 5, 5)] * (2 * V)  # one view of every rig at a time, and once more on the way back
+    target, _ = energy.estimate(Views(**{**vars(views(latent_size=5, channels=12)), "decode": decode}))
+    whole = decode(seen.x0).flatten(0, 1)
+    small = interpolate(whole, (16, 16), mode="bilinear", align_corners=False)
+    latents = 0.18215 * energy.prior.vae.encode(2 * small - 1).latent_dist.mean.unflatten(0, (B, V))
+    expected = -0.5 * (latents - target).square().sum((1, 2, 3, 4))
+    torch.testing.assert_close(coherence, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected.sum(), seen.x0)[0])
+    assert grad.abs().amax((2, 3, 4)).min() > 0
+
+
+def test_x0_of_the_same_latent_space_is_compared_as_it_is(tiny_mv_folder):
+    energy = mvs(tiny_mv_folder())
+    assert energy.prior.latent_space == (4, 0.18215, 0.0)
+    known, unknown = (Views(**{**vars(views()), "latent_space": space}) for space in ((4, 0.18215, 0.0), None))
+    other = Views(**{**vars(views()), "latent_space": (4, 0.13025, 0.0), "decode": lambda x: x[:, :, :3].sigmoid()})
+    assert torch.equal(energy(known), energy(unknown)) and not torch.allclose(energy(known), energy(other))
+
+
+def test_a_text_encoder_of_its_own_reads_the_prompt(tiny_mv_folder, tiny_sd_folder):
+    prompts = Prompts("a red robot", "a hat")
+    seen, energies = views(), [mvs(tiny_mv_folder(), text=tiny_sd_folder()), mvs(tiny_mv_folder())]
+    for energy in energies:
+        energy.give_prompt(prompts)
+    text = LatentDiffusion.build(tiny_sd_folder()).embed(prompts)
+    for negative in (False, True):
+        pair = TextPair(text.at(seen.cameras).embedding, text.nothing(seen.cameras, negative).embedding)
+        wide = TextPair(*(torch.randn(B, V, 12, 24) for _ in range(2)))  # what another prior is told
+        own = energies[0](Views(**{**vars(views()), "text": wide, "negative_prompt": negative}))
+        assert torch.equal(own, energies[1](Views(**{**vars(views()), "text": pair})))
 
 
 def test_text_of_another_width_is_refused(tiny_mv_folder):

@@ -124,7 +124,7 @@ def test_a_list_of_sources_takes_the_first_at_hand(tmp_path, monkeypatch):
         ),
         (["model.diffusion_model.camera_embed.0.weight"], r"multi-view model \(MVDream.*models.multi_view.source"),
         (["cc_projection.weight"], "Zero-1-to-3.*models.novel_view.source"),
-        (["conditioner.embedders.0.x", "model.diffusion_model.out.0.bias"], "Stable Diffusion XL.*1 or 2"),
+        (["conditioner.embedders.0.x", "model.diffusion_model.out.0.bias"], "Stable Diffusion XL.*models=sdxl"),
         (["lora_unet_mid_block_attentions_0.lora_up.weight"], "a LoRA"),
         (["time_embedding.linear_1.weight"], "UNet .*put it there"),
         (["nobody.knows"], "one file: wanted a folder"),

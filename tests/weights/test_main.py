@@ -15,7 +15,7 @@ from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.weights import __main__ as weights
 from jointdreamer.weights.checkpoint import converted, is_current
 from jointdreamer.weights.find import HUB_ID, sources
-from jointdreamer.weights.roles import ROLES, SHA256
+from jointdreamer.weights.roles import GATED, ROLES, SHA256
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +38,8 @@ def refused(capsys):
 
 def test_every_role_of_the_paper_has_sources_and_every_hash_and_revision_is_one():
     models = cli.composed("config", [], models="sd21")["models"]
-    assert set(ROLES) == set(models) - {"name", "dtype", "compile"}
-    fetched = set(ROLES) - {"classifier"}  # that one is trained
+    assert set(ROLES) == set(models) - {"name", "dtype", "compile"} | {"text_encoder"}
+    fetched = set(ROLES) - {"classifier", "text_encoder"}  # one is trained, the other the text-to-image model's
     listed = [str(source) for role in fetched for source in sources(models[role]["source"], role)]
     for source in listed:
         hub = re.fullmatch(HUB_ID, source)
@@ -58,7 +58,7 @@ def test_a_role_claims_no_energy_that_does_not_exist():
 def test_list_shows_every_role_and_one_setting_moves_a_role(capsys, tiny_sd_folder):
     assert weights.main(["list"]) == 0
     said = capsys.readouterr().out
-    assert all(f"\n{role}: " in f"\n{said}" for role in ROLES) and "at hand" not in said
+    assert all(f"\n{role}: " in f"\n{said}" for role in set(ROLES) - {"text_encoder"}) and "at hand" not in said
     assert "CreativeML" in said and "about 15 GB" in said and "evaluate.py" in said
     moved = f"models.text_to_image.source={tiny_sd_folder()}"
     assert weights.main(["list", "text_to_image", moved]) == 0
@@ -67,6 +67,52 @@ def test_list_shows_every_role_and_one_setting_moves_a_role(capsys, tiny_sd_fold
     for command in ("prefetch", "check"):
         assert weights.main([command, "text_to_image", moved]) == 0
         assert str(tiny_sd_folder()) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (["sdxl"], ["Stable Diffusion XL", "Open RAIL++-M", "about 13.9 GB", "text_encoder_2, tokenizer, tokenizer_2"]),
+        (["sd35"], ["Stability AI Community", "about 16.3 GB", "text_encoder_3", "transformer", "gated: accept"]),
+        (["sd35", "models.text_to_image.text_encoders=2"], ["about 6.8 GB", "text_encoder_2", "gated: accept"]),
+        (["if"], ["no commercial use", "about 36.3 GB", "parts: unet, scheduler, text_encoder", "gated: accept"]),
+    ],
+)
+def test_list_knows_the_parts_licences_gates_and_sizes_of_other_models(capsys, monkeypatch, models, said):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    for token in (None, "hf_token"):
+        monkeypatch.setattr("huggingface_hub.get_token", lambda token=token: token)
+        assert weights.main(["list", "text_to_image", "text_encoder", f"models={models[0]}", *models[1:]]) == 0
+        printed = capsys.readouterr().out
+        assert [text for text in said if text not in printed and not (token and "gated" in text)] == []
+        assert "gated" not in printed or not token
+        assert "text_encoder: text encoder of the multi-view model" in printed
+    assert ("text_encoder_3" in printed) == (models == ["sd35"])
+
+
+def test_prefetch_of_a_gated_model_without_a_token_is_one_line(refused, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("jointdreamer.weights.find._offline", lambda: False)  # and no network is asked
+    for models, repository in {
+        "sd35": "stabilityai/stable-diffusion-3.5-medium",
+        "if": "DeepFloyd/IF-I-XL-v1.0",
+    }.items():
+        refused(
+            ["prefetch", "text_to_image", f"models={models}"],
+            f"gated: accept its licence on https://huggingface.co/{repository} and log in, `hf auth login`",
+            f"prefetch text_to_image models={models}",
+        )
+
+
+def test_every_gated_repository_is_a_source():
+    listed = [
+        source.partition("@")[0]
+        for models in ("sd35", "if")
+        for source in map(
+            str, sources(cli.composed("config", [], models=models)["models"]["text_to_image"]["source"], "")
+        )
+    ]
+    assert set(GATED) == set(listed)
 
 
 def test_the_toybox_is_whole(capsys):

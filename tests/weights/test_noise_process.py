@@ -59,6 +59,7 @@ def test_zero_terminal_snr_gives_finite_estimates_at_every_timestep(tmp_path, ki
         ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
         ({"rescale_betas_zero_snr": "yes"}, "wanted true or false"),
         ({"trained_betas": [0.1, 1.0]}, "zero terminal SNR"),
+        ({"beta_schedule": "squaredcos_cap_v2", "rescale_betas_zero_snr": True}, "zero terminal SNR"),
         ({"trained_betas": [0.1, -0.5]}, "make no noise schedule"),
         ({"trained_betas": [0.1, float("nan")]}, "make no noise schedule"),
         ({"trained_betas": [[0.1], [0.2]]}, "make no noise schedule|cannot read"),

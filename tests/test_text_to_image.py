@@ -1,0 +1,121 @@
+"""models=sdxl, sd35 and if in small: three steps of train.py on folders of the real layouts, random networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+IMAGE = "models.text_to_image.image_size=16"
+
+
+@pytest.fixture
+def words(tiny_text_to_image, tiny_run, tiny_sd_folder, tiny_mv_folder):
+    """words("sdxl", ...) -> the command line of three steps, which resume and log at each."""
+
+    def command(models: str, *more: str) -> list[str]:
+        return tiny_run(
+            "prompt=a red robot",
+            f"models={models}",
+            "device=cpu",
+            f"models.text_to_image.source={tiny_text_to_image(models)}",
+            f"models.text_encoder.source={tiny_sd_folder()}",
+            f"models.multi_view.source={tiny_mv_folder()}",
+            "models.multi_view.file=null",
+            "models.multi_view.vae=null",
+            "models.novel_view.kind=zero123",
+            "schedule.steps=3",
+            "field.encoding.log2_table_size=8",
+            "output.views=0",
+            "output.texture=0",
+            *more,
+        )
+
+    return command
+
+
+def rows(out: Path) -> list[dict]:
+    (metrics,) = out.rglob("metrics.jsonl")
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("models", ["sdxl", "sd35", "if"])
+def test_three_steps_with_an_energy_of_another_latent_space(launcher, words, tmp_path, models):
+    assert launcher.run(tmp_path, words(models, "energy=mvs")) == 0, (tmp_path / "stderr").read_text()
+    found = rows(tmp_path)
+    assert len(found) == 3 and all(row["coherence"] != 0 and row["loss/jsd"] > 0 for row in found)
+    (result,) = tmp_path.rglob("result.json")
+    assert json.loads(result.read_text())["models"] == models
+    assert f"models={models} on a CPU" in (result.parent / "train.log").read_text()
+    assert (result.parent / "mesh" / "mesh.glb").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("models", "more"),
+    [
+        ("sdxl", ["distillation=vsd"]),
+        ("sd35", ["distillation=vsd", "models.text_to_image.text_encoders=2"]),
+        ("sdxl", ["distillation=csd"]),
+        ("sd35", ["energy=i2i", "models.text_to_image.text_encoders=2"]),
+        ("sdxl", ["distillation=mvdream"]),
+    ],
+)
+def test_other_methods(launcher, words, tmp_path, models, more):
+    assert launcher.run(tmp_path, words(models, *more)) == 0, (tmp_path / "stderr").read_text()
+    assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "says"),
+    [
+        ("sdxl", ["models.text_to_image.crop=[0]"], "models.text_to_image.crop=[0]: wanted"),
+        ("sdxl", ["+models.text_to_image.text_encoders=2"], "unknown key 'models.text_to_image.text_encoders'"),
+        ("sd35", ["models.text_to_image.text_encoders=4"], "text_encoders=4: wanted one of 1, 2, 3"),
+        ("sd35", ["models.text_to_image.image_size=18"], "image_size=18: the transformer reads patches of 4 pixels"),
+        ("sdxl", ["models.text_to_image.kind=flow"], "unknown key 'models.text_to_image.vae'"),
+        ("sdxl", ["energy=mvs", "~models.text_encoder"], "embeddings of width 16, the text encoder gives 40"),
+    ],
+)
+def test_mistakes_are_one_line(launcher, words, tmp_path, models, more, says):
+    status, said = launcher.run(tmp_path, words(models, *more)), (tmp_path / "stderr").read_text()
+    assert status == 2 and said.splitlines()[-1].startswith("error: ") and "Traceback" not in said, said
+    assert says in said.splitlines()[-1], said
+
+
+def test_gated_weights_without_a_token_are_one_line(launcher, words, tmp_path):
+    environment = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": "", "HF_HOME": str(tmp_path)}
+    for models in ("sd35", "if"):
+        line = [word for word in words(models) if not word.startswith("models.text_to_image.source=")]
+        assert launcher.run(tmp_path, line, **environment) == 2
+        said = (tmp_path / "stderr").read_text().splitlines()
+        assert said[-1].startswith("error: text-to-image model (")
+        assert "gated: accept its licence on https://huggingface.co/" in said[-1] and "hf auth login" in said[-1]
+        assert f"prefetch text_to_image models={models}`" in said[-1]
+
+
+def test_the_official_constants():
+    """Typed from RFDS's and threestudio's configs (and the models' own), not from the YAML."""
+    from jointdreamer.schedules import Plan
+    from tests.test_configs import config
+
+    sd35, pixel = config("models=sd35"), config("models=if")
+    plan = Plan(sd35["schedule"])
+    assert (plan.steps, plan.at(0).guidance_scale, plan.at(0).loss.sparsity) == (15000, 100, 0.2)
+    assert sd35["negative_prompt"] == "unrealistic, blurry, low quality, oversaturation."
+    t_max = plan.at(0).t_max
+    assert 3 * t_max / (1 + 2 * t_max) == pytest.approx(0.875)
+    plan = Plan(pixel["schedule"])
+    assert (plan.steps, plan.at(0).guidance_scale, plan.at(0).t_min, plan.at(0).t_max) == (10000, 21, 0.02, 0.98)
+    assert plan.max("resolution") == pixel["models"]["text_to_image"]["image_size"] == 64
+    assert config("models=sdxl")["models"]["text_to_image"]["image_size"] == 1024
+
+
+def test_where_the_text_of_mvdream_comes_from_is_part_of_a_run_with_mvs():
+    from jointdreamer.comparison import compare
+    from tests.test_configs import config
+
+    for energy, differs in (("mvs", True), ("none", False)):
+        one, two = (config("models=sdxl", f"energy={energy}") for _ in range(2))
+        two["models"]["text_encoder"]["source"] = "elsewhere"
+        assert bool(compare(one, two, 0).elsewhere) == differs
+    assert yaml.safe_load(Path("conf/models/sdxl.yaml").read_text())["models"]["text_encoder"]["source"]
