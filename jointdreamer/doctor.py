@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing: python -m jointdreamer.doctor [--json] [models.ROLE.source=...]
+"""What this machine can do and what is missing: python -m jointdreamer.doctor [--json] [models=sdxl] [KEY=VALUE ...]
 
 Packages, accelerator, memory and disk, pretrained models at hand, optional parts, and which commands will therefore
 work. It asks no network, and what is missing is told, not a failure: it exits with 0.

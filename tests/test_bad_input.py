@@ -114,12 +114,12 @@ def test_bytes_that_are_no_text(refused, tiny_run):
     ("words", "says"),
     [
         (["energy=mvd"], ["unknown energy 'mvd'", "mvs, none, random", "--config-dir"]),
-        (["schedule=fast"], ["unknown schedule 'fast'", "jointdreamer, sd21, smoke, toybox"]),
-        (["models=sd15"], ["unknown models 'sd15'", "sd21, toybox"]),
+        (["schedule=fast"], ["unknown schedule 'fast'", "if, jointdreamer, sd21, sd35, sdxl, smoke, toybox"]),
+        (["models=sd15"], ["unknown models 'sd15'", "if, sd21, sd35, sdxl, toybox"]),
         (["schedule=[[0,1]]"], ["schedule=[[0,1]]: wanted the name of a choice: ", "toybox/table3"]),
         (["schedule=[]"], ["schedule=[]: wanted the name of a choice"]),
         (["energy={}"], ["energy={}: wanted the name of a choice: cls, i2i"]),
-        (["models=[toybox]"], ["models=[toybox]: wanted the name of a choice: sd21, toybox"]),
+        (["models=[toybox]"], ["models=[toybox]: wanted the name of a choice: if, sd21, sd35, sdxl, toybox"]),
         (["energy=none,mvs"], ["energy=none,mvs: several choices are a sweep: add -m"]),
         (["experiment=table1/dreamfusion"], ["is the same run as experiment=table3/none"]),
         (["experiment=table3"], ["unknown experiment 'table3'", "table3/cls", "table3/mvs", "fig7/fading", "smoke"]),
@@ -403,7 +403,9 @@ def test_help_lists_the_groups_within_three_seconds_and_without_torch():
     done = command("--help", PYTHONPROFILEIMPORTTIME="1")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    assert "energy: cls, i2i, mvs, none, random" in done.stdout and "models: sd21, toybox" in done.stdout
+    assert (
+        "energy: cls, i2i, mvs, none, random" in done.stdout and "models: if, sd21, sd35, sdxl, toybox" in done.stdout
+    )
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "hydra" in imported and not imported & {"torch", "numpy", "numba", "diffusers", "transformers"}
     # time of the processor, so that a busy machine does not count

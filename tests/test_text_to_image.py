@@ -58,11 +58,28 @@ def test_three_steps_with_an_energy_of_another_latent_space(launcher, words, tmp
         ("sdxl", ["distillation=csd"]),
         ("sd35", ["energy=i2i", "models.text_to_image.text_encoders=2"]),
         ("sdxl", ["distillation=mvdream"]),
+        ("sd35", ["energy=cls", "models.text_to_image.text_encoders=2"]),
     ],
 )
-def test_other_methods(launcher, words, tmp_path, models, more):
+def test_other_methods(launcher, words, tmp_path, tiny_classifier_folder, models, more):
+    more = [*more, f"models.classifier.source={tiny_classifier_folder}", "models.classifier.image_size=16"]
     assert launcher.run(tmp_path, words(models, *more)) == 0, (tmp_path / "stderr").read_text()
     assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("models", ["sdxl", "sd35", "if"])
+@pytest.mark.parametrize("energy", ["none", "mvs"])
+def test_on_cuda(run_on_cuda, words, models, energy):
+    """In half precision, from the first step to the mesh; T5 on the CPU."""
+    found = rows(run_on_cuda(words(models, f"energy={energy}")))
+    assert len(found) == 3 and all((row["coherence"] != 0) == (energy == "mvs") for row in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("models", ["sdxl", "sd35", "if"])
+def test_a_lora_on_cuda(run_on_cuda, words, models):
+    assert len(rows(run_on_cuda(words(models, "distillation=vsd")))) == 3
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,9 @@ def test_a_small_decoder_takes_the_prior_s_place(tiny_classifier_folder, tmp_pat
     same = ClassifierEnergy(tiny_classifier_folder)
     decoded = replace(seen, x0=flat.unflatten(0, (2, 4)), decode=lambda z: z)
     torch.testing.assert_close(same(decoded), coherence, rtol=1e-4, atol=1e-4)
+    wide = replace(seen, x0=torch.randn(2, 4, 16, 8, 8), x0_guided=None)  # Stable Diffusion 3's
+    with pytest.raises(UserError, match="decoder reads latents of 4 channels.*have 16.*decoder=null"):
+        energy(wide)
 
 
 def test_one_view_has_no_neighbour(tiny_classifier_folder):

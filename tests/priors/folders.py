@@ -112,7 +112,7 @@ def write_sd35(folder: Path) -> None:
         qk_norm="rms_norm",
     )
     transformer.save_pretrained(folder / "transformer")
-    vae = AutoencoderKL(
+    options: dict[str, Any] = dict(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -123,7 +123,7 @@ def write_sd35(folder: Path) -> None:
         scaling_factor=1.5305,
         shift_factor=0.0609,
     )
-    vae.save_pretrained(folder / "vae")
+    AutoencoderKL(**options).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
     clip(folder, "")
     clip(folder, "_2")

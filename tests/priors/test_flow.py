@@ -53,7 +53,8 @@ def parts(folder) -> dict[str, Any]:
 def pipeline(folder) -> Any:
     from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 
-    made: Any = StableDiffusion3Pipeline(**parts(folder), text_encoder_3=None, tokenizer_3=None)
+    without: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+    made: Any = StableDiffusion3Pipeline(**parts(folder), **without)
     made.set_progress_bar_config(disable=True)
     return made
 

@@ -37,7 +37,7 @@ def pipeline(folder) -> Any:
     from jointdreamer.priors.t5 import load_t5_tokenizer
 
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         beta_schedule=config["beta_schedule"], clip_sample=False, prediction_type="epsilon", timestep_spacing="leading"
     )
     scheduler.register_to_config(variance_type="fixed_small")  # the pipeline then drops the variance, too

@@ -40,13 +40,14 @@ def pipeline(folder) -> Any:
     tokenizers: list[Any] = [load_tokenizer(folder / name) for name in ("tokenizer", "tokenizer_2")]
     for tokenizer in tokenizers:
         tokenizer.model_max_length = 12
+    scheduler: Any = DDIMScheduler.from_pretrained(folder / "scheduler")
     made: Any = StableDiffusionXLPipeline(
         AutoencoderKL.from_pretrained(folder / "vae"),
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
         CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
         *tokenizers,
         unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=scheduler,
         add_watermarker=False,
     )
     made.set_progress_bar_config(disable=True)
@@ -78,7 +79,8 @@ def test_what_is_said_of_a_camera_is_its_own_row(folder):
     assert torch.equal(text.pooled[:4][same.long().argmax(-1)], seen.extra["pooled"])
     assert torch.equal(text.nothing(CAMERAS, negative=True).extra["pooled"], text.pooled[5].expand(2, 3, -1))
     assert torch.equal(text.without_view(CAMERAS).extra["pooled"], text.pooled[6].expand(2, 3, -1))
-    assert text.to(torch.float64).pooled.dtype == torch.float64
+    double = text.to(torch.float64).pooled
+    assert double is not None and double.dtype == torch.float64
 
 
 def test_predict_is_the_unet_asked_by_hand(folder, pipeline):
