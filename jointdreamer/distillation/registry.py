@@ -106,11 +106,11 @@ def check_same_latents(prior: Prior, other: Prior, family: str) -> None:
     """Raise UserError, one line, for a second prior that cannot be asked about the first one's noised latents."""
     if not torch.equal(prior.process.alpha, other.process.alpha):
         raise UserError(f"{family}.prior: its noise process is another one than that of the term's prior")
-    channels = [
-        getattr(getattr(getattr(one, "vae", None), "config", None), "latent_channels", None) for one in (prior, other)
-    ]
-    if channels[0] != channels[1]:
-        raise UserError(f"{family}.prior: its latents have {channels[1]} channels, those of the term {channels[0]}")
+    if prior.latent_space != other.latent_space:
+        raise UserError(
+            f"{family}.prior: its latents are {other.latent_space}, the term's prior has {prior.latent_space} "
+            "(channels, scale, shift): take one of the same autoencoder"
+        )
 
 
 def build_terms(

@@ -19,8 +19,9 @@ from jointdreamer.scenes.base import Render
 from tests.priors.folders import T5_WIDTH
 
 CAMERAS = sample_cameras(Rig(n_rigs=2, n_views=2), 8, torch.Generator().manual_seed(0))
+PROMPTS = Prompts("a red robot", "a hat")
 NOW = SimpleNamespace(
-    t_min=0.02, t_max=0.7, guidance_scale=3.0, energy_weight=0.0, negative_prompt=False,
+    t_min=0.02, t_max=0.7, guidance_scale=3.0, energy_weight=0.0, negative_prompt=False, bridge=True,
     csd=SimpleNamespace(text=1.0, negative=-0.5, empty=-0.5), loss=SimpleNamespace(jsd=1.0, lora=1.0),
 )  # fmt: skip
 
@@ -40,7 +41,7 @@ def told(request, tiny_text_to_image):
         prior = SDXL.build(folder, dtype="float32")
     else:
         prior = RectifiedFlow.build(folder, text_encoders=2, dtype="float32")
-    return prior, prior.embed(Prompts("a red robot", "a hat"))
+    return prior, prior.embed(PROMPTS)
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -49,7 +50,7 @@ def test_a_step_has_a_gradient(told, target, baseline):
     prior, text = told
     options = {"inverted": {"n_steps": 2}, "coefficients": {}}
     parts = {
-        part: build_part(part, {"name": name, **options.get(name, {})}, part, prior, text)
+        part: build_part(part, {"name": name, **options.get(name, {})}, part, prior, text=text, prompts=PROMPTS)
         for part, name in (("target", target), ("baseline", baseline))
     }
     term = JointScoreDistillation(prior, text, name="jsd", **parts)

@@ -1,6 +1,5 @@
 """Terms from options: a baseline may ask another prior than the term's, if it can be asked about the same latents."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +20,11 @@ class Named(PicturePrior):
     def __init__(self, number, channels=4):
         super().__init__()
         self.number = number
-        self.vae: Any = SimpleNamespace(config=SimpleNamespace(latent_channels=channels))
+        self.channels = channels
+
+    @property
+    def latent_space(self):
+        return self.channels, 0.18215, 0.0
 
     def embed(self, prompts):
         return TextEmbeddings(torch.full((4, 5, 3), float(self.number)), torch.zeros(2, 5, 3))
@@ -49,7 +52,7 @@ def test_a_prior_of_other_noise_levels_or_latents_is_refused():
     other.process = NoiseProcess(other.process.alpha.flip(0), other.process.sigma.flip(0))
     with pytest.raises(UserError, match="asd.baseline.prior: its noise process is another one"):
         built({"name": "shifted", "prior": "second"}, first=Named(1), second=other)
-    with pytest.raises(UserError, match="its latents have 16 channels, those of the term 4"):
+    with pytest.raises(UserError, match=r"its latents are \(16, .*\), the term's prior has \(4,"):
         built({"name": "shifted", "prior": "second"}, first=Named(1), second=Named(2, channels=16))
 
 
