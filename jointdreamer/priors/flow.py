@@ -73,6 +73,7 @@ class RectifiedFlow(LatentDiffusion):
     def build(
         cls,
         source: str | Path | Sequence[str],
+        vae: str | Path | None = None,
         image_size: Pixels | None = None,
         text_encoders: Literal[1, 2, 3] = 3,
         dtype: str | torch.dtype = "auto",
@@ -86,6 +87,7 @@ class RectifiedFlow(LatentDiffusion):
 
         source: folder or hub id with transformer/, vae/, scheduler/, and text_encoder/, tokenizer/, both also with _2
             and _3; or a list, tried in order
+        vae: folder or hub id whose vae/ takes the place of its own
         image_size: pixels that the autoencoder sees; by default the transformer's sample_size times its factor
         text_encoders: how many are read: 3; 2 without T5, for which zeros stand; 1 for a small model that has one CLIP
         dtype, x0_limit, cfg_rescale, x0_rescale, compile: as of `LatentDiffusion.build`
@@ -96,7 +98,7 @@ class RectifiedFlow(LatentDiffusion):
 
         device = torch.device(device)
         dtype = network_dtype(dtype, device)
-        known = about("text_to_image", {"kind": "flow", "text_encoders": text_encoders})
+        known = about("text_to_image", {"kind": "flow", "text_encoders": text_encoders, "vae": vae})
         download = device.type == "cuda"
         refuse_distilled(source)
         folder = find_weights(source, "text_to_image", needs=known.needs, download=download, known=known)
@@ -104,8 +106,11 @@ class RectifiedFlow(LatentDiffusion):
         process = load_rectified_flow(folder).to(device)
         unet: Any = load_part(SD3Transformer2DModel, folder, "transformer", dtype)
         cls.check_unet(unet, folder / "transformer")
-        vae = load_autoencoder(folder, dtype)
-        check_autoencoder(vae, unet.config.in_channels, folder)
+        where = folder
+        if vae is not None:
+            where = find_weights(vae, "autoencoder", needs=("vae/config.json",), download=download)
+        autoencoder = load_autoencoder(where, dtype)
+        check_autoencoder(autoencoder, unet.config.in_channels, where)
         clips = [
             partial(load_text_parts, folder, dtype, device, number, projected=True)
             for number in ("", "_2")[:text_encoders]
@@ -113,7 +118,7 @@ class RectifiedFlow(LatentDiffusion):
         t5 = partial(embed_t5, folder, "text_encoder_3", "tokenizer_3", length=T5_TOKENS, dtype=dtype, spare=WITHOUT_T5)
         prior = cls(
             place_unet(unet, device, compile),
-            place(vae, device),
+            place(autoencoder, device),
             process,
             clips,
             t5 if text_encoders == 3 else None,

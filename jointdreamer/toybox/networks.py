@@ -16,6 +16,7 @@ from jointdreamer.weights.parts import clip_tokenizer_class
 TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128
 LATENT_SIZE = 16
+PIXEL_SIZE = 32  # of the pixel model's pictures
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,13 @@ def build_text_encoder(tokenizer: Any) -> Any:
     return CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer)))
 
 
+def build_pooled_text_encoder(tokenizer: Any) -> Any:
+    """The text encoder with a projection of its pooled text, for the flow."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(tokenizer)))
+
+
 def build_clip(tokenizer: Any) -> Any:
     """Two small towers that embed 64x64 images and captions into 128 dimensions."""
     from transformers import CLIPConfig, CLIPModel
@@ -193,6 +201,59 @@ def build_unet(multiview: bool = False, in_channels: int | None = None, latent_c
     }
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}
     return UNet2DConditionModel(**options, **camera)
+
+
+def build_transformer(latent_channels: int = LATENT_CHANNELS) -> Any:
+    """Stable Diffusion 3's joint attention over 8x8 patches and the words."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=LATENT_SIZE,
+        patch_size=2,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        num_layers=6,
+        num_attention_heads=4,
+        attention_head_dim=32,
+        joint_attention_dim=TEXT_WIDTH,
+        caption_projection_dim=128,
+        pooled_projection_dim=TEXT_WIDTH,
+        pos_embed_max_size=LATENT_SIZE // 2,
+        qk_norm="rms_norm",
+    )
+
+
+def build_flow_scheduler() -> Any:
+    """A rectified flow without a shift, which larger pictures need."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def build_pixel_unet() -> Any:
+    """Over 32x32 RGB; attention at 16x16 and 8x8."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=PIXEL_SIZE,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(48, 80, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+def build_pixel_scheduler() -> Any:
+    """DeepFloyd IF's cosine noise; the network predicts x0, as all of the toybox's."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False, prediction_type="sample")
 
 
 def build_scheduler() -> Any:

@@ -36,9 +36,11 @@ def latents_of(folder: Path, name: str, pictures: data.Pictures, vae: Any) -> np
     return np.load(path)
 
 
-def denoising_loss(unet: Any, x0: Tensor, timesteps: Tensor, words: Tensor, **condition: Tensor) -> Tensor:
-    """x0-prediction, weighted by min(1 / sigma_t^2, 10)."""
-    abar = scaled_linear_alphas_cumprod()[timesteps].float()[:, None, None, None]
+def denoising_loss(
+    unet: Any, x0: Tensor, timesteps: Tensor, words: Tensor, abar: Tensor | None = None, **condition: Tensor
+) -> Tensor:
+    """x0-prediction, weighted by min(1 / sigma_t^2, 10). abar: (1000,), Stable Diffusion's by default."""
+    abar = (scaled_linear_alphas_cumprod() if abar is None else abar)[timesteps].float()[:, None, None, None]
     noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * torch.randn_like(x0)
     with torch.autocast("cpu", torch.bfloat16):
         predicted = unet(noisy, timesteps, words, **condition).sample.float()
@@ -47,9 +49,11 @@ def denoising_loss(unet: Any, x0: Tensor, timesteps: Tensor, words: Tensor, **co
 
 
 @torch.no_grad()
-def ddim(predict: Any, noise: Tensor, words: Tensor, guidance_scale: float, steps: int = 25) -> Tensor:
-    """Deterministic sampling for the sheets. `words` holds the captions' rows, then the empty ones'."""
-    abar, x = scaled_linear_alphas_cumprod().float(), noise
+def ddim(
+    predict: Any, noise: Tensor, words: Tensor, guidance_scale: float, steps: int = 25, abar: Tensor | None = None
+) -> Tensor:
+    """Deterministic sampling for the sheets. `words` holds the captions' rows, then the empty ones'; abar as above."""
+    abar, x = (scaled_linear_alphas_cumprod() if abar is None else abar).float(), noise
     times = torch.linspace(999, 0, steps + 1).long()
     for now, after in zip(times[:-1], times[1:], strict=True):
         cond, uncond = predict(torch.cat([x, x]), now.repeat(2 * len(x)), words).chunk(2)

@@ -52,6 +52,9 @@ SHIPPED = {
     ("novel-view", "projection"): ("novel_view/clip_camera_projection", "proj."),
     ("clip", "clip"): ("clip", ""),
     ("judge", "judge"): ("judge", ""),
+    ("flow", "unet"): ("flow/transformer", ""),
+    ("flow", "text"): ("flow/text_encoder", ""),
+    ("pixel", "unet"): ("pixel/unet", ""),
 }
 
 
@@ -60,7 +63,7 @@ def shipped_weights(model: str, network: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     folder, prefix = SHIPPED[model, network]
-    if network == "text":
+    if (model, network) == ("text-to-image", "text"):
         prefix = _text_prefix()
     file = next((WEIGHTS / folder).glob("*.safetensors"))
     return {key.removeprefix(prefix): value.float() for key, value in load_file(file).items()}
