@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ from jointdreamer.runs.signals import Stop, stop_on_signals
 from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.registry import build_scene
 from jointdreamer.schedules import Plan
+from jointdreamer.viewer.window import Viewer, open_viewer
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Training:
     rays_per_chunk: int | None  # rendered at a time, all by default
     every: Every
     output: Output
+    viewer: Viewer | None = None
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -91,6 +93,8 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
         accelerator.backward(loss)
         optimizer.step(now.lr)
         scene.after_step(step, optimizer)
+        if training.viewer and training.viewer.watched:
+            training.viewer.show(step + 1, loss, losses, now, stop)
 
         logger.log(step, loss, losses, now, more={"opacity": render.opacity.mean(), **metrics_of(terms)})
         if due(step + 1, every.view) or step + 1 == plan.steps:
@@ -138,9 +142,10 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                 try_outputs(run.path, output.views > 0, room)
             run.write_command(cli.typed_command())
             logger.begin(start, cfg["logger"]["wandb"], cfg)
-            with stop_on_signals() as stop:
+            shown = open_viewer(cfg["viewer"], run.path, scene, training and training.terms, **output.orbit)
+            with stop_on_signals() as stop, shown as viewer:
                 gc.enable()
-                if training is not None and not optimise(training, start, run, logger, stop):
+                if training is not None and not optimise(replace(training, viewer=viewer), start, run, logger, stop):
                     done = f"{run.newest_checkpoint} of {plan.steps} steps"
                     logger.message(f"stopped after {done}, saved; the same command goes on")
                     return stop.exit_status

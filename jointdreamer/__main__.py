@@ -6,6 +6,7 @@
     sample2d            Fig. 2c, four views without 3D
     tables              the paper's tables and figures
     export              runs' objects as GLB, OBJ, PLY and USDZ, finer or smaller
+    view                runs' objects in the browser
     render-views        meshes to views, for train-classifier
     doctor              what this machine can do and what is missing
     weights             list, fetch and check pretrained parts
@@ -21,7 +22,13 @@ from jointdreamer.project import ROOT
 from jointdreamer.terminal import safe_output
 
 SCRIPTS = {"train": "train.py", "evaluate": "evaluate.py", "train-classifier": "train_classifier.py"}
-MODULES = {"sample2d": "sample2d", "tables": "tables", "export": "export", "render-views": "data.render_views"}
+MODULES = {
+    "sample2d": "sample2d",
+    "tables": "tables",
+    "export": "export",
+    "view": "view",
+    "render-views": "data.render_views",
+}
 MODULES |= {"doctor": "doctor", "weights": "weights"}
 
 

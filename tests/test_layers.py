@@ -28,11 +28,12 @@ LAYERS = (  # from the ground up: a room imports its own files and those of room
     {"distillation"},
     {"runs"},
     {"comparison"},
+    {"viewer"},
     {"toybox"},
     {"data"},
     {"evaluation"},
     {"cli"},
-    {"tables", "doctor", "sample2d", "export"},
+    {"tables", "doctor", "sample2d", "export", "view"},
     {"__main__"},
 )
 HYDRA = {"hydra", "omegaconf"}

@@ -57,6 +57,8 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
                 if not multirun and re.fullmatch(r"[\w./,-]+", value):
                     raise UserError(f"{word}: several choices are a sweep: add -m")
                 raise UserError(f"{word}: wanted the name of a choice: {', '.join(choices)}")
+            if re.fullmatch(r"(true|false)(,(true|false))*", value):  # truth values to Hydra, and no names
+                word = f"{key}={','.join(map(quoted, value.split(',')))}"
         done.append(word)
     asks = {"-h", "--help", "--hydra-help", "--version", "--shell-completion", "-sc"}
     if has_cuda is not None and word_of(done, "models") is None and not asks & set(done):

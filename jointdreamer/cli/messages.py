@@ -55,6 +55,8 @@ def explain(message: str, config_name: str) -> str:
         if not isinstance(inner, DictConfig):
             break
         node = inner
+    if parents == ["viewer"] and list(node) == ["open"]:
+        return f"{unknown[1]}: there is no viewer to set that of; add viewer=true"
     return f"unknown key {unknown[1]!r}: there are {', '.join(str(k) for k in node)}"
 
 

@@ -23,7 +23,15 @@ from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.mesh.inside import samples
 
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
-SHARED += ("background", "renderer", "memory", "logger", "every", "output")  # what both stages of an object have
+SHARED += (
+    "background",
+    "renderer",
+    "memory",
+    "logger",
+    "viewer",
+    "every",
+    "output",
+)  # what both stages of an object have
 SAMPLES = 200_000  # of a mesh: a hundredth of its size apart
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 

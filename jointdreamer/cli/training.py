@@ -18,6 +18,7 @@ from jointdreamer.priors.t5 import check_t5
 from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
 from jointdreamer.scenes.registry import check_scene, scene_bytes
+from jointdreamer.viewer.server import ViewerSettings, check_viewer
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ class TrainConfig(RunConfig):
     prompts: Annotated[dict, Takes(Prompts)]
     memory: Annotated[dict, Takes(plan_memory)]
     energy: Annotated[dict, Takes(build_energy)]
+    viewer: Annotated[dict, Takes(ViewerSettings)]
     schedule: dict
 
 
 def check_training(cfg: dict[str, Any]) -> None:
     """`check` of train.py's config, with what its scene, terms, energy and priors take. Raises UserError, one line."""
     check(cfg, TrainConfig)
+    check_viewer(ViewerSettings(**cfg["viewer"]))
     check_scene(cfg, **cfg["scene"])
     need, free = scene_bytes(**cfg["scene"]), free_bytes(torch.device("cpu"))
     if need > free:

@@ -39,7 +39,7 @@ def write_checkpoint(file: Path, step: int, seconds: float, parts: Mapping[str, 
     checkpoint = {
         "step": step,
         "seconds": seconds,
-        "random": _random_state(),
+        "random": random_state(),
         "parts": {name: _plain(_state(part), name) for name, part in parts.items()},
     }
     for name, tensor in _tensors(checkpoint["parts"]):
@@ -114,7 +114,7 @@ def load_checkpoint(checkpoint: Mapping[str, Any], parts: Mapping[str, Any], onl
         )
     for name, part in parts.items():
         _load(part, states[name])
-    _set_random_state(checkpoint["random"])
+    set_random_state(checkpoint["random"])
 
 
 def _state(part: Any) -> Any:
@@ -157,7 +157,8 @@ def _tensors(value: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{where}.{key}" if where else str(key))
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> dict[str, Any]:
+    """Where the global random generators of torch, numpy and Python stand."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -167,7 +168,8 @@ def _random_state() -> dict[str, Any]:
     }
 
 
-def _set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put the global random generators where `random_state` found them."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
