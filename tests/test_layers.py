@@ -33,7 +33,8 @@ LAYERS = (  # from the ground up: a room imports its own files and those of room
     {"data"},
     {"evaluation"},
     {"cli"},
-    {"tables", "doctor", "sample2d", "export", "view"},
+    {"tables", "doctor", "sample2d", "export"},
+    {"view"},
     {"__main__"},
 )
 HYDRA = {"hydra", "omegaconf"}

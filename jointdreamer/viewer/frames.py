@@ -53,7 +53,7 @@ def camera_of(wxyz: Sequence[float], position: Sequence[float], fovy: float, res
     return Cameras(pose, *one, light=pose[..., :3, 3].clone(), resolution=resolution)
 
 
-def depth_to_rgb(depth: Tensor, opacity: Tensor, distance: float, radius: float = 1.0) -> Tensor:
+def depth_to_rgb(depth: Tensor, opacity: Tensor, distance: float, radius: float = 0.7) -> Tensor:
     """Depth (..., 1, H, W), a sum along the ray, as grey over white: bright at distance - radius, black at + radius."""
     mean = depth / opacity.clamp_min(1e-3)
     near = (0.5 + (distance - mean) / (2 * radius)).clamp(0, 1)
