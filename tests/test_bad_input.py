@@ -208,6 +208,10 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["out_dir="], ["out_dir is empty"]),
         (["out_dir=stdout/x"], ["cannot write in the run folder stdout/x", "out_dir=..."]),
         (["--config-dir", "/nowhere"], ["/nowhere", "not found"]),
+        (["viewer=on"], ["unknown viewer 'on'", "false, true"]),
+        (["viewer.port=9000"], ["viewer.port", "add viewer=true"]),
+        (["viewer=true", "viewer.port=99999"], ["viewer.port=99999: wanted a whole number from 0 to 65535"]),
+        (["viewer=true", "viewer.resolution=8"], ["viewer.resolution=8", "from 32 to 1024"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )

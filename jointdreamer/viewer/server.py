@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import random
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def open_server(host: str, port: int) -> Any:
         connection.random = random.Random()  # type: ignore[attr-defined]  # its pings would draw from training's
         rich.reconfigure(quiet=True)  # viser prints with it, on stdout
         logging.getLogger("websockets").setLevel(logging.CRITICAL)  # a traceback for each client that is no browser
+        warnings.filterwarnings("ignore", "Queued a .* on a closed connection")  # a browser that is gone
         server = viser.ViserServer(host=host, port=free, label="JointDreamer", verbose=False)
         server.get_event_loop().set_exception_handler(_one_line)
         server.request_share_url = _refuse  # type: ignore[method-assign]  # would show the run to the whole internet

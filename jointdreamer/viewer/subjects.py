@@ -40,6 +40,7 @@ class Subject:
         self.no_surface = ""  # why there is none
         self._latest: tuple[Mapping[str, Any], SimpleNamespace] = ({}, SimpleNamespace())
         self._scene = scene
+        self._failed: UserError | None = None
         self._curve: list[tuple[int, float]] = []
         self._read = 0  # bytes of metrics.jsonl
 
@@ -63,8 +64,14 @@ class Subject:
     @property
     def scene(self) -> Scene:
         """Raises UserError for a checkpoint that cannot be loaded."""
+        if self._failed is not None:  # not read again for each picture
+            raise self._failed
         if self._scene is None:
-            self._scene = load_scene(self.folder)[0]
+            try:
+                self._scene = load_scene(self.folder)[0]
+            except UserError as error:
+                self._failed = error
+                raise
         return self._scene
 
     def at(self, step: int, loss: Any, losses: Mapping[str, Any], now: SimpleNamespace) -> None:

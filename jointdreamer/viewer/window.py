@@ -128,6 +128,8 @@ class Viewer:
         clients = self.server.get_clients()
         for gone in self._seen.keys() - clients.keys():
             del self._seen[gone]
+        if not clients:
+            return False
         shown = [subject for subject in self.subjects if self.controls.shows(subject)]
         controls, steps = self.controls.state, tuple(subject.step for subject in shown)
         busy = False

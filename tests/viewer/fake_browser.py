@@ -2,8 +2,10 @@
 
 import io
 import math
+import socket
 import struct
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +17,7 @@ FRONT = (0.5, -0.5, -0.5, 0.5)  # looks along -x, z up: right +y, down -z, forwa
 
 
 class FakeBrowser:
-    """A websocket client of the server on `port` of this machine. `hear` collects what came; `pictures` are the frames."""
+    """A websocket client of the server on `port` of this machine; `pictures` are the frames that `hear` heard."""
 
     def __init__(self, port: int, seconds: float = 20):
         import viser
@@ -72,7 +74,8 @@ class FakeBrowser:
 
     def vanish(self) -> None:
         """As a browser that is killed: no word of farewell."""
-        self.socket.socket.close()
+        with suppress(OSError):
+            self.socket.socket.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "FakeBrowser":
         return self
