@@ -52,12 +52,12 @@ def read_words(words: Sequence[str]) -> tuple[list[str], ViewerSettings]:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """What distinguishes the runs' folders, at most 40 letters of each."""
-    real = [Path(os.path.realpath(run)) for run in runs]
-    top = os.path.commonpath([run.parent for run in real])
-    tails = [str(run.relative_to(top)) for run in real]
-    short = [tail if len(tail) <= 40 else f"...{tail[-37:]}" for tail in tails]
-    return short if len(set(short)) == len(short) else tails
+    """What distinguishes the runs' folders: the parts of their paths in which they differ."""
+    paths = [Path(os.path.realpath(run)).parts for run in runs]
+    if len(runs) == 1 or len({len(path) for path in paths}) > 1:
+        top = os.path.commonpath([Path(*path).parent for path in paths])
+        return [str(Path(*path).relative_to(top)) for path in paths]
+    return ["/".join(part for part, *others in zip(path, *paths, strict=True) if len({*others}) > 1) for path in paths]
 
 
 def view(runs: Sequence[Path], settings: ViewerSettings) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.fake_browser import FakeBrowser
 from jointdreamer import view
 from jointdreamer.errors import UserError
 from jointdreamer.runs.folder import RunFolder
 from jointdreamer.scenes.registry import build_scene
 from jointdreamer.viewer.server import ViewerSettings, free_port
 from jointdreamer.viewer.subjects import MOST_POINTS, Subject
-from tests.viewer.fake_browser import FakeBrowser
 
 ROOT = Path(__file__).parents[1]
 CONFIG = {
@@ -91,11 +91,10 @@ def test_without_the_extra_one_line_names_it(capsys, monkeypatch, make_run):
 
 
 def test_runs_are_named_by_what_distinguishes_them(tmp_path):
-    paths = [tmp_path / "mvs" / "robot" / "seed0", tmp_path / "none" / "robot" / "seed0"]
-    assert view.names_of(paths) == ["mvs/robot/seed0", "none/robot/seed0"]
+    paths = [tmp_path / "mvs" / "robot" / "seed0", tmp_path / "none" / "robot" / "seed1"]
+    assert view.names_of(paths) == ["mvs/seed0", "none/seed1"]
     assert view.names_of(paths[:1]) == ["seed0"]
-    long = [tmp_path / f"{n}{'x' * 60}" for n in range(2)]
-    assert view.names_of(long) == [path.name for path in long]
+    assert view.names_of([*paths, tmp_path / "other"]) == ["mvs/robot/seed0", "none/robot/seed1", "other"]
 
 
 def test_a_subject_reads_what_the_run_wrote(make_run):

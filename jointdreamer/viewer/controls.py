@@ -75,7 +75,6 @@ class _Panel:
     """One run's numbers, loss curve and energy's pictures."""
 
     def __init__(self, gui: Any):
-        self._text = gui.add_markdown("")
         self._curve = gui.add_uplot(
             (np.zeros(1), np.zeros(1)),
             series=({"label": "step"}, {"label": "loss", "stroke": "#4263eb", "width": 1.5}),
@@ -85,6 +84,7 @@ class _Panel:
         )
         self._wanted = gui.add_checkbox("energy's pictures", False, hint="what each prior saw and the energy wants")
         self._picture = gui.add_image(np.full((1, 1, 3), 255, np.uint8), visible=False)
+        self._text = gui.add_markdown("")
         self._made: dict[str, tuple[float, Any]] = {}  # when, and of what
 
     def next_update(self, subject: Subject, what: str, step_seconds: float) -> Callable[[], None] | None:

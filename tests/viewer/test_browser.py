@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def viewer(tmp_path):
     """Two objects on the disk's side: a ball, and one that is long along x; the page is open on them."""
     subjects = []
     for name, stretch in (("ball", 1.0), ("long", 0.4)):
-        scene = build_scene(groups=GROUPS, name="dmtet", resolution=16)
+        scene: Any = build_scene(groups=GROUPS, name="dmtet", resolution=16)
         with torch.no_grad():
             p = scene.grid_vertices() * torch.tensor([1.0, 1 / stretch, 1 / stretch])
             scene.level.copy_((p.norm(dim=1) - 0.5).clamp(-1, 1))

@@ -1,10 +1,12 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
 
+from benchmarks.fake_browser import FRONT
 from jointdreamer.cameras import look_at, orbit_cameras
 from jointdreamer.images import to_uint8
 from jointdreamer.runs.pictures import render_views
@@ -19,7 +21,6 @@ from jointdreamer.viewer.frames import (
     mesh_picture,
     pictures_of,
 )
-from tests.viewer.fake_browser import FRONT
 
 CONFIG = {
     "field": {"encoding": {"n_levels": 2, "log2_table_size": 6, "base_resolution": 4, "backend": "torch"}, "hidden": 8},
@@ -30,7 +31,7 @@ CONFIG = {
 
 @pytest.fixture(params=["nerf", "dmtet"])
 def scene(request):
-    options = {"resolution": 12} if request.param == "dmtet" else {}
+    options: dict[str, Any] = {"resolution": 12} if request.param == "dmtet" else {}
     made = build_scene(groups=CONFIG, name=request.param, **options)
     with torch.no_grad():
         for parameter in made.parameters():  # no side of it looks like another
@@ -57,7 +58,7 @@ def quaternion_of(c2w: np.ndarray) -> np.ndarray:
 def test_a_browser_s_camera_is_the_same_camera_here(azimuth):
     wanted = look_at(torch.tensor(0.4), torch.tensor(azimuth), torch.tensor(2.6))
     position = wanted[:3, 3].tolist()
-    found = camera_of(7 * quaternion_of(wanted.double().numpy()), position, 0.7, 16)
+    found = camera_of((7 * quaternion_of(wanted.double().numpy())).tolist(), position, 0.7, 16)
     assert torch.allclose(found.c2w[0, 0], wanted, atol=1e-6)
     given = {"elevation": 0.4, "azimuth": azimuth, "distance": 2.6, "fovy": 0.7}
     for name, value in given.items():
@@ -99,9 +100,11 @@ def test_depth_is_bright_where_it_is_near():
 def test_a_mesh_is_drawn_from_the_camera_that_looks_at_it():
     """A square towards +x, green, its left half red (y < 0), lit from the front: full colours."""
     vertices = np.array([[0, -0.5, -0.5], [0, 0, -0.5], [0, 0, 0.5], [0, -0.5, 0.5]])
-    halves = [trimesh.Trimesh(vertices + (0, 0.5 * side, 0), [[0, 1, 2], [0, 2, 3]], process=False) for side in (0, 1)]
-    for half, color in zip(halves, ((255, 0, 0, 255), (0, 255, 0, 255)), strict=True):
-        half.visual.vertex_colors = np.tile(np.uint8(color), (4, 1))
+    colors = [np.tile(np.array(color, np.uint8), (4, 1)) for color in ((255, 0, 0, 255), (0, 255, 0, 255))]
+    halves = [
+        trimesh.Trimesh(vertices + (0, shift, 0), [[0, 1, 2], [0, 2, 3]], vertex_colors=color, process=False)
+        for shift, color in zip((0, 0.5), colors, strict=True)
+    ]
     surface = Surface.of(trimesh.util.concatenate(halves))
     image = mesh_picture(surface, camera_of(FRONT, (2, 0, 0), 2 * math.atan(0.5), 8))  # 2 units of the world wide
     assert image[4, 2].tolist() == [255, 0, 0] and image[4, 5].tolist() == [0, 255, 0]

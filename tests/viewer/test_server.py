@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fake_browser import FakeBrowser
 from jointdreamer.errors import UserError
 from jointdreamer.viewer.server import (
     ViewerSettings,
@@ -20,7 +21,6 @@ from jointdreamer.viewer.server import (
     open_server,
     random_untouched,
 )
-from tests.viewer.fake_browser import FakeBrowser
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,7 +127,7 @@ def test_opening_and_keeping_a_connection_draws_no_random_number():
         assert isinstance(own, random.Random)
         connection.random = Counted()
         import asyncio
-        from tests.viewer.fake_browser import FakeBrowser
+        from benchmarks.fake_browser import FakeBrowser
         state = random.getstate()
         browser = FakeBrowser(server.get_port())
         random.setstate(state)  # what the client draws is the client's

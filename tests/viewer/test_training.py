@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
+from benchmarks.fake_browser import FakeBrowser
 from jointdreamer.viewer.server import free_port
-from tests.viewer.fake_browser import FakeBrowser
 
 pytest.importorskip("viser")
 STEPS = 30

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fake_browser import FakeBrowser
+from jointdreamer.distillation.base import Term
 from jointdreamer.errors import UserError
 from jointdreamer.runs.signals import Stop
 from jointdreamer.scenes.registry import build_scene
 from jointdreamer.viewer.server import open_server
 from jointdreamer.viewer.subjects import Subject
 from jointdreamer.viewer.window import Viewer, open_viewer
-from tests.viewer.fake_browser import FakeBrowser
 
 pytest.importorskip("viser")
 
@@ -28,8 +29,11 @@ GROUPS = {
 NOW = SimpleNamespace(resolution=8, guidance_scale=3.0, lr=SimpleNamespace(geometry=0.1))
 
 
-class Term:
-    """What the viewer asks of a term."""
+class Grey(Term):
+    """A term that has a picture."""
+
+    def forward(self, scene, render, cameras, now, generator):
+        return {}
 
     def pictures(self):
         return {"noisy": torch.full((2, 3, 8, 8), 0.5)}
@@ -42,7 +46,7 @@ def scene():
 
 @pytest.fixture
 def viewer(scene, tmp_path):
-    made = Viewer(open_server("127.0.0.1", 0), [Subject(tmp_path, scene, [Term()])], 64, 16)
+    made = Viewer(open_server("127.0.0.1", 0), [Subject(tmp_path, scene, [Grey()])], 64, 16)
     yield made
     made.close()
 

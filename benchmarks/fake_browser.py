@@ -22,13 +22,13 @@ class FakeBrowser:
     def __init__(self, port: int, seconds: float = 20):
         import viser
         from websockets.sync.client import connect
+        from websockets.typing import Subprotocol
 
+        version = Subprotocol(f"viser-v{viser.__version__}")
         deadline = time.monotonic() + seconds
         while True:
             try:
-                self.socket = connect(
-                    f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], max_size=None, proxy=None
-                )  # type: ignore[arg-type]
+                self.socket = connect(f"ws://127.0.0.1:{port}", subprotocols=[version], max_size=None, proxy=None)
                 break
             except OSError:
                 assert time.monotonic() < deadline, "no server"
@@ -68,6 +68,11 @@ class FakeBrowser:
                 self.pictures.append(np.asarray(Image.open(io.BytesIO(message["rgb_data"])).convert("RGB")))
         self.messages += new
         return new
+
+    def listen(self) -> None:
+        """Take what comes, and look at nothing of it, until the server is gone."""
+        for _ in self.socket:
+            pass
 
     def close(self) -> None:
         self.socket.close()
