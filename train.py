@@ -41,6 +41,7 @@ from jointdreamer.runs.pictures import save_outputs, save_previews, try_outputs
 from jointdreamer.runs.signals import Stop, stop_on_signals
 from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.registry import build_scene
+from jointdreamer.scenes.regularizers import OPTIONAL
 from jointdreamer.schedules import Plan
 from jointdreamer.viewer.window import Viewer, open_viewer
 
@@ -121,7 +122,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
             return 0
         run.use_threads()
         scene = build_scene(groups=cfg, device=accelerator.device, **cfg["scene"]).to(accelerator.device)
-        plan.check([*loss_names(cfg["distillation"]["terms"]), *scene.regularizer_names])
+        plan.check([*loss_names(cfg["distillation"]["terms"]), *scene.regularizer_names, *OPTIONAL])
         with Logger(run.path, plan.steps, every=cfg["every"]["log"]) as logger:
             training = None
             if run.is_trained(plan.steps) and run.resume(only=True, scene=scene) == plan.steps:

@@ -170,7 +170,7 @@ def words(s: Settings) -> list[str]:
             "dtype": "float32",
             **{name: getattr(s, name) for name in ("text_to_image", "multi_view", "novel_view", "classifier")},
         },
-        "schedule": {"steps": STEPS, **s.schedule},
+        "schedule": {"steps": STEPS, **s.schedule, "loss": {**s.schedule["loss"], "smooth": 0}},
         "distillation": {
             name: getattr(s, name) for name in ("mask", "mask_floor", "energy_x0", "energy_limit", "x0_limit")
         },

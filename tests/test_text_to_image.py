@@ -89,7 +89,7 @@ def test_a_lora_on_cuda(run_on_cuda, words, models):
         ("sdxl", ["+models.text_to_image.text_encoders=2"], "unknown key 'models.text_to_image.text_encoders'"),
         ("sd35", ["models.text_to_image.text_encoders=4"], "text_encoders=4: wanted one of 1, 2, 3"),
         ("sd35", ["models.text_to_image.image_size=18"], "image_size=18: the transformer reads patches of 4 pixels"),
-        ("sdxl", ["models.text_to_image.kind=flow"], "unknown key 'models.text_to_image.vae'"),
+        ("sdxl", ["models.text_to_image.kind=pixel"], "unknown key 'models.text_to_image.vae'"),
         ("sdxl", ["energy=mvs", "~models.text_encoder"], "embeddings of width 16, the text encoder gives 40"),
     ],
 )

@@ -434,6 +434,7 @@ def test_without_an_energy_it_is_score_distillation_to_the_bit(launcher, words, 
         "schedule.t_max=0.9",
         "schedule.loss.sparsity=0",
         "schedule.loss.opaque=0",
+        "schedule.loss.smooth=0",
         "distillation.x0_limit=null",
         *(f"schedule.lr.{name}={rate}" for name, rate in rates.items()),
     )

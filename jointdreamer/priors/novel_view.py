@@ -131,7 +131,8 @@ def folder_parts(folder: Path, vae: Any, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def check_unet(unet: Any, path: Path, what: str, image_encoder: Any, **wanted: Any) -> None:
     """Refuse a UNet whose config is not that of `what`, or that does not read the image encoder's embeddings."""
-    wanted = {"in_channels": 8, "cross_attention_dim": image_encoder.config.projection_dim, **wanted}
+    channels = 2 * unet.config.out_channels  # the noised latents, and those of the image
+    wanted = {"in_channels": channels, "cross_attention_dim": image_encoder.config.projection_dim, **wanted}
     for key, value in wanted.items():
         if (came := unet.config.get(key)) != value:
             raise UserError(f"{path} is no {what}: its UNet's {key} must be {value!r}, got {came!r}")

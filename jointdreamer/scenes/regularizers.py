@@ -74,6 +74,7 @@ def smoothness(
 
 OF_THE_RENDER = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
 REGULARIZERS = (*OF_THE_RENDER, "smooth")
+OPTIONAL = ("smooth",)  # what a schedule may weigh although the scene does not have it, without effect
 
 
 def regularizers(
@@ -85,12 +86,11 @@ def regularizers(
 ) -> dict[str, Tensor]:
     """The regularizers whose weight, as in `now.loss`, is there and not zero; not multiplied by it.
 
-    "smooth" asks the field that was rendered, from these cameras; the others need the render alone.
+    "smooth" asks the field that was rendered, from these cameras, and is left out where there is none (OPTIONAL); the
+    others need the render alone.
     """
     losses = {name: f(render) for name, f in OF_THE_RENDER.items() if getattr(weights, name, 0) != 0}
-    if getattr(weights, "smooth", 0) != 0:
-        if field is None or cameras is None:
-            raise ValueError("the smoothness of a surface needs its field and the cameras of the render")
+    if getattr(weights, "smooth", 0) != 0 and field is not None and cameras is not None:
         losses["smooth"] = smoothness(render, field, cameras, generator)
     return losses
 

@@ -66,7 +66,7 @@ SECOND = Words(
     | {"balloon": 0.8, "umbrella": 0.8, "drum": 0.6},
     patterns={"plain": 0.68, "striped": 0.12, "spotted": 0.08, "checkered": 0.07, "patched": 0.05},
 )
-SHIPPED_WORDS = FIRST  # what the package's weights know
+SHIPPED_WORDS = SECOND  # what the package's weights know
 KINDS, ACCESSORIES, PATTERNS = (
     tuple(SHIPPED_WORDS.kinds),
     tuple(SHIPPED_WORDS.accessories),

@@ -3,7 +3,7 @@ import sys
 
 from jointdreamer.toybox import table
 from jointdreamer.toybox.table import PROMPT_SEED, PROMPTS, TUNING_SEED, draw_prompts
-from jointdreamer.toybox.world import SECOND, is_held_out_combination, parse_caption
+from jointdreamer.toybox.world import FIRST, SECOND, is_held_out_combination, parse_caption
 
 
 def test_the_measured_prompts_are_the_draw_of_their_seed_half_of_them_held_out():
@@ -24,7 +24,7 @@ def test_fresh_prompts_are_drawn_by_a_command(monkeypatch, capsys):
     prompts = capsys.readouterr().out.splitlines()
     assert prompts == draw_prompts(48, 5, SECOND) != draw_prompts(48, 6, SECOND) and len(set(prompts)) == 48
     assert all(parse_caption(text, SECOND) for text in prompts)
-    assert any(parse_caption(text) is None for text in prompts)  # words that the first edition does not have
+    assert any(parse_caption(text, FIRST) is None for text in prompts)  # words that the first edition does not have
 
 
 def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monkeypatch, capsys, tmp_path):

@@ -52,16 +52,18 @@ SHIPPED = {
     ("novel-view", "projection"): ("novel_view/clip_camera_projection", "proj."),
     ("clip", "clip"): ("clip", ""),
     ("judge", "judge"): ("judge", ""),
-    ("flow", "unet"): ("flow/transformer", ""),
-    ("flow", "text"): ("flow/text_encoder", ""),
-    ("pixel", "unet"): ("pixel/unet", ""),
 }
 
 
 def shipped_weights(model: str, network: str) -> dict[str, Tensor]:
-    """The package's weights of a network, in float32, by the names that the network has."""
+    """The package's weights of a network, in float32, by the names that the network has.
+
+    Raises UserError for a model that the package does not have.
+    """
     from safetensors.torch import load_file
 
+    if (model, network) not in SHIPPED:
+        raise UserError(f"the package has no weights of {model}: train it from scratch, without --from-shipped")
     folder, prefix = SHIPPED[model, network]
     if (model, network) == ("text-to-image", "text"):
         prefix = _text_prefix()

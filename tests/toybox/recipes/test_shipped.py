@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from jointdreamer.errors import UserError
 from jointdreamer.toybox import networks
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes.multi_view import MultiView
@@ -22,7 +23,7 @@ def build(model: str, network: str) -> torch.nn.Module:
         ("text-to-image", "unet"): networks.build_unet,
         ("text-to-image", "text"): lambda: networks.build_text_encoder(tokenizer),
         ("multi-view", "unet"): lambda: networks.build_unet(multiview=True),
-        ("novel-view", "unet"): lambda: networks.build_unet(in_channels=8),
+        ("novel-view", "unet"): lambda: networks.build_unet(in_channels=2 * networks.LATENT_CHANNELS),
         ("novel-view", "tower"): networks.build_vision_tower,
         ("novel-view", "projection"): lambda: torch.nn.Linear(networks.TEXT_WIDTH + 4, networks.TEXT_WIDTH),
         ("clip", "clip"): lambda: networks.build_clip(tokenizer),
@@ -38,6 +39,7 @@ def test_the_packages_weights_fit_the_network_that_is_trained(model, network):
 
 
 def test_what_was_trained_here_comes_before_the_packages_weights(tmp_path):
+    make_data(tmp_path, 1, 1, edition=SHIPPED_EDITION)
     shipped = averaged_weights(tmp_path, "novel-view", "projection")
     mine = {key: torch.full_like(value, 0.5) for key, value in shipped.items()}
     (tmp_path / "novel-view").mkdir()
@@ -88,3 +90,8 @@ def test_models_of_an_edition_are_trained_on_its_latents_and_words(other_edition
     assert recipe.networks["unet"].config.in_channels == channels
     seen = [recipe.flat.toys[row].words for row in recipe.flat_rows]
     assert seen and not any(words & WORDS_OF_TEXT_TO_IMAGE_ONLY for words in seen)
+
+
+def test_a_model_that_the_package_does_not_have_is_one_line():
+    with pytest.raises(UserError, match="the package has no weights of nonsense: train it from scratch"):
+        shipped_weights("nonsense", "unet")
