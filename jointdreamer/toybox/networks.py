@@ -179,28 +179,33 @@ def build_vision_tower() -> Any:
     return CLIPVisionModelWithProjection(config)
 
 
+def _unet(size: int, in_channels: int, out_channels: int, widths: tuple[int, int, int], **more: Any) -> Any:
+    """A UNet of three levels that reads the text on the lower two."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        use_linear_projection=True,
+        **more,
+    )
+
+
 def build_unet(multiview: bool = False, in_channels: int | None = None, latent_channels: int = LATENT_CHANNELS) -> Any:
     """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding.
 
     in_channels: by default as many as the latents have
     """
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    options: dict[str, Any] = {
-        "sample_size": LATENT_SIZE,
-        "in_channels": in_channels or latent_channels,
-        "out_channels": latent_channels,
-        "block_out_channels": (64, 128, 144),
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "cross_attention_dim": TEXT_WIDTH,
-        "attention_head_dim": 4,
-        "norm_num_groups": 16,
-        "use_linear_projection": True,
-    }
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}
-    return UNet2DConditionModel(**options, **camera)
+    return _unet(LATENT_SIZE, in_channels or latent_channels, latent_channels, (64, 128, 144), **camera)
 
 
 def build_transformer(latent_channels: int = LATENT_CHANNELS) -> Any:
@@ -232,21 +237,7 @@ def build_flow_scheduler() -> Any:
 
 def build_pixel_unet() -> Any:
     """Over 32x32 RGB; attention at 16x16 and 8x8."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=PIXEL_SIZE,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(48, 80, 96),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        use_linear_projection=True,
-    )
+    return _unet(PIXEL_SIZE, 3, 3, (48, 80, 96))
 
 
 def build_pixel_scheduler() -> Any:

@@ -12,6 +12,9 @@ from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, Edition
 from jointdreamer.toybox.recipes.pictures import edition_number
 from jointdreamer.toybox.recipes.shipped import WEIGHTS
+from jointdreamer.toybox.world import caption, sample_toy
+
+EMPTY_SHARE = 0.1  # of the flat pictures' captions, for classifier-free guidance
 
 
 class Recipe(ABC):
@@ -46,6 +49,23 @@ class Recipe(ABC):
 
     def write_sheet(self, step: int, rgb: Tensor, columns: int) -> None:
         write_png(self.folder / self.name / "sheets" / f"step_{step:06d}.png", grid(rgb.clamp(0, 1), columns))
+
+    def flat_captions(self, rows: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """The captions of flat pictures (N,), some of them empty."""
+        flat = self.flat
+        return [
+            ""
+            if rng.random() < EMPTY_SHARE
+            else data.flat_caption(flat.toys[r], flat.azimuth[r, 0], flat.elevation[r, 0], rng)
+            for r in rows
+        ]
+
+    def sheet_captions(self) -> list[str]:
+        """Sixteen for a sheet of samples: held-out shapes, and known ones from named directions."""
+        rng = np.random.default_rng(3)
+        captions = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(12)]
+        captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
+        return [*captions, "a green bear with a yellow scarf, back view"]
 
     def random_views(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, list[tuple[Any, int, int]]]:
         """N RGBA views, half flat and half of rigs, and where they come from: (pictures, row, view)."""

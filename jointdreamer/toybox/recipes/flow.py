@@ -6,13 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jointdreamer.toybox import data, networks
+from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes.base import Recipe
 from jointdreamer.toybox.recipes.denoising import decode, latents_of
 from jointdreamer.toybox.recipes.shipped import averaged_weights, load_vae, save_part, save_tokenizer
-from jointdreamer.toybox.world import caption, sample_toy
-
-EMPTY_SHARE = 0.1  # of the captions, for CFG
 
 
 class Flow(Recipe):
@@ -50,12 +47,7 @@ class Flow(Recipe):
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rows = rng.integers(len(self.flat), size=self.batch)
-        captions = [
-            ""
-            if rng.random() < EMPTY_SHARE
-            else data.flat_caption(self.flat.toys[r], self.flat.azimuth[r, 0], self.flat.elevation[r, 0], rng)
-            for r in rows
-        ]
+        captions = self.flat_captions(rows, rng)
         x0 = torch.from_numpy(self.latents[rows, 0].astype(np.float32))
         noise, sigma = torch.randn_like(x0), torch.randn(len(x0)).sigmoid()
         wide = sigma[:, None, None, None]
@@ -65,10 +57,7 @@ class Flow(Recipe):
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
-        rng = np.random.default_rng(3)
-        captions = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(12)]
-        captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
-        captions += ["a green bear with a yellow scarf, back view"]
+        captions = self.sheet_captions()
         words = self.read([*captions, *[""] * len(captions)])
         x = torch.randn(16, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         levels = torch.linspace(1, 0, 26)

@@ -11,9 +11,6 @@ from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.recipes.base import Recipe
 from jointdreamer.toybox.recipes.denoising import ddim, denoising_loss
 from jointdreamer.toybox.recipes.shipped import averaged_weights, save_part, save_tokenizer
-from jointdreamer.toybox.world import caption, sample_toy
-
-EMPTY_SHARE = 0.1  # of the captions, for CFG
 
 
 class Pixel(Recipe):
@@ -37,12 +34,7 @@ class Pixel(Recipe):
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rows = rng.integers(len(self.flat), size=self.batch)
-        captions = [
-            ""
-            if rng.random() < EMPTY_SHARE
-            else data.flat_caption(self.flat.toys[r], self.flat.azimuth[r, 0], self.flat.elevation[r, 0], rng)
-            for r in rows
-        ]
+        captions = self.flat_captions(rows, rng)
         pictures = data.composite(self.flat.rgba[rows, 0], data.random_background(rng, len(rows)))
         x0 = 2 * avg_pool2d(pictures, data.RESOLUTION // networks.PIXEL_SIZE) - 1
         timesteps = torch.randint(1000, (self.batch,))
@@ -52,10 +44,7 @@ class Pixel(Recipe):
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
-        rng = np.random.default_rng(3)
-        captions = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(12)]
-        captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
-        captions += ["a green bear with a yellow scarf, back view"]
+        captions = self.sheet_captions()
         size = networks.PIXEL_SIZE
         noise = torch.randn(16, 3, size, size, generator=torch.Generator().manual_seed(0))
         unet = self.networks["unet"]

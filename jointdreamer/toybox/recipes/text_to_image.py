@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from jointdreamer.files import write_text
-from jointdreamer.toybox import data, networks
+from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes.base import Recipe
 from jointdreamer.toybox.recipes.denoising import ddim, decode, denoising_loss, latents_of
 from jointdreamer.toybox.recipes.shipped import load_vae, save_part, save_tokenizer
-from jointdreamer.toybox.world import caption, sample_toy
 
 
 class TextToImage(Recipe):
@@ -37,12 +36,7 @@ class TextToImage(Recipe):
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rows = rng.integers(len(self.flat), size=self.batch)
-        captions = [
-            ""
-            if rng.random() < 0.1
-            else data.flat_caption(self.flat.toys[r], self.flat.azimuth[r, 0], self.flat.elevation[r, 0], rng)
-            for r in rows
-        ]
+        captions = self.flat_captions(rows, rng)
         x0 = torch.from_numpy(self.latents[rows, 0].astype(np.float32))
         self.networks["text"].requires_grad_(step < self.FREEZE_TEXT)
         with torch.autocast("cpu", torch.bfloat16):
@@ -51,10 +45,7 @@ class TextToImage(Recipe):
 
     @torch.no_grad()
     def sheet(self, step: int) -> None:
-        rng = np.random.default_rng(3)
-        captions = [caption(sample_toy(rng, shape="held_out", words=self.words)) for _ in range(12)]
-        captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
-        captions += ["a green bear with a yellow scarf, back view"]
+        captions = self.sheet_captions()
         words = self.networks["text"](networks.tokens(self.tokenizer, captions + [""] * 16)).last_hidden_state
         noise = torch.randn(16, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         latents = ddim(lambda x, t, half: self.networks["unet"](x, t, half).sample, noise, words, guidance_scale=4.0)
