@@ -16,8 +16,7 @@ from typing import Any
 
 from benchmarks.command import options, run, table, verdict_lines
 from benchmarks.step import command_words, measure_run
-from jointdreamer.errors import UserError
-from jointdreamer.tables.definitions import METHODS
+from jointdreamer.tables.definitions import METHODS, read_methods
 
 MOST_VSD = 2.2  # times SDS
 
@@ -33,12 +32,9 @@ def main() -> int:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.machine import rates
 
-    given = args.methods.split(",")
-    if wrong := [method for method in given if method not in METHODS]:
-        raise UserError(f"--methods {wrong[0]}: choose among {', '.join(METHODS)}")
     args.paper_size = False
     machine_rates = rates(args.device, clock=args.clock, quick=args.quick)
-    methods = ["jsd", *(method for method in given if method != "jsd")]
+    methods = dict.fromkeys(["jsd", *read_methods("--methods", args.methods)])
     with tempfile.TemporaryDirectory() as temporary:
         words = command_words(args, Path(temporary))
         found = {}

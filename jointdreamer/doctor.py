@@ -246,6 +246,7 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             needed = {role: one for role, one in there.items() if energy in one["needed_by"]}
             wrong = [one["problem"] for one in needed.values() if one["problem"]]
             absent = [role for role, one in needed.items() if not one["path"]]
+            small = too_small(report["machine"], needed.get("text_to_image", {}))
             command = f'python train.py models={name} energy={energy} prompt="..."'
             if name == "toybox":
                 note = "minutes on a CPU"
@@ -260,9 +261,8 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 )
                 if closed := next(filter(None, (needed[role].get("gate") for role in absent)), None):
                     note = f"{closed}; then: {note.removeprefix('first: ')}"
-            elif small := too_small(report["machine"], needed["text_to_image"]):
+            elif small:
                 note = small
-            small = too_small(report["machine"], needed.get("text_to_image", {}))
             say(command, not wrong and not absent and not small, note)
     toybox = report["models"].get("toybox", {})
     if "judge" in toybox:

@@ -22,16 +22,9 @@ from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.scenes.base import Scene
 from jointdreamer.scenes.mesh.inside import samples
 
+# What both stages of an object have
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
-SHARED += (
-    "background",
-    "renderer",
-    "memory",
-    "logger",
-    "viewer",
-    "every",
-    "output",
-)  # what both stages of an object have
+SHARED += ("background", "renderer", "memory", "logger", "viewer", "every", "output")
 SAMPLES = 200_000  # of a mesh: a hundredth of its size apart
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 

@@ -33,7 +33,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.project import ROOT
 from jointdreamer.runs.processes import train_runs
 from jointdreamer.runs.signals import ENDING
-from jointdreamer.tables.definitions import METHODS, Row, tables
+from jointdreamer.tables.definitions import METHODS, Row, read_methods, tables
 from jointdreamer.terminal import safe_output
 
 PROMPTS = ROOT / "prompts"
@@ -100,12 +100,6 @@ def _weight(key: str, text: str) -> str:
     return f"{value:g}"  # as the run's name will have it
 
 
-def _method(key: str, text: str) -> str:
-    if text not in METHODS:
-        raise UserError(f"{key}: choose among {', '.join(METHODS)}, got {text!r}")
-    return text
-
-
 def _truth(key: str, text: str) -> bool:
     if text not in ("true", "false"):
         raise UserError(f"{key}={text}: choose true or false")
@@ -119,7 +113,7 @@ READERS = {
     "out_dir": lambda key, text: Path(text),
     "seeds": lambda key, text: tuple(dict.fromkeys(_whole(key, one) for one in text.split(","))),
     "weights": lambda key, text: tuple(dict.fromkeys(_weight(key, one) for one in text.split(","))),
-    "methods": lambda key, text: tuple(dict.fromkeys(_method(key, one) for one in text.split(","))),
+    "methods": read_methods,
     "jobs": lambda key, text: _whole(key, text, 1),
     "report": _truth,
 }

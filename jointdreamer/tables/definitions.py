@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from jointdreamer.errors import UserError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -76,6 +78,14 @@ METHODS = {  # distillation= of conf/, and what the method is called
     "perp_neg": "Perp-Neg",
 }
 ENERGIES = {"none": "", "mvs": " + multi-view energy", "cls": " + classifier energy"}
+
+
+def read_methods(key: str, text: str) -> tuple[str, ...]:
+    """Methods of METHODS with commas between them, each once. Raises UserError, which names `key`, for another."""
+    methods = tuple(dict.fromkeys(text.split(",")))
+    if wrong := [method for method in methods if method not in METHODS]:
+        raise UserError(f"{key}: choose among {', '.join(METHODS)}, got {wrong[0]!r}")
+    return methods
 
 
 def _paper(columns: Sequence[str], *values: str) -> dict[str, str]:

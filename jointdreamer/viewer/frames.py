@@ -28,7 +28,7 @@ def camera_of(wxyz: Sequence[float], position: Sequence[float], fovy: float, res
     wxyz: its rotation to the world as a quaternion; its axes are right, down, forward. position: world units. fovy:
     radians. Raises ValueError for what is no camera.
     """
-    w, x, y, z = quaternion = np.asarray(wxyz, np.float64)
+    quaternion = np.asarray(wxyz, np.float64)
     norm = float(np.linalg.norm(quaternion))
     where = np.asarray(position, np.float64)
     if not (np.isfinite(norm) and norm > 0 and np.isfinite(where).all() and math.isfinite(fovy)):

@@ -82,7 +82,7 @@ def random_untouched() -> Iterator[None]:
 
 def open_server(host: str, port: int) -> Any:
     """A running viser.ViserServer; a line in the log says where it is. Raises UserError as `check_viewer` does."""
-    address = address_of(host)[1]
+    address = ipaddress.ip_address(address_of(host)[1].partition("%")[0])
     free = free_port(host, port)
     with random_untouched():
         import rich
@@ -101,9 +101,8 @@ def open_server(host: str, port: int) -> Any:
     if port and found != port:
         log.warning("viewer: port %d is in use, taking %d", port, found)
     shown = f"[{host}]" if ":" in host else host
-    everywhere = ipaddress.ip_address(address.partition("%")[0]).is_unspecified
-    log.info("viewer: http://%s:%d", "localhost" if everywhere else shown, found)
-    if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+    log.info("viewer: http://%s:%d", "localhost" if address.is_unspecified else shown, found)
+    if not address.is_loopback:
         log.warning("viewer.host=%s: anyone on the network can look at this run, and pause it", host)
     return server
 
