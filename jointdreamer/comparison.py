@@ -12,6 +12,7 @@ from typing import Any
 
 from jointdreamer.cameras import Rig
 from jointdreamer.distillation.joint import JointScoreDistillation
+from jointdreamer.distillation.registry import PARTS
 from jointdreamer.energies.registry import ROLES, energy_function
 from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
@@ -117,18 +118,22 @@ def _read_by_training(config: Mapping[str, Any], plan: Plan) -> Iterator[str]:
         yield from (f"-{key}" for key in OF_ENERGIES)
     if config["energy"]["name"] in ROLES:
         yield f"models.{ROLES[config['energy']['name']]}"
-    energy, terms = config["energy"]["name"], config["distillation"]["terms"]
-    if energy == "mvs" or any(
-        term.get("prior") == "multi_view" for term in terms.values() if isinstance(term, Mapping)
-    ):
+    terms = config["distillation"]["terms"]
+    if config["energy"]["name"] == "mvs" or any("multi_view" in _roles(term) for term in terms.values()):
         yield "models.text_encoder"
     yield "models.dtype"
     if plan.max("negative_prompt", False):
         yield "negative_prompt"
     yield "models.text_to_image.source"  # the text encoder's
     for name, term in terms.items():
-        if plan.max(f"loss.{name}", 0) and isinstance(term, Mapping) and "prior" in term:
-            yield f"models.{term['prior']}"
+        if plan.max(f"loss.{name}", 0):
+            yield from (f"models.{role}" for role in _roles(term))
+
+
+def _roles(term: Any) -> list[Any]:
+    """The roles of the priors that a term asks, its own and those of its parts."""
+    asked = [term, *(term.get(part) for part in PARTS)] if isinstance(term, Mapping) else []
+    return [one["prior"] for one in asked if isinstance(one, Mapping) and one.get("prior")]
 
 
 def _is_used(key: str, used: list[str]) -> bool:

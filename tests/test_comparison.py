@@ -17,6 +17,7 @@ KINDS = {
     "i2i": ["energy=i2i"],
     "mvdream": ["distillation=mvdream"],
     "sum": ["distillation=sum"],
+    "vsd with two networks": ["distillation=vsd", "+distillation.terms.vsd.baseline.prior=multi_view"],
     "sd21": ["models=sd21", "energy=mvs"],
 }
 _made = {}
@@ -93,6 +94,7 @@ def test_what_computes_no_parameter_may_differ(kind, changes):
         ("mvs", {"models.multi_view.rescale": 0.1}),
         ("mvdream", {"models.multi_view.rescale": 0.1}),
         ("sum", {"models.multi_view.rescale": 0.1}),
+        ("vsd with two networks", {"models.multi_view.rescale": 0.1}),
         ("sd21", {"negative_prompt": "ugly"}),
         ("cls", {"models.classifier.decoder": "elsewhere"}),
     ],
