@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
 from jointdreamer.cli.stages import start_of
-from jointdreamer.cli.training import Every, Output, check_training
+from jointdreamer.cli.training import Every, Output, check_ranks, check_training
 from jointdreamer.comparison import compare
 from jointdreamer.distillation.base import Term, TrainedBeside, metrics_of, pictures_of, weighted_sum
 from jointdreamer.distillation.registry import build_terms, loss_names
@@ -31,9 +31,11 @@ from jointdreamer.errors import printable
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import build_prior
+from jointdreamer.ranks import Ranks
 from jointdreamer.runs.checkpoint import checkpoint_files, seed_everything
 from jointdreamer.runs.environment import checksums
 from jointdreamer.runs.folder import RunFolder, due, run_path
+from jointdreamer.runs.follower import open_log, open_run
 from jointdreamer.runs.logger import Logger, check_finite
 from jointdreamer.runs.machine import peak_memory_gb
 from jointdreamer.runs.memory import forecast_outputs, plan_as_before, plan_memory
@@ -57,6 +59,7 @@ class Training:
     optimizer: ScheduledAdamW
     generator: torch.Generator
     accelerator: Accelerator
+    ranks: Ranks  # the processes that share the rigs
     rays_per_chunk: int | None  # rendered at a time, all by default
     every: Every
     output: Output
@@ -74,19 +77,22 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
     """The optimisation from step `start` on; False if a signal ended it."""
     plan, scene, terms, optimizer = training.plan, training.scene, training.terms, training.optimizer
     generator, accelerator, every = training.generator, training.accelerator, training.every
+    ranks, rigs = training.ranks, training.ranks.rigs(training.rig.n_rigs)
     preview = orbit_cameras(8, plan.max("resolution"), **training.output.orbit)
 
     for step in range(start, plan.steps):
         now = plan.at(step)
-        cameras = sample_cameras(training.rig, now.resolution, generator).to(accelerator.device)  # c2w (B, V, 4, 4)
+        cameras = sample_cameras(training.rig, now.resolution, generator)[rigs].to(accelerator.device)
         scene.before_step(step, generator)
+        own = ranks.generator(generator)  # what this rank's B rigs draw from
         with accelerator.autocast():
-            render = scene.render(cameras, now, generator, training.rays_per_chunk)  # rgb (B, V, 3, R, R)
+            render = scene.render(cameras, now, own, training.rays_per_chunk)  # rgb (B, V, 3, R, R)
 
         losses = {}
         for term in terms:
-            losses |= term(scene, render, cameras, now, generator)
-        losses |= scene.regularizers(render, now.loss, cameras, generator)
+            losses |= term(scene, render, cameras, now, own)
+        losses |= scene.regularizers(render, now.loss, cameras, own)
+        losses = ranks.averaged(losses)
         loss = weighted_sum(losses, now.loss)
         check_finite(step, loss, losses, run.newest_checkpoint)
 
@@ -98,7 +104,7 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
             training.viewer.show(step + 1, loss, losses, now, stop)
 
         logger.log(step, loss, losses, now, more={"opacity": render.opacity.mean(), **metrics_of(terms)})
-        if due(step + 1, every.view) or step + 1 == plan.steps:
+        if ranks.first and (due(step + 1, every.view) or step + 1 == plan.steps):
             logger.images(step, save_previews(run.still_there(), step + 1, scene, preview, pictures_of(terms)))
         if run.save_if_due(step + 1, plan.steps, every.checkpoint, stop, **training.parts):
             return False
@@ -108,24 +114,31 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
 def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     """Make one object as the resolved config says, or go on with it; returns the exit status."""
     check_training(cfg)
+    on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()
+    ranks = Ranks.join(cuda=not on_cpu)
+    check_ranks(ranks, cfg)
     first, path = start_of(cfg), run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
-    if first and first.config and not checkpoint_files(path):
-        first.wait()
+    if first and first.config and ranks.told(not checkpoint_files(path)):
+        if ranks.first:
+            first.wait()
         if status := train(first.config, optimise):
             return status
     plan, generator = Plan(cfg["schedule"]), seed_everything(cfg["seed"])
-    accelerator = Accelerator(cpu=cfg["device"] == "cpu", mixed_precision=cfg["precision"])
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=cfg["precision"])  # on a CPU it joins ranks if told so
     output = Output(**cfg["output"])
-    with RunFolder.open(path, cfg, compare=compare) as run:
-        if run.result(plan.steps):
-            print(f"{printable(run.path)}\nis complete: nothing to do")
+    with open_run(path, cfg, compare, ranks) as run:
+        if ranks.told(run.result(plan.steps) is not None):
+            if ranks.first:
+                print(f"{printable(run.path)}\nis complete: nothing to do")
             return 0
         run.use_threads()
         scene = build_scene(groups=cfg, device=accelerator.device, **cfg["scene"]).to(accelerator.device)
         plan.check([*loss_names(cfg["distillation"]["terms"]), *scene.regularizer_names, *OPTIONAL])
-        with Logger(run.path, plan.steps, every=cfg["every"]["log"]) as logger:
+        with open_log(run, plan.steps, cfg["every"]["log"], ranks) as logger:
             training = None
-            if run.is_trained(plan.steps) and run.resume(only=True, scene=scene) == plan.steps:
+            if ranks.told(run.is_trained(plan.steps) and run.resume(only=True, scene=scene) == plan.steps):
+                if not ranks.first:
+                    return 0
                 # what is missing needs no prior
                 forecast_outputs(output.resolution, output.mesh_resolution, output.texture)
                 try_outputs(run.path, output.views > 0, 0)
@@ -133,24 +146,27 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                 logger.message(f"{run.path}: all {plan.steps} steps are done; making the outputs")
             else:
                 fresh = not run.checkpoints
-                if first and fresh:
+                if first and fresh and ranks.first:
                     first.give(scene)
-                training = prepare(cfg, plan, scene, output, generator, accelerator, run, logger)
+                training = prepare(cfg, plan, scene, output, generator, accelerator, ranks, run, logger)
                 start = run.resume(**training.parts)
                 if first and start == 0 and not fresh:  # its checkpoints were damaged
                     first.give(scene)
-                room = run.room(plan.steps - start, training.every.checkpoint, scene)
-                try_outputs(run.path, output.views > 0, room)
+                if ranks.first:
+                    room = run.room(plan.steps - start, training.every.checkpoint, scene)
+                    try_outputs(run.path, output.views > 0, room)
+                start = ranks.share(start, training.parts)
             run.write_command(cli.typed_command())
             logger.begin(start, cfg["logger"]["wandb"], cfg)
-            shown = open_viewer(cfg["viewer"], run.path, scene, training and training.terms, **output.orbit)
-            with stop_on_signals() as stop, shown as viewer:
+            seen = training.terms if training and ranks.first else None
+            shown = open_viewer(cfg["viewer"], run.path, scene, seen, **output.orbit)
+            with stop_on_signals(ranks) as stop, shown as viewer:
                 gc.enable()
                 if training is not None and not optimise(replace(training, viewer=viewer), start, run, logger, stop):
                     done = f"{run.newest_checkpoint} of {plan.steps} steps"
                     logger.message(f"stopped after {done}, saved; the same command goes on")
                     return stop.exit_status
-                return finish(cfg, plan.steps, scene, run, logger, stop)
+                return finish(cfg, plan.steps, scene, run, logger, stop) if ranks.first else 0
 
 
 def prepare(
@@ -160,6 +176,7 @@ def prepare(
     output: Output,
     generator: torch.Generator,
     accelerator: Accelerator,
+    ranks: Ranks,
     run: RunFolder,
     logger: Logger,
 ) -> Training:
@@ -173,13 +190,16 @@ def prepare(
         rig=rig,
     )
     ends = (output.resolution, output.mesh_resolution, output.texture)
+    share = replace(rig, n_rigs=rig.n_rigs // ranks.count)
     memory = plan_as_before(
-        run.pinned(), cfg["memory"], partial(plan_memory, plan, rig, scene, terms, device, output=ends)
+        run.pinned(), cfg["memory"], partial(plan_memory, plan, share, scene, terms, device, output=ends)
     )
     networks = terms[0].describe().get("networks", "no")
     backends = ", ".join(f"{part} on {backend}" for part, backend in scene.describe().items())
     logger.message(f"{run.path}: {cli.models_line(cfg, device)}; {device}, {networks} networks; {backends}")
     logger.message(memory.line)
+    if (began := run.ranks_at_first(ranks.count)) != ranks.count:
+        logger.message(f"begun on {began} rank(s), it goes on on {ranks.count}: not bit for bit as it would have been")
     run.pin(rays_per_chunk=memory.rays_per_chunk, images_per_chunk=memory.images_per_chunk)
     for term in terms:
         term.chunk = memory.images_per_chunk
@@ -191,8 +211,9 @@ def prepare(
         groups |= term.parameter_groups()
     optimizer = build_optimizer(groups, scene.lr_scale, **cfg["optimizer"])
     optimizer.check(plan.at(0).lr)
-    every = Every(**cfg["every"])
-    return Training(plan, rig, scene, terms, optimizer, generator, accelerator, memory.rays_per_chunk, every, output)
+    optimizer.ranks = ranks
+    chunk, every = memory.rays_per_chunk, Every(**cfg["every"])
+    return Training(plan, rig, scene, terms, optimizer, generator, accelerator, ranks, chunk, every, output)
 
 
 def finish(cfg: dict[str, Any], steps: int, scene: Scene, run: RunFolder, logger: Logger, stop: Stop) -> int:

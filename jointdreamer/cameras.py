@@ -51,6 +51,10 @@ class Cameras:
         rows = torch.arange(self.n_rigs, device=views.device)[:, None]
         return self._map(lambda x: x[rows.to(x.device), views.to(x.device)])
 
+    def __getitem__(self, rigs: slice) -> "Cameras":
+        """Some of the rigs."""
+        return self._map(lambda x: x[rigs])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Cameras":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
         return replace(self, **{name: change(x) for name, x in tensors.items()})

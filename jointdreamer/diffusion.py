@@ -4,11 +4,13 @@ alpha_t and sigma_t broadcast against latents (B, V, C, h, w). All functions are
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from jointdreamer.errors import UserError
+from jointdreamer.ranks import per_rig
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "velocity")
 
@@ -105,10 +107,11 @@ def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise of the shape, dtype and device of x.
 
     Drawn in float32 on the generator's own device: the same seed gives the same noise in any precision, and a CPU
-    generator the same noise on any device.
+    generator the same noise on any device. Its first dimension counts rigs, or what each has as many of (`per_rig`).
     """
-    device = generator.device if generator is not None else x.device
-    return torch.randn(x.shape, generator=generator, device=device).to(x)
+    if generator is None:
+        return torch.randn(x.shape, device=x.device).to(x)
+    return per_rig(torch.randn, x.shape, generator).to(x)
 
 
 @dataclass(frozen=True)
@@ -140,8 +143,7 @@ def draw_timesteps(
     if not 0 <= t_min <= t_max <= 1:
         raise UserError(f"schedule.t_min and t_max must satisfy 0 <= t_min <= t_max <= 1, got {t_min:g} and {t_max:g}")
     lowest, highest = (min(int(len(process) * t), process.last) for t in (t_min, t_max))
-    device = generator.device if generator is not None else None
-    return torch.randint(lowest, highest + 1, (n_rigs,), generator=generator, device=device)
+    return per_rig(partial(torch.randint, lowest, highest + 1), (n_rigs,), generator)
 
 
 def add_noise(

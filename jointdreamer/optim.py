@@ -9,12 +9,14 @@ from torch import nn
 
 from jointdreamer.arguments import Positive, Range
 from jointdreamer.errors import UserError
+from jointdreamer.ranks import ALONE, Ranks
 
 
 class ScheduledAdamW(torch.optim.AdamW):
     """AdamW over parameter groups named by role; `step(rates)` writes each group's rate before it steps.
 
     lr_scale: factors of the rates, by the name of a group; a group "role:part" has its role's rate times its own factor
+    ranks: the processes whose gradients are averaged before each step, this one alone unless it is set
 
     Loading a state dict restores the rates that were saved with it; because every step writes them anew, a resumed run
     still follows its schedule. (In the official implementation a resume keeps the old rates, and Geometry Fading never
@@ -24,6 +26,7 @@ class ScheduledAdamW(torch.optim.AdamW):
     def __init__(self, groups: Iterable[dict[str, Any]], lr_scale: Mapping[str, float], **options: Any):
         super().__init__(groups, lr=0.0, **options)
         self.lr_scale = dict(lr_scale)
+        self.ranks: Ranks = ALONE
 
     def check(self, rates: SimpleNamespace) -> None:
         """Raise UserError, one line, for a role without a rate."""
@@ -33,8 +36,9 @@ class ScheduledAdamW(torch.optim.AdamW):
                 raise UserError(f"schedule.lr.{role} is missing: the rate of parameters with that role")
 
     def step(self, rates: SimpleNamespace):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One update with `rates.<role>`. Raises UserError for a role without a rate."""
+        """One update with `rates.<role>` and the ranks' mean gradients. Raises UserError for a role without a rate."""
         self.check(rates)
+        self.ranks.average(parameter for group in self.param_groups for parameter in group["params"])
         for group in self.param_groups:
             role = group["name"].partition(":")[0]
             group["lr"] = getattr(rates, role) * self.lr_scale.get(group["name"], 1.0)

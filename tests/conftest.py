@@ -572,6 +572,14 @@ def launcher():
     made.close()
 
 
+@pytest.fixture(scope="session")
+def second_launcher():
+    """Another one, for what takes two processes at a time."""
+    made = Launcher()
+    yield made
+    made.close()
+
+
 @pytest.fixture
 def run_on_cuda(tmp_path) -> Callable[[list[str]], Path]:
     """run_on_cuda(words) -> the folder of a run of train.py whose device=cpu became cuda.

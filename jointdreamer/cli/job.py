@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jointdreamer.cli.command_line import own_words, settle_name, typed
-from jointdreamer.cli.messages import complain
+from jointdreamer.cli.messages import complain, speaks
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.runs.signals import Stop, hand_on
 
@@ -86,7 +86,8 @@ class Job:
         except UserError as error:
             said, status = one_line(error), complain(error)
         except Exception as error:  # a fault of ours
-            traceback.print_exc()
+            if speaks():
+                traceback.print_exc()
             said, status = f"{type(error).__name__}: {one_line(error)}"[:500], 1
         self.status = max(self.status, status)
         return status, said

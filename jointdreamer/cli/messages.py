@@ -1,5 +1,6 @@
 """What a mistake in a command says: one line, with what there is instead."""
 
+import os
 import re
 import sys
 from typing import Any
@@ -15,9 +16,19 @@ LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": 
 
 
 def complain(error: Any) -> int:
-    """Print one line on stderr; the exit status of a user's mistake."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    """Print one line on stderr, once for all ranks of a run; the exit status of a user's mistake."""
+    if speaks():
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
     return 2
+
+
+def speaks() -> bool:
+    """Whether this process says what went wrong; of several ranks one does."""
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
+        return True
+    from jointdreamer.ranks import may_speak  # and with it torch
+
+    return may_speak()
 
 
 def explain(message: str, config_name: str) -> str:

@@ -1,6 +1,8 @@
 """The config of train.py: what each value may be, and which function takes each group."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,8 +17,10 @@ from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import check_prior
 from jointdreamer.priors.t5 import check_t5
+from jointdreamer.ranks import Ranks
 from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
+from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.scenes.registry import check_scene, scene_bytes
 from jointdreamer.viewer.server import ViewerSettings, check_viewer
 
@@ -82,3 +86,19 @@ def check_training(cfg: dict[str, Any]) -> None:
     check_terms(**cfg["distillation"])
     check_prior("text_to_image", cfg["models"])
     check_t5(cfg["models"]["text_to_image"], free)
+
+
+def check_ranks(ranks: Ranks, cfg: dict[str, Any]) -> None:
+    """Raise UserError, one line, for ranks with other settings or versions, and rigs that they cannot share evenly."""
+    ranks.rigs(cfg["cameras"]["n_rigs"])
+    if ranks.count == 1:
+        return
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        code.update(file.read_bytes())
+    versions = {"torch": torch.__version__, "the code": code.hexdigest()[:12]}
+    first, *others = ranks.gathered((cfg, versions))
+    for number, (settings, there) in enumerate(others, 1):
+        if differing := [*differing_keys(first[1], there).values(), *differing_keys(first[0], settings).values()]:
+            said = differing[0].replace(" there, ", " on rank 0, ").removesuffix(" here")
+            raise UserError(f"{said} on rank {number}: wanted the same settings and versions on all ranks")

@@ -14,6 +14,7 @@ from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.prompts import TextEmbeddings
+from jointdreamer.ranks import per_rig, ranks_of
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x_t (B, V, C, h, w) and t (B,) -> noise (B, V, C, h, w)
 
@@ -132,7 +133,7 @@ class IntervalNoise(AskingBaseline):
         latents, t = latents.detach(), t.to(latents.device)
         nothing = [self.text.nothing(cameras, now.negative_prompt)]
         s = (t - self.interval).clamp_min(0)
-        n_steps = max(1, -(-int(s.max()) // self.stride))
+        n_steps = max(1, -(-ranks_of(generator).highest(int(s.max())) // self.stride))  # of all rigs alike
         timesteps = torch.cat([evenly(s, n_steps), t[None]])
         x_t, self.before = invert(
             process, lambda x, at: self.prior.predict(x, at, nothing, cameras)[0], latents, timesteps
@@ -164,7 +165,7 @@ class ShiftedNoise(AskingBaseline):
         generator: torch.Generator,
     ) -> Noised:
         noised = add_noise(process, latents, t, generator)
-        moved = torch.rand(len(t), generator=generator, device=generator.device).to(noised.t.device)
+        moved = per_rig(torch.rand, (len(t),), generator).to(noised.t.device)
         above = (noised.t - int(len(process) * now.t_min)).clamp_min(0)
         self.after = (noised.t + (self.shift * moved * above).long()).clamp_max(process.last)
         return noised

@@ -25,6 +25,7 @@ from jointdreamer.priors.base import Prior
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.network import NetworkPrior
 from jointdreamer.priors.prompts import TextEmbeddings
+from jointdreamer.ranks import per_rig
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
 OF_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")  # of those that attend to text and picture at once
@@ -131,10 +132,9 @@ class LoRA(AskingBaseline):
 
     def losses(self, noised: Noised, cameras: Cameras, generator: torch.Generator) -> dict[str, Tensor]:
         process, latents = self.prior.process, noised.latents
-        device = generator.device
-        t = torch.randint(process.last + 1, (len(latents),), generator=generator, device=device)
+        t = per_rig(partial(torch.randint, process.last + 1), (len(latents),), generator)
         own = add_noise(process, latents, t, generator)
-        kept = torch.rand(*cameras.azimuth.shape, 1, generator=generator, device=device) >= self.drop_camera
+        kept = per_rig(torch.rand, (*cameras.azimuth.shape, 1), generator) >= self.drop_camera
         camera = cameras.c2w.flatten(-2) * kept.to(cameras.c2w)
         target = process.target(own.noise, own.latents, own.t)
         return {"lora": F.mse_loss(self.predict(own, cameras, camera), target)}

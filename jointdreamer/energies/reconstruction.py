@@ -2,7 +2,7 @@
 of them, would have drawn the others as they are."""
 
 from collections.abc import Sequence
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.priors.prompts import Prompts, TextEmbeddings
 from jointdreamer.priors.registry import load_novel_view
+from jointdreamer.ranks import per_rig
 from jointdreamer.weights.find import find_weights
 from jointdreamer.weights.roles import about
 
@@ -208,8 +209,7 @@ class ReconstructionEnergy(Energy):
             return cameras.front[:, None]
         if isinstance(self.reference, int):
             return torch.full((b, 1), self.reference)
-        device = generator.device if generator is not None else None
-        return torch.randint(v, (b, 1), generator=generator, device=device)
+        return per_rig(partial(torch.randint, v), (b, 1), generator)
 
 
 def fit_latents(target: Tensor, x0: Tensor, model: str) -> Tensor:

@@ -204,6 +204,14 @@ class RunFolder:
             torch.set_num_threads(threads)
         return threads
 
+    def ranks_at_first(self, count: int) -> int:
+        """On how many ranks the run began, where it goes on on `count` of them now."""
+        if self.checkpoints:
+            return self.pinned().get("ranks") or 1
+        if count > 1:
+            self.pin(ranks=count)
+        return count
+
     def room(self, steps: int, every: int, *modules: torch.nn.Module) -> float:
         """Bytes that checkpoints of `modules` will take beyond what they take now: `steps` to go, one each `every`."""
         parameters = (p for module in modules for p in module.parameters())
@@ -255,8 +263,10 @@ class RunFolder:
 
         Returns whether the run has to end now.
         """
-        stopping = stop.requested  # looked at once: a signal between two looks would be left unsaved
+        stopping = stop.agreed()  # looked at once: a signal between two looks would be left unsaved
         if due(done, every) or stopping or done == steps:
+            if "generator" in parts:
+                stop.ranks.check_together(parts["generator"])
             self.save(done, **parts)
         return bool(stopping) and done < steps
 

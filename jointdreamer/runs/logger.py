@@ -233,6 +233,30 @@ class Logger:
             raise
 
 
+class SilentLogger(Logger):
+    """The logger of a rank besides the first: it says and writes nothing, warnings of the package included."""
+
+    def __init__(self, *given: Any, **options: Any):
+        self._package = logging.getLogger("jointdreamer")
+        self._level = self._package.level
+        self._package.setLevel(logging.CRITICAL + 1)
+
+    def begin(self, *given: Any, **options: Any) -> None:
+        pass
+
+    def log(self, *given: Any, **options: Any) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def images(self, step: int, files: Mapping[str, Path]) -> None:
+        pass
+
+    def close(self, failed: bool = False) -> None:
+        self._package.setLevel(self._level)
+
+
 class _Messages(logging.Handler):
     """Hands the package's log records to `Logger.message`, one line each."""
 

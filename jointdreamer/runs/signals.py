@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from jointdreamer.ranks import ALONE, Ranks
+
 # Ctrl-C, a plea to end, a closed terminal, and the warnings of batch systems (SLURM's, submitit's) before time is up
 ENDING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -32,6 +34,9 @@ IMPATIENT = (signal.SIGINT, signal.SIGTERM)  # whoever sends a second of these w
 class Stop:
     """Whether someone asked the run to stop: `requested` is the signal's number, or None. Handles the signals."""
 
+    def __init__(self, ranks: Ranks = ALONE):
+        self.ranks = ranks
+
     requested: int | None = None
     saved = False  # whether nothing would be lost by stopping in the middle
 
@@ -41,10 +46,18 @@ class Stop:
         first, self.requested = self.requested is None, number
         if not first:  # a closed terminal says so twice, and SLURM warns before it sends SIGTERM
             return
+        if not self.ranks.first:
+            return
         how = "stopping" if self.saved else "stopping after this step and saving; once more aborts at once"
         with suppress(OSError):  # not print: the signal may have come in the middle of one
             os.write(2, f"\n{signal.Signals(number).name}: {how}\n".encode())
         self.check()
+
+    def agreed(self) -> int | None:
+        """What was asked of this rank, or of any: signals come to each of them in its own time."""
+        asked = self.ranks.highest(self.requested or 0) or None
+        self.requested = self.requested or asked
+        return asked
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a stop was asked for and nothing would be lost by it."""
@@ -73,14 +86,14 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(ranks: Ranks = ALONE) -> Iterator[Stop]:
     """Turn the signals of ENDING into a flag that the loop looks at after each step; a second Ctrl-C aborts at once.
 
     A second SIGINT or SIGTERM raises KeyboardInterrupt where the program stands; the others may come as often as they
     like. What is ignored stays ignored (nohup, a shell's `&`), but for SIGTERM. Outside the main thread, where Python
     takes no signal handlers, the flag stays unset.
     """
-    stop = Stop()
+    stop = Stop(ranks)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

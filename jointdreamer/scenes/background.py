@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from jointdreamer.arguments import Share
 from jointdreamer.errors import UserError
+from jointdreamer.ranks import shared
 
 
 class SphericalBackground(nn.Module):
@@ -53,7 +54,7 @@ class SphericalBackground(nn.Module):
         """
         if generator is None:
             return partial(plain, self.eval_color)
-        coin, *color = torch.rand(4, generator=generator, device=generator.device).tolist()
+        coin, *color = torch.rand(4, generator=shared(generator), device=generator.device).tolist()
         if coin >= self.random_probability:
             return self
         if self.random_grey_range is not None:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jointdreamer.ranks import shared
+
 Mode = Literal["albedo", "textureless", "diffuse"]
 
 
@@ -30,7 +32,7 @@ def sample_shading(generator: torch.Generator, enabled: bool) -> Shading:
     """
     if not enabled:
         return Shading()
-    diffuse, coin = torch.rand(2, generator=generator, device=generator.device).tolist()
+    diffuse, coin = torch.rand(2, generator=shared(generator), device=generator.device).tolist()
     mode: Mode = "albedo" if coin < 0.25 else "textureless" if coin < 0.625 else "diffuse"
     return Shading(mode=mode, ambient=1 - diffuse, diffuse=diffuse)
 

@@ -29,6 +29,7 @@ from jointdreamer.arguments import Range, Share
 from jointdreamer.cameras import Cameras, rays
 from jointdreamer.errors import UserError
 from jointdreamer.kernels import enabled
+from jointdreamer.ranks import per_rig
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import Render
 from jointdreamer.scenes.nerf.base import Field
@@ -139,7 +140,7 @@ class VolumeRenderer(nn.Module):
         if generator is None:
             offset = torch.zeros(len(rays_o), device=rays_o.device)
         else:
-            offset = torch.rand(len(rays_o), generator=generator, device=generator.device).to(rays_o.device)
+            offset = per_rig(torch.rand, (len(rays_o),), generator).to(rays_o.device)
         background_rgb = background.draw(generator)
 
         normals = normals or shading.needs_normals
