@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from jointdreamer.cli.command_line import own_words, settle_name
-from jointdreamer.cli.job import begin_sweep, folder_of, is_complete, with_prompt
+from jointdreamer.cli.job import SPAWN, begin_sweep, folder_of, is_complete, with_prompt
 from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import CONF
@@ -61,11 +61,11 @@ class LocalLauncher(Launcher):
     """Each job a process on this machine, `python train.py` with its settings: one on each GPU, or share of the cores.
 
     n_jobs: how many at a time; `auto` is one on each GPU, without GPUs one on each core. threads: CPU threads of each;
-    `auto` divides the cores.
+    `auto` divides the cores. ranks: processes of each job, which share its rigs, each on a GPU of its own.
     """
 
-    def __init__(self, n_jobs: int | str = "auto", threads: int | str = "auto"):
-        self.n_jobs, self.threads = n_jobs, threads
+    def __init__(self, n_jobs: int | str = "auto", threads: int | str = "auto", ranks: int = 1):
+        self.n_jobs, self.threads, self.ranks = n_jobs, threads, ranks
         self.config: DictConfig | None = None
         self.task_function: TaskFunction | None = None
         self.hydra_context: HydraContext | None = None
@@ -102,13 +102,15 @@ class LocalLauncher(Launcher):
                 continue
             on_cpu = on_cpu and plain.get("device") == "cpu"
             own = own_words([*self.config.hydra.overrides.hydra, *words])
-            commands[number] = [sys.executable, sys.argv[0], *own]
+            several = ["-m", SPAWN, str(self.ranks)] if self.ranks != 1 else []
+            commands[number] = [sys.executable, *several, sys.argv[0], *own]
         gpus = [] if on_cpu else sweeps.visible_gpus()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = self.threads
         if threads == "auto" and os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = int(os.environ["OMP_NUM_THREADS"])  # as a single run would take it
-        places = sweeps.slots(self.n_jobs, threads, len(commands), gpus, cores, free_bytes(torch.device("cpu")) / 1e9)
+        free_gb = free_bytes(torch.device("cpu")) / 1e9
+        places = sweeps.slots(self.n_jobs, threads, len(commands), gpus, cores, free_gb, self.ranks)
         if sweeps.run_jobs(commands, places, sweep, folders) is not None:
             raise KeyboardInterrupt
         return [

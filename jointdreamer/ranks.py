@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from jointdreamer.errors import UserError
 
@@ -68,7 +69,7 @@ class Ranks:
             torch.cuda.set_device(local)
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         try:
-            store, *_ = next(dist.rendezvous("env://", timeout=timedelta(minutes=JOIN_MINUTES)))
+            store, *_ = next(rendezvous("env://", timeout=timedelta(minutes=JOIN_MINUTES)))
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(
                 backend, store=store, rank=index, world_size=count, timeout=timedelta(hours=WAIT_HOURS)
@@ -224,7 +225,7 @@ class RankGenerator(torch.Generator):
     ranks: Ranks
 
     def __new__(cls, shared: torch.Generator, ranks: Ranks) -> "RankGenerator":
-        made = super().__new__(cls, device=shared.device)
+        made = super().__new__(cls, shared.device)  # pyright: ignore[reportCallIssue]
         made.shared, made.ranks = shared, ranks
         made.manual_seed(int.from_bytes(_digest(shared)[:6], "big") + ranks.index)
         return made

@@ -17,6 +17,8 @@ from jointdreamer.cli.messages import complain, speaks
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.runs.signals import Stop, hand_on
 
+SPAWN = "jointdreamer.cli.spawn"
+
 
 class Job:
     """What Hydra calls with each config. A launcher may pickle it and call it on another machine.
@@ -60,7 +62,8 @@ class Job:
         typed[1:] = own_words([*hydra.overrides.hydra, *hydra.overrides.task])
         try:
             with _stopped_by(sweep.stop_file) if self.away else contextlib.nullcontext():
-                status, error = self.run(plain)
+                ranks = ranks_of(hydra.launcher) if self.away else 1
+                status, error = self.run(plain) if ranks == 1 else self.run_ranks(ranks)
         except KeyboardInterrupt:
             sweep.write(number, Outcome(130, folder_of(plain)))
             if not self.away:
@@ -92,6 +95,17 @@ class Job:
         self.status = max(self.status, status)
         return status, said
 
+    def run_ranks(self, ranks: int) -> tuple[int, str | None]:
+        """`run` in several processes on this machine, which a launcher gave as many GPUs."""
+        from jointdreamer.cli.spawn import spawn
+
+        status = spawn(ranks, [task_file(self.task), *typed[1:]])
+        said = (
+            None if status in (0, *range(129, 256)) else f"it ended with status {status}: see the launcher's own logs"
+        )
+        self.status = max(self.status, status)
+        return status, said
+
     def finish(self, interrupted: bool = False) -> int:
         """Sum the sweep up on stdout, if there was one; the exit status of the command."""
         status = self.status
@@ -112,9 +126,8 @@ class Job:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "away": True, "sweep": self.sweep}
-        code = getattr(self.task, "__code__", None)
-        if code is not None and "<" not in self.task.__qualname__:
-            state["task"] = (str(Path(code.co_filename).absolute()), self.task.__qualname__)
+        if (file := task_file(self.task)) and "<" not in self.task.__qualname__:
+            state["task"] = (file, self.task.__qualname__)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -126,6 +139,20 @@ class Job:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             self.task = getattr(module, name)
+
+
+def task_file(task: Callable[..., Any]) -> str:
+    """The script of a task; empty for what is no function of one."""
+    code = getattr(task, "__code__", None)
+    return str(Path(code.co_filename).absolute()) if code is not None else ""
+
+
+def ranks_of(launcher: Any) -> int:
+    """How many ranks share a job: as many as a SLURM or Ray launcher gives it GPUs."""
+    from omegaconf import OmegaConf
+
+    given = OmegaConf.select(launcher, "gpus_per_node") or OmegaConf.select(launcher, "ray.remote.num_gpus")
+    return max(1, given) if isinstance(given, int) else 1
 
 
 def begin_sweep(folder: Path) -> Any:

@@ -58,6 +58,8 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     multirun = is_multirun(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them at length
     Job.current = job = Job(task, multirun)
+    if multirun and os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
+        return complain("torchrun starts the ranks of one run: a sweep has hydra/launcher=local hydra.launcher.ranks=2")
     if multirun:  # the processes that a launcher starts import us too
         path = [str(CONF.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)

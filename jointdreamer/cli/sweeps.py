@@ -139,27 +139,32 @@ def slots(
     gpus: Sequence[str] = (),
     cores: int = 1,
     free_gb: float = float("inf"),
+    ranks: int = 1,
 ) -> list[Slot]:
     """Where `jobs` jobs run: one on each GPU; without GPUs one on each core, as many as the free memory holds.
 
     n_jobs: how many at a time (more than there are GPUs share them). threads: CPU threads of each; `auto` divides the
-    cores. gpus: as CUDA_VISIBLE_DEVICES names them.
-    Raises: UserError for another number than 1 or more.
+    cores. gpus: as CUDA_VISIBLE_DEVICES names them. ranks: of each job, which has as many GPUs.
+    Raises: UserError for another number than 1 or more, and more ranks than GPUs.
     """
+    if type(ranks) is not int or ranks < 1 or (gpus and ranks > len(gpus)):
+        here = f", at most the {len(gpus)} GPUs here" if gpus else ""
+        raise UserError(f"hydra.launcher.ranks={ranks!r}: wanted a whole number from 1 up{here}")
     for name, value in (("n_jobs", n_jobs), ("threads", threads)):
         if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise UserError(f"hydra.launcher.{name}={value!r}: wanted auto, or a whole number from 1 up")
     if isinstance(n_jobs, str):
-        n_jobs = len(gpus) or max(1, min(cores, int(min(free_gb / GB_PER_JOB, 1e6))))
+        n_jobs = (len(gpus) or max(1, min(cores, int(min(free_gb / GB_PER_JOB, 1e6))))) // ranks
     n_jobs = max(1, min(n_jobs, jobs))
-    share = max(1, cores // n_jobs) if isinstance(threads, str) else threads
+    share = max(1, cores // (n_jobs * ranks)) if isinstance(threads, str) else threads
     found = []
     for index in range(n_jobs):
         env = threads_env(share)
         name = f"{share} CPU thread{'s' if share > 1 else ''}"
         if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-            name = f"GPU {gpus[index % len(gpus)]}, {name}"
+            own = [gpus[(index * ranks + rank) % len(gpus)] for rank in range(ranks)]
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+            name = f"GPU {', '.join(own)}, {name}"
         found.append(Slot(name, env))
     return found
 

@@ -100,6 +100,15 @@ def test_what_a_sweep_says_of_itself_is_lines_of_text(tmp_path):
     ]
 
 
+def test_a_job_of_several_ranks_has_as_many_gpus():
+    places = slots(jobs=9, gpus=["0", "1", "2", "3"], cores=8, ranks=2)
+    assert [place.env["CUDA_VISIBLE_DEVICES"] for place in places] == ["0,1", "2,3"]
+    assert {place.env["OMP_NUM_THREADS"] for place in places} == {"2"}
+    for wrong in (0, 5, 1.5):
+        with pytest.raises(UserError, match="hydra.launcher.ranks=.*at most the 4 GPUs here"):
+            slots(gpus=["0", "1", "2", "3"], ranks=wrong)  # pyright: ignore[reportArgumentType]
+
+
 SAVES = """
 import signal, sys, time
 def stop(number, frame):
