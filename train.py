@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
+from jointdreamer.cli.objective import objective_of
 from jointdreamer.cli.stages import start_of
 from jointdreamer.cli.training import Every, Output, check_ranks, check_training
 from jointdreamer.comparison import compare
@@ -157,7 +158,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
                     try_outputs(run.path, output.views > 0, room)
                 start = ranks.share(start, training.parts)
             run.write_command(cli.typed_command())
-            logger.begin(start, cfg["logger"]["wandb"], cfg)
+            logger.begin(start, config=cfg, **cfg["logger"])
             seen = training.terms if training and ranks.first else None
             shown = open_viewer(cfg["viewer"], run.path, scene, seen, **output.orbit)
             with stop_on_signals(ranks) as stop, shown as viewer:
@@ -230,6 +231,9 @@ def finish(cfg: dict[str, Any], steps: int, scene: Scene, run: RunFolder, logger
             "device": str(device), "mesh": bool(made.files.get("mesh")), "missing": made.missing,
         }  # fmt: skip
         run.write_result(**result)
+        if cfg["objective"]:
+            result["objective"] = objective_of(cfg, run.path)
+            logger.message(f"{cfg['objective']}: {result['objective']:.6g}")
         logger.summary(result)
         made.complain(run.path)
     if stop.requested:

@@ -178,7 +178,7 @@ def train(cfg: dict[str, Any]) -> int:
         records = None
         if run is not None:
             records = Records(run, stack.enter_context(Logger(run.path, steps, training.every.log)))
-            records.logger.begin(start, cfg["logger"]["wandb"], cfg)
+            records.logger.begin(start, config=cfg, **cfg["logger"])
             records.logger.message(f"{run.path}: {describe(training)}")
             run.write_command(cli.typed_command())
             run.write_environment(weights=weights, device=str(accelerator.device), processes=accelerator.num_processes)

@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from jointdreamer.cli.command_line import own_words, settle_name
-from jointdreamer.cli.job import SPAWN, begin_sweep, folder_of, is_complete, with_prompt
+from jointdreamer.cli.job import SPAWN, begin_sweep, folder_of, is_complete, returned, with_prompt
 from jointdreamer.cli.messages import complain
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.project import CONF
@@ -84,14 +84,15 @@ class LocalLauncher(Launcher):
         sweep = begin_sweep(Path(self.config.hydra.sweep.dir))
         if len(sweep.jobs) < initial_job_idx + len(job_overrides):  # a sweeper that is not ours
             sweep.jobs += [list(words) for words in job_overrides]
-        commands, folders, on_cpu = {}, {}, True
+        commands, folders, configs, on_cpu = {}, {}, {}, True
         for number, words in enumerate(job_overrides, initial_job_idx):
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(words))
             HydraConfig.instance().set_config(config)
             settle_name(config, config.hydra.overrides.task)
             plain: Any = OmegaConf.to_container(_without_hydra(config), resolve=True)
+            configs[number] = plain
             try:
-                plain = with_prompt(plain)
+                plain = configs[number] = with_prompt(plain)
             except UserError as error:  # no process for that
                 sweep.write(number, sweeps.Outcome(complain(error), error=one_line(error)))
                 continue
@@ -114,7 +115,8 @@ class LocalLauncher(Launcher):
         if sweeps.run_jobs(commands, places, sweep, folders) is not None:
             raise KeyboardInterrupt
         return [
-            _job_return(words, sweep.outcomes()[number]) for number, words in enumerate(job_overrides, initial_job_idx)
+            _job_return(words, sweep.outcomes()[number], configs[number], self.config.hydra)
+            for number, words in enumerate(job_overrides, initial_job_idx)
         ]
 
 
@@ -125,7 +127,10 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     return copy
 
 
-def _job_return(words: Sequence[str], outcome: Any) -> JobReturn:
+def _job_return(words: Sequence[str], outcome: Any, plain: dict[str, Any], hydra: Any) -> JobReturn:
     done = JobReturn(overrides=words, status=JobStatus.COMPLETED)  # an exit status is no exception for Hydra
-    done.return_value = outcome.status
+    try:
+        done.return_value = returned(plain, outcome.status, hydra)
+    except RuntimeError as error:  # of a sweeper that optimises, and asks for it
+        done.status, done.return_value = JobStatus.FAILED, error
     return done

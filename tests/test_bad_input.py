@@ -143,7 +143,7 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["--steps", "3"], ["unknown option --steps", "seed=1"]),
         (["seed=0,1"], ["seed=0,1", "--multirun"]),
         (["cameras=null"], ["cameras", "not null"]),
-        (["logger=tensorboard"], ["none, wandb"]),
+        (["logger=mlflow"], ["none, tensorboard, wandb"]),
         (["prompt_file=prompts.txt"], ["both given"]),
         (["schedule.steps=0"], ["schedule.steps", "at least 1, got 0"]),
         (["schedule.steps=-5"], ["schedule.steps", "got -5"]),

@@ -53,6 +53,11 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
             word = f"{key}={for_hydra(value, kind, multirun)}"
         elif equals and (choices := choices_of(key, config_folders(words))):
             names = [value] if SWEEP_FUNCTION.fullmatch(value) or not multirun else value.split(",")
+            if key == "logger" and (several := re.fullmatch(r"\[([\w,]+)\]", value)):  # as many as one likes
+                names = several[1].split(",")
+                if unknown := [name for name in names if name not in choices]:
+                    raise UserError(f"unknown logger {unknown[0]!r}: choose of {', '.join(choices)}")
+                word = f"logger=[{','.join(name for name in names if name != 'none') or 'none'}]"
             if not all(re.fullmatch(r"[\w./-]+|" + SWEEP_FUNCTION.pattern, without_quotes(name)) for name in names):
                 if not multirun and re.fullmatch(r"[\w./,-]+", value):
                     raise UserError(f"{word}: several choices are a sweep: add -m")

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -36,7 +37,7 @@ class Job:
         self.status = 0  # the worst so far, of the jobs in this process
         self.away = False  # in a process that a launcher started
 
-    def __call__(self, cfg: Any) -> int:
+    def __call__(self, cfg: Any) -> float:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
@@ -77,7 +78,7 @@ class Job:
                 hand_on(status - 128)
             except Exception as error:  # whatever a launcher raises; what became of the job is written already
                 print(f"not started again: {one_line(error)}", file=sys.stderr)
-        return status
+        return returned(plain, status, hydra)
 
     def run(self, plain: dict[str, Any]) -> tuple[int, str | None]:
         """The task's exit status, and what went wrong as one line."""
@@ -139,6 +140,28 @@ class Job:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             self.task = getattr(module, name)
+
+
+def returned(plain: dict[str, Any], status: int, hydra: Any) -> float:
+    """What a sweeper gets of a job: the exit status, or with `objective` its number; NaN without one.
+
+    Raises RuntimeError where a sweeper that optimises (not ours, by hydra.sweeper) waits for the number: to it that is
+    a trial that failed.
+    """
+    if plain.get("objective") is None:
+        return status
+    failed = f"the run ended with status {status}"
+    if status == 0 and (folder := folder_of(plain)) is not None:
+        from jointdreamer.cli.objective import objective_of
+
+        try:
+            return objective_of(plain, Path(folder))
+        except UserError as error:
+            failed = one_line(error)
+            complain(error)
+    if not hydra.sweeper._target_.endswith(".RunSweeper"):
+        raise RuntimeError(failed)
+    return math.nan
 
 
 def task_file(task: Callable[..., Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
+from jointdreamer.cli.objective import Objective, check_objective
 from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
 from jointdreamer.distillation.registry import check_terms
 from jointdreamer.energies.registry import build_energy, check_energy
@@ -21,6 +22,7 @@ from jointdreamer.ranks import Ranks
 from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
 from jointdreamer.runs.same_config import differing_keys
+from jointdreamer.runs.tensorboard_log import check_tensorboard
 from jointdreamer.scenes.registry import check_scene, scene_bytes
 from jointdreamer.viewer.server import ViewerSettings, check_viewer
 
@@ -68,6 +70,7 @@ class TrainConfig(RunConfig):
     memory: Annotated[dict, Takes(plan_memory)]
     energy: Annotated[dict, Takes(build_energy)]
     viewer: Annotated[dict, Takes(ViewerSettings)]
+    objective: Objective | None
     schedule: dict
 
 
@@ -75,6 +78,8 @@ def check_training(cfg: dict[str, Any]) -> None:
     """`check` of train.py's config, with what its scene, terms, energy and priors take. Raises UserError, one line."""
     check(cfg, TrainConfig)
     check_viewer(ViewerSettings(**cfg["viewer"]))
+    check_objective(cfg)
+    check_tensorboard(cfg["logger"])
     check_scene(cfg, **cfg["scene"])
     need, free = scene_bytes(**cfg["scene"]), free_bytes(torch.device("cpu"))
     if need > free:

@@ -1,7 +1,7 @@
-"""What a run says: metrics.jsonl and train.log always, a progress line, and wandb when asked.
+"""What a run says: metrics.jsonl and train.log always, a progress line, and wandb and TensorBoard when asked.
 
-The same calls work with and without wandb. `metrics.jsonl` holds nothing that a clock had a say in, so an interrupted
-and an uninterrupted run end with the same bytes; times go to the progress line, to `train.log` and to wandb.
+The same calls work with and without these. `metrics.jsonl` holds nothing that a clock had a say in, so an interrupted
+and an uninterrupted run end with the same bytes; times go to the progress line, to `train.log` and to the two.
 """
 
 import logging
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from jointdreamer.errors import UserError, one_line, printable
 from jointdreamer.files import disk_full, is_disk_full, to_json
+from jointdreamer.runs.tensorboard_log import TensorBoard
 from jointdreamer.runs.wandb_log import Wandb
 
 RATE_SECONDS = 60.0  # over which the seconds of a step are measured
@@ -57,7 +58,7 @@ class Logger:
     folder: the run folder. steps: how many the run has. every: a row each so many steps, and at the last one.
     stream: where progress goes (stderr).
     Messages are shown from the beginning; `begin` comes before the first step.
-    Raises: UserError when the disk is full. A failing wandb is one warning, never an error.
+    Raises: UserError when the disk is full. A failing wandb or TensorBoard is one warning, never an error.
     """
 
     def __init__(
@@ -83,22 +84,29 @@ class Logger:
         # through us instead of the root's handlers: a warning then keeps the bar whole and reaches train.log
         self._package.propagate = False
         self._package.setLevel(logging.INFO)
-        self._wandb: Wandb | None = None
+        self._others: list[Wandb | TensorBoard] = []
         self._started = self._last_line = time.monotonic()
         self._laps: deque[tuple[float, int]] = deque()  # (when, steps done) of the last minute
 
     def begin(
-        self, start: int = 0, wandb: Mapping[str, Any] | None = None, config: Mapping[str, Any] | None = None
+        self,
+        start: int = 0,
+        wandb: Mapping[str, Any] | None = None,
+        tensorboard: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         """Show progress from step `start` on.
 
-        wandb: options of `wandb.init` (project, group, tags, ...), or None for no wandb; config: what it shows as the
-        config.
+        wandb: options of `wandb.init` (project, group, tags, ...), or None for no wandb. tensorboard: options of its
+        `SummaryWriter`, or None. config: what they show as the config.
         """
         self._start = start
         if self._tty:
             self._bar = tqdm(total=self.steps, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
-        self._wandb = None if wandb is None else Wandb(self.folder, wandb, config or {}, self.message)
+        if wandb is not None:
+            self._others.append(Wandb(self.folder, wandb, config or {}, self.message))
+        if tensorboard is not None:
+            self._others.append(TensorBoard(self.folder, tensorboard, config or {}, start, self.message))
         self._started = self._last_line = time.monotonic()  # last: wandb takes its time to start
 
     # Numbers
@@ -143,8 +151,8 @@ class Logger:
             if self._metrics is None:
                 self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
             self._write(self._metrics, to_json(numbers))
-            if self._wandb is not None:
-                self._wandb.log(numbers | {"seconds_per_step": seconds})
+            for other in self._others:
+                other.log(numbers | {"seconds_per_step": seconds})
 
     def _seconds_per_step(self, clock: float, done: int) -> float:
         """Of the last minute, without the first step, which compiles: a mean since then would lag behind each stage."""
@@ -171,7 +179,7 @@ class Logger:
         self._write_log(text)
 
     def show(self, step: int, files: Mapping[str, Sequence[Path]]) -> None:
-        """Say which files a run has made at its end, by name, and show them in wandb."""
+        """Say which files a run has made at its end, by name, and show them in wandb and TensorBoard."""
         kinds = {".png": "image", ".mp4": "video", ".glb": "mesh"}
         for path in (path for paths in files.values() for path in paths):
             self._media(kinds[path.suffix], path.stem, step, path)
@@ -184,17 +192,17 @@ class Logger:
             self.image(name, step, path)
 
     def image(self, name: str, step: int, path: str | Path) -> None:
-        """Show a picture that was written to `path` (wandb only: in the folder it is there already)."""
+        """Show a picture that was written to `path` (wandb and TensorBoard: in the folder it is there already)."""
         self._media("image", name, step, path)
 
     def _media(self, kind: str, name: str, step: int, path: str | Path) -> None:
-        if self._wandb is not None:
-            self._wandb.media(kind, name, step, Path(path))
+        for other in self._others:
+            other.media(kind, name, step, Path(path))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """The run's result, for wandb's table of runs."""
-        if self._wandb is not None:
-            self._wandb.summary(values)
+        """The run's result, for wandb's table of runs and TensorBoard's texts."""
+        for other in self._others:
+            other.summary(values)
 
     # Ends and files
 
@@ -205,8 +213,8 @@ class Logger:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._wandb is not None:
-            self._wandb.finish(failed)
+        for other in self._others:
+            other.finish(failed)
         self._package.removeHandler(self._handler)
         self._package.propagate, level = self._before
         self._package.setLevel(level)

@@ -11,6 +11,7 @@ from jointdreamer.runs.records import read_config, steps_done
 
 # Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
 MAY_DIFFER = ("out_dir", "name", "device", "logger", "viewer", "every", "memory", "output", "hydra", "export")
+MAY_DIFFER += ("objective",)
 
 
 @dataclass(frozen=True)

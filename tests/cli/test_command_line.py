@@ -159,3 +159,15 @@ def test_a_run_s_name_says_the_choices_that_were_typed(words, name):
     HydraConfig.instance().set_config(cfg)
     settle_name(cfg, cfg.hydra.overrides.task)
     assert cfg.name == name
+
+
+def test_several_loggers_at_once():
+    def logger(value: str, multirun: bool = False) -> str:
+        words = complete([f"logger={value}", "prompt=a"], None, multirun)
+        return next(word for word in words if word.startswith("logger="))
+
+    assert logger("[wandb,tensorboard]") == "logger=[wandb,tensorboard]"
+    assert logger("[wandb,tensorboard]", multirun=True) == "logger=[wandb,tensorboard]"
+    assert logger("[none]") == "logger=[none]" and logger("[none,wandb]") == "logger=[wandb]"
+    with pytest.raises(UserError, match="unknown logger 'mlflow': choose of none, tensorboard, wandb"):
+        logger("[wandb,mlflow]")
