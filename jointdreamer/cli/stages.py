@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jointdreamer.cli.command_line import choices_of
+from jointdreamer.cli.job import with_prompt
 from jointdreamer.cli.main import resolved
 from jointdreamer.cli.words import quoted
 from jointdreamer.comparison import HOW
@@ -91,7 +92,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
             f"{', '.join(experiments)}"
         )
     first = resolved("config", [f"experiment={given}", f"models={quoted(cfg['models']['name'])}"])
-    first |= {key: cfg[key] for key in SHARED}
+    first = with_prompt(first | {key: cfg[key] for key in SHARED})
     path = run_path(first["out_dir"], first["name"], first["prompt"], first["seed"])
     if first["name"] == cfg["name"]:
         raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")

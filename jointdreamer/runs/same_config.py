@@ -11,7 +11,7 @@ from jointdreamer.runs.records import read_config, steps_done
 
 # Keys that change where a run lies, where it is computed and what is shown of it, not what it computes.
 MAY_DIFFER = ("out_dir", "name", "device", "logger", "viewer", "every", "memory", "output", "hydra", "export")
-MAY_DIFFER += ("objective",)
+MAY_DIFFER += ("objective", "prompt_file", "prompt_id")  # `prompt` is what they say
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,14 @@ def test_a_full_disk_in_the_second_stage_is_said_and_the_same_command_goes_on(la
         assert (run / name).read_bytes() == (folder(tmp_path / "whole", "mesh") / name).read_bytes(), name
 
 
+def test_a_first_stage_that_was_made_by_its_own_command_is_taken(launcher, tiny_run, tmp_path):
+    # the experiment's own schedule and name, as the second stage makes it
+    words = [w for w in tiny_run("prompt=a bear", "experiment=smoke") if not w.startswith(("schedule.", "energy="))]
+    assert launcher.run(tmp_path, words) == 0, stderr(tmp_path)
+    assert launcher.run(tmp_path, tiny_run(*MESH, "init_from=smoke")) == 0, stderr(tmp_path)
+    assert steps(folder(tmp_path, "mesh")) == [0, 1]
+
+
 def test_killed_in_either_stage_it_ends_as_if_nothing_had_been(launcher, tiny_run, two_stages, tmp_path):
     words = tiny_run(*MESH, "init_from=smoke")
     for name, n in (("smoke", 5), ("mesh", 1)):
