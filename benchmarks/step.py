@@ -94,11 +94,16 @@ def command_words(args: argparse.Namespace, temporary: Path) -> list[str]:
 
 
 def measure_run(
-    args: argparse.Namespace, words: list[str], stage: int | None, machine_rates: dict[str, Any], temporary: Path
+    args: argparse.Namespace,
+    words: list[str],
+    stage: int | None,
+    machine_rates: dict[str, Any],
+    temporary: Path,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """What `measured_run` found in a process of its own, or why it `failed`, e.g. for want of memory.
 
-    Raises UserError, with train.py's line, for words that it does not take.
+    Raises UserError, with train.py's line, for words that it does not take; subprocess.TimeoutExpired after `seconds`.
     """
     warmup = args.warmup if args.warmup is not None else 1 if args.quick else 4
     job = {"words": words, "stage": stage, "warmup": warmup, "repeats": args.repeats, "threads": args.threads}
@@ -108,7 +113,13 @@ def measure_run(
     file.write_text(json.dumps({**job, "launched": time.time()}), encoding="utf-8")
     command = [sys.executable, "-m", "benchmarks.measured_run", str(file)]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=seconds,
     )
     said = done.stderr.strip().splitlines() or [""]
     if done.returncode in (2, 130):
