@@ -186,9 +186,8 @@ def apart(one: Tensor, other: Tensor) -> float:
 def check_encoding(device: str) -> float:
     from jointdreamer.scenes.nerf.encoding import HashEncoding
 
-    sizes = {"n_levels": 8, "log2_table_size": 14}
     torch.manual_seed(0)
-    plain, fast = HashEncoding(**sizes, backend="torch"), HashEncoding(**sizes)
+    plain, fast = (HashEncoding(8, log2_table_size=14, backend=backend) for backend in ("torch", "auto"))
     torch.nn.init.normal_(plain.params)
     fast.load_state_dict(plain.state_dict())
     x, weights = torch.rand(4096, 3), torch.randn(4096, 16)

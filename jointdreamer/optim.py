@@ -54,8 +54,9 @@ def build_optimizer(
 ) -> ScheduledAdamW:
     """An optimiser with one group per name, e.g. {"geometry": [...]}; the rates are given to `step`."""
     listed = [{"params": list(params), "name": name} for name, params in groups.items()]
-    # On a CPU one pass over each parameter, a quarter of the time; elsewhere torch chooses by itself
-    fused = all(p.is_cpu for group in listed for p in group["params"]) or None
+    # One pass over each parameter: on a CPU a quarter of the time, on CUDA one kernel; elsewhere torch chooses
+    kinds = {p.device.type for group in listed for p in group["params"]}
+    fused = True if kinds in ({"cpu"}, {"cuda"}) else None
     first, second = float(betas[0]), float(betas[1])
     return ScheduledAdamW(
         listed, lr_scale or {}, betas=(first, second), eps=eps, weight_decay=weight_decay, fused=fused

@@ -73,3 +73,19 @@ def test_a_part_of_a_role_has_a_multiple_of_its_rate():
 def test_betas_may_be_whole_numbers():
     optimizer = build_optimizer({"a": [nn.Parameter(torch.zeros(2))]}, betas=(0, 0))
     assert optimizer.defaults["betas"] == (0.0, 0.0)
+
+
+def test_the_fused_step_is_the_plain_one():
+    ends = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(50))
+        optimizer = build_optimizer({"geometry": [parameter]}, eps=1e-8)
+        assert optimizer.param_groups[0]["fused"] is True
+        optimizer.param_groups[0]["fused"] = fused
+        for _ in range(5):
+            optimizer.zero_grad()
+            parameter.sin().sum().backward()
+            optimizer.step(SimpleNamespace(geometry=0.01))
+        ends.append(parameter.detach())
+    torch.testing.assert_close(*ends, rtol=1e-6, atol=1e-7)
