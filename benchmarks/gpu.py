@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     args.quick = args.quick or args.smoke
     args.paper_size, args.warmup, args.words = not args.smoke, None, []
     if args.smoke:
-        args.repeats, args.profile = 1, 2
+        args.repeats, args.profile = 3, 2
     pixels = (8, 12) if args.smoke else PIXELS
     checks = kernels(args.device)
     print(verdict_lines(checks), flush=True)
