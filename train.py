@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
 from jointdreamer.cli.objective import objective_of
 from jointdreamer.cli.stages import start_of
-from jointdreamer.cli.training import Every, Output, check_ranks, check_training
+from jointdreamer.cli.training import Every, Output, check_ranks, check_training, ground_of, reference_of
 from jointdreamer.comparison import compare
 from jointdreamer.distillation.base import Term, TrainedBeside, metrics_of, pictures_of, weighted_sum
 from jointdreamer.distillation.registry import build_terms, loss_names
@@ -35,7 +35,7 @@ from jointdreamer.priors.registry import build_prior
 from jointdreamer.ranks import Ranks
 from jointdreamer.runs.checkpoint import checkpoint_files, seed_everything
 from jointdreamer.runs.environment import checksums
-from jointdreamer.runs.folder import RunFolder, due, run_path
+from jointdreamer.runs.folder import RunFolder, due, folder_for, subject
 from jointdreamer.runs.follower import open_log, open_run
 from jointdreamer.runs.logger import Logger, check_finite
 from jointdreamer.runs.machine import peak_memory_gb
@@ -118,7 +118,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()
     ranks = Ranks.join(cuda=not on_cpu)
     check_ranks(ranks, cfg)
-    first, path = start_of(cfg), run_path(cfg["out_dir"], cfg["name"], cfg["prompt"], cfg["seed"])
+    first, path = start_of(cfg), folder_for(cfg)
     if first and first.config and ranks.told(not checkpoint_files(path)):
         if ranks.first:
             first.wait()
@@ -182,13 +182,15 @@ def prepare(
     logger: Logger,
 ) -> Training:
     """What teaches the scene: terms, which ask frozen priors and, between the views, an energy; cut to what fits."""
-    device, rig = accelerator.device, Rig(**cfg["cameras"])
+    device, rig, reference = accelerator.device, Rig(**cfg["cameras"]), reference_of(cfg)
     terms = build_terms(
         **cfg["distillation"],
         prior=partial(build_prior, models=cfg["models"], device=device),
         energy=partial(build_energy, **cfg["energy"], models=cfg["models"], device=device),
         prompts=Prompts(cfg["prompt"], cfg["negative_prompt"], **cfg["prompts"]),
         rig=rig,
+        reference=reference,
+        ground=1.0 if reference is None else ground_of(cfg["background"]),
     )
     ends = (output.resolution, output.mesh_resolution, output.texture)
     share = replace(rig, n_rigs=rig.n_rigs // ranks.count)
@@ -225,7 +227,7 @@ def finish(cfg: dict[str, Any], steps: int, scene: Scene, run: RunFolder, logger
         made = save_outputs(run.still_there(), scene, **cfg["output"], say=logger.message)
         logger.show(steps, made.files)
         result = {
-            "prompt": cfg["prompt"], "seed": cfg["seed"], "energy": cfg["energy"]["name"],
+            "prompt": cfg["prompt"] or subject(cfg), "seed": cfg["seed"], "energy": cfg["energy"]["name"],
             "models": cfg["models"]["name"], "steps": steps, "minutes": run.seconds / 60,
             "seconds_per_step": seconds / steps, "peak_memory_gb": peak_memory_gb(),
             "device": str(device), "mesh": bool(made.files.get("mesh")), "missing": made.missing,

@@ -47,6 +47,7 @@ TAKERS = {
 }
 # What the scripts did before they read these.
 BEFORE = {
+    "image_sha256": None,
     "precision": "no",
     "negative_prompt": "",
     "distillation.energy_limit": None,
@@ -113,7 +114,10 @@ def compare_classifiers(there: dict[str, Any], here: dict[str, Any], done: int) 
 
 def _read_by_training(config: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     """What of a config computes the parameters: keys, groups by their names; with a minus, what is not read."""
-    yield from (key for key in config if key not in (*MAY_DIFFER, "models", "negative_prompt"))
+    of_image = ("image", "mask", "image_camera", "image_fill")
+    yield from (key for key in config if key not in (*MAY_DIFFER, *of_image, "models", "negative_prompt"))
+    if config.get("image") is not None:  # whose content is `image_sha256`, wherever it lies
+        yield from ("image_camera", "image_fill")
     if config["energy"]["name"] == "none":
         yield from (f"-{key}" for key in OF_ENERGIES)
     if config["energy"]["name"] in ROLES:

@@ -144,6 +144,7 @@ WANTED: dict[str, tuple[Any, float, float]] = {
 OPTIONAL: dict[str, tuple[Any, float, float]] = {  # the same, for what may be missing
     "grad_clip": (int | float, 0, 1e6),
     "bridge": (bool, 0, 1),
+    "reference_resolution": (int, 8, 4096),
 }
 LARGEST = 1e300  # rate or weight: what float arithmetic takes
 

@@ -19,7 +19,7 @@ LAYERS = (  # from the ground up: a room imports its own files and those of room
     {"errors"},
     {"files", "reading", "project", "terminal", "arguments", "ranks"},
     {"cameras", "schedules", "diffusion", "images", "metrics", "optim", "precision"},
-    {"formats", "weights"},
+    {"formats", "weights", "reference"},
     {"kernels"},
     {"scenes"},
     {"priors"},

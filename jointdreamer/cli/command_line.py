@@ -75,6 +75,8 @@ def complete(words: list[str], has_cuda: Callable[[], bool] | None, multirun: bo
 
 def check_words(words: Sequence[str], multirun: bool) -> None:
     """Refuse, in one line, what is no option of Hydra and no setting."""
+    if not multirun and len(images := [word for word in words if word.startswith("image=")]) > 1:
+        raise UserError(f"two images, {images[0]} and {images[1]}: a run takes one; -m image=A,B makes a run of each")
     before = ""
     for number, word in enumerate(words):
         if word.startswith("-") and word.partition("=")[0] not in OPTIONS:

@@ -221,6 +221,8 @@ def _stopped_by(file: Path) -> Iterator[None]:
 def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     """The config with its prompt found: given, or line `prompt_id` of `prompt_file`.
 
+    With a given image the prompt may be empty, and what is in its files is noted, so that a run notices another one.
+
     Raises UserError without a prompt, with an empty one, with both, or for a line that is not there.
     """
     if "prompt_file" not in cfg:
@@ -240,9 +242,16 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
         prompt = lines[number]
     elif number is not None:
         raise UserError(f"prompt_id={number} without a prompt_file: name the file, prompt_file=prompts/toybox16.txt")
-    if prompt is None or not str(prompt).strip():
+    blank = prompt is None or not str(prompt).strip()
+    if cfg.get("image") is not None:
+        from jointdreamer.reference import content
+
+        cfg["image_sha256"] = content(cfg["image"], cfg["mask"])
+    elif blank:
         raise UserError('no prompt: say what to make, e.g. prompt="a red robot with a blue hat"')
-    cfg["prompt"] = str(prompt)
+    elif cfg.get("mask") is not None:
+        raise UserError(f"mask={cfg['mask']} without a picture: give it as well, image=FILE")
+    cfg["prompt"] = "" if blank else str(prompt)
     return cfg
 
 
@@ -250,10 +259,10 @@ def folder_of(plain: Mapping[str, Any]) -> str | None:
     """The run folder of a config; None if it has none."""
     if not {"out_dir", "name", "prompt", "seed"} <= plain.keys():
         return None
-    from jointdreamer.runs.folder import run_path
+    from jointdreamer.runs.folder import folder_for
 
     try:
-        return str(run_path(plain["out_dir"], str(plain["name"]), plain["prompt"], plain["seed"]))
+        return str(folder_for({**plain, "name": str(plain["name"])}))
     except (UserError, TypeError, AttributeError):  # the task says what is wrong with them
         return None
 

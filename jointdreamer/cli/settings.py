@@ -17,7 +17,7 @@ Count = Annotated[int, Range(low=1)]
 Steps = Annotated[int, Range(low=0)]  # between two of something; 0 is never
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["no", "bf16"]
-MAY_BE_EMPTY = ("negative_prompt",)  # of the texts
+MAY_BE_EMPTY = ("negative_prompt", "prompt")  # of the texts: a prompt is missed where it is read
 
 
 @dataclass(frozen=True)

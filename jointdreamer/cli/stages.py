@@ -16,7 +16,7 @@ from jointdreamer.comparison import HOW
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.project import CONF
-from jointdreamer.runs.folder import run_path
+from jointdreamer.runs.folder import folder_for
 from jointdreamer.runs.pictures import load_scene
 from jointdreamer.runs.records import read_result, wait_for_others
 from jointdreamer.runs.same_config import differing_keys
@@ -26,6 +26,7 @@ from jointdreamer.scenes.mesh.inside import samples
 # What both stages of an object have
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
 SHARED += ("background", "renderer", "memory", "logger", "viewer", "every", "output")
+SHARED += ("image", "mask", "image_camera", "image_fill", "image_sha256")
 SAMPLES = 200_000  # of a mesh: a hundredth of its size apart
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 
@@ -93,7 +94,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
         )
     first = resolved("config", [f"experiment={given}", f"models={quoted(cfg['models']['name'])}"])
     first = with_prompt(first | {key: cfg[key] for key in SHARED})
-    path = run_path(first["out_dir"], first["name"], first["prompt"], first["seed"])
+    path = folder_for(first)
     if first["name"] == cfg["name"]:
         raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")
     return Start(path, first, cfg["field"])

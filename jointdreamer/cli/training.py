@@ -11,7 +11,7 @@ from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
 from jointdreamer.cli.objective import Objective, check_objective
 from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
-from jointdreamer.distillation.registry import check_terms
+from jointdreamer.distillation.registry import asks_text, check_terms
 from jointdreamer.energies.registry import build_energy, check_energy
 from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
@@ -19,6 +19,7 @@ from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import check_prior
 from jointdreamer.priors.t5 import check_t5
 from jointdreamer.ranks import Ranks
+from jointdreamer.reference import ImageCamera, Reference, read_reference, warn_of_elevation
 from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
 from jointdreamer.runs.same_config import differing_keys
@@ -72,6 +73,40 @@ class TrainConfig(RunConfig):
     viewer: Annotated[dict, Takes(ViewerSettings)]
     objective: Objective | None
     schedule: dict
+    image_camera: Annotated[dict, Takes(ImageCamera)]
+    image_fill: Literal["auto"] | Annotated[float, Range(0.05, 1)] | None
+    image: str | None
+    mask: str | None
+
+
+def check_image(cfg: dict[str, Any]) -> None:
+    """Refuse an empty prompt that a prior reads, and a background that a given picture cannot be put before."""
+    if not cfg["prompt"].strip() and (asking := asks_text(cfg["distillation"]["terms"], cfg["models"])):
+        raise UserError(f"no prompt, and distillation.terms.{asking[0]} reads one: say what the image shows, prompt=...")
+    if cfg["image"] is not None:
+        ground_of(cfg["background"])
+
+
+def ground_of(background: dict[str, Any]) -> float:
+    """The grey of a plain background in training, before which a given picture is put too. Raises UserError."""
+    low, high = background["random_grey_range"] or (0, 1)
+    if background["random_probability"] != 1 or low != high:
+        raise UserError(
+            "image=FILE is put before the background of the run, which must be one grey: experiment=image/zero123 and "
+            "its siblings choose it, or say background.random_probability=1 background.random_grey_range=[1,1]"
+        )
+    return float(low)
+
+
+def reference_of(cfg: dict[str, Any]) -> Reference | None:
+    """The given image of a config of train.py, its files read now; None for none. Raises UserError, one line."""
+    if cfg["image"] is None:
+        return None
+    known = cfg["models"].get("novel_view") or {}
+    fill = known.get("fill") if cfg["image_fill"] == "auto" else cfg["image_fill"]
+    camera = ImageCamera(**cfg["image_camera"])
+    warn_of_elevation(camera, known.get("known_elevation_deg"))
+    return read_reference(cfg["image"], cfg["mask"], camera, fill)
 
 
 def check_training(cfg: dict[str, Any]) -> None:
@@ -89,6 +124,7 @@ def check_training(cfg: dict[str, Any]) -> None:
         )
     check_energy(cfg["models"], **cfg["energy"])
     check_terms(**cfg["distillation"])
+    check_image(cfg)
     check_prior("text_to_image", cfg["models"])
     check_t5(cfg["models"]["text_to_image"], free)
 

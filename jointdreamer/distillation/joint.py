@@ -39,8 +39,8 @@ from jointdreamer.energies.base import Energy, Views
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
-from jointdreamer.priors.condition import Condition
-from jointdreamer.priors.prompts import TextEmbeddings, TextPair
+from jointdreamer.priors.condition import Condition, Conditions
+from jointdreamer.priors.prompts import TextPair
 from jointdreamer.scenes.base import Render, Scene
 
 Mask = Literal["input", "gradient", "none"]
@@ -58,7 +58,7 @@ class JointScoreDistillation(Term):
     """Eq. 5: the views of a rig are distilled together.
 
     prior: whose text the views follow
-    text: the prompt, embedded by the prior
+    text: the prompt, embedded by the prior, or what a novel-view model is told of a given image
     energy: how well the views agree, Eq. 3
     baseline: what is subtracted, the added noise by default
     target: what the prior wants, its guided prediction by default
@@ -83,7 +83,7 @@ class JointScoreDistillation(Term):
     def __init__(
         self,
         prior: Prior,
-        text: TextEmbeddings,
+        text: Conditions,
         energy: Energy | None = None,
         baseline: Baseline | None = None,
         target: Target | None = None,

@@ -13,7 +13,10 @@ from jointdreamer.distillation.targets import Target
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
+from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.prompts import Prompts
+from jointdreamer.priors.registry import NOVEL_VIEW
+from jointdreamer.reference import Reference
 
 BASELINES = {  # what a score distillation subtracts
     "noise": "jointdreamer.distillation.baselines:AddedNoise",
@@ -32,8 +35,11 @@ TARGETS = {  # what the prior wants
     "probability_flow": "jointdreamer.distillation.targets:ProbabilityFlow",
 }
 PARTS: dict[str, tuple[dict[str, str], type]] = {"baseline": (BASELINES, Baseline), "target": (TARGETS, Target)}
-TERMS = {"jsd": "jointdreamer.distillation.joint:JointScoreDistillation"}  # short name -> where it lives
-BUILT = ("prior", "text", "energy", "timesteps", *PARTS, "name")  # objects, or what the config cannot say
+TERMS = {  # short name -> where it lives
+    "jsd": "jointdreamer.distillation.joint:JointScoreDistillation",
+    "reference": "jointdreamer.distillation.reference:ReferenceView",
+}
+BUILT = ("prior", "text", "energy", "timesteps", *PARTS, "name", "reference", "ground")  # objects, or what the config cannot say
 
 
 def options_of(name: str, given: Any, shared: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -69,13 +75,27 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
 
 
 def loss_names(terms: Mapping[str, Any]) -> list[str]:
-    """The names that `schedule.loss` may give a weight to: the terms' own, and those of what trains beside them."""
+    """The names that `schedule.loss` may give a weight to: the terms' own, and those of their parts and classes."""
     names = list(terms)
     for name, options in terms.items():
+        if isinstance(options, Mapping):
+            kind = options.get("kind", "jsd")
+            names += getattr(member_of(kind, TERMS, Term, f"distillation.terms.{name}"), "loss_names", ())
         if isinstance(options, Mapping) and (baseline := options.get("baseline")):
             member: Any = member_of(baseline["name"], BASELINES, Baseline, f"distillation.terms.{name}.baseline")
             names += getattr(member, "loss_names", ())
     return names
+
+
+def asks_text(terms: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
+    """The terms whose prior, or the prior of a part, reads the prompt."""
+    found = []
+    for name, options in terms.items():
+        parts = [options, *(options.get(part) for part in PARTS)] if isinstance(options, Mapping) else []
+        roles = [one["prior"] for one in parts if isinstance(one, Mapping) and one.get("prior")]
+        if any((models.get(role) or {}).get("kind") not in NOVEL_VIEW for role in roles):
+            found.append(name)
+    return found
 
 
 def check_part(part: str, given: Any, family: str) -> None:
@@ -113,12 +133,29 @@ def check_same_latents(prior: Prior, other: Prior, family: str) -> None:
         )
 
 
+def what_prior_is_told(prior: Prior, prompts: Prompts, reference: Reference | None, ground: float, name: str) -> Any:
+    """The prompt as the prior embeds it, or the given image for a prior that reads one. Raises UserError without it."""
+    if not isinstance(prior, NovelView):
+        return prior.embed(prompts)
+    image = the_image(reference, name)
+    return prior.told(image.on(ground), image.cameras(prior.image_size))
+
+
+def the_image(reference: Reference | None, name: str) -> Reference:
+    """The given image. Raises UserError if there is none."""
+    if reference is None:
+        raise UserError(f"distillation.terms.{name} wants a picture: give one, image=FILE")
+    return reference
+
+
 def build_terms(
     terms: Mapping[str, Mapping[str, Any]],
     prior: Callable[[str], Prior],
     energy: Callable[[], Energy],
     prompts: Prompts,
     rig: Rig,
+    reference: Reference | None = None,
+    ground: float = 1.0,
     **shared: Any,
 ) -> list[Term]:
     """The terms of a run: first their priors are read, then the energy, and last the prompt is embedded.
@@ -129,6 +166,8 @@ def build_terms(
     energy: gives the energy, for the first term that takes one
     prompts: what each prior embeds
     rig: must suit them all
+    reference: the given image, for terms, priors and energies that want one
+    ground: the grey of its background
     shared: options for every term whose class has them, and that does not say otherwise
 
     Raises UserError for a name, class or option that does not exist, and a rig that does not suit.
@@ -145,12 +184,18 @@ def build_terms(
         chosen[first][1]["energy"] = between = energy()
         between.check_rig(rig)  # before the prompt is embedded, which may have things to say
         between.give_prompt(prompts)
+        if reference is not None:
+            seen = reference.cameras(8)
+            pose = (float(x) for x in (seen.elevation, seen.azimuth, seen.distance))
+            between.give_reference(reference.on(ground), *pose)
     built: dict[str, Term] = {}
     for name, (kind, options) in chosen.items():
         if "prior" in wanted[name]:
             options["prior"] = priors[options["prior"]]
         if "text" in wanted[name]:
-            options["text"] = options["prior"].embed(prompts)
+            options["text"] = what_prior_is_told(options["prior"], prompts, reference, ground, name)
+        if "reference" in wanted[name]:
+            options |= {"reference": the_image(reference, name), "ground": ground}
         if "name" in wanted[name]:
             options["name"] = name
         for part in PARTS:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.cameras import Cameras, Rig
+from jointdreamer.errors import UserError
 from jointdreamer.priors.prompts import Prompts, TextPair
 
 
@@ -44,6 +45,16 @@ class Energy(nn.Module, ABC):
 
     def give_prompt(self, prompts: Prompts) -> None:
         """The prompt of a run, for a model with a text encoder of its own. Given before training."""
+
+    def give_reference(self, image: Tensor, elevation: float, azimuth: float, distance: float) -> None:
+        """The given image of a run, (3, R, R) in [0, 1], and its camera: radians, world units. Given before training.
+
+        Raises UserError, one line, as here, for an energy that takes none.
+        """
+        raise UserError(
+            f"image=FILE, and the energy {type(self).__name__} takes no image: energy=i2i does, energy=none leaves it "
+            "to the terms"
+        )
 
     @abstractmethod
     def forward(self, views: Views) -> Tensor:

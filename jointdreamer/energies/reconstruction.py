@@ -16,19 +16,15 @@ from jointdreamer.cameras import Cameras, Rig, look_at
 from jointdreamer.diffusion import noise_from_x0, noise_like
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
-from jointdreamer.precision import network_dtype
 from jointdreamer.priors.autoencoder import encode_mean
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.novel_view import NovelView
-from jointdreamer.priors.placement import place, place_unet
 from jointdreamer.priors.prompts import Prompts, TextEmbeddings
-from jointdreamer.priors.registry import load_novel_view
+from jointdreamer.priors.registry import novel_view_class
 from jointdreamer.ranks import per_rig
-from jointdreamer.weights.find import find_weights
-from jointdreamer.weights.roles import about
 
 FRONT = "front"  # the reference is the view nearest to azimuth 0
 
@@ -105,7 +101,7 @@ class ReconstructionEnergy(Energy):
         Raises UserError for a model that takes no image, or whose reference must be a view of the rig.
         """
         if not isinstance(self.prior, NovelView):
-            raise UserError("a multi-view model is told a text: take energy=i2i for a given image")
+            raise UserError("image=FILE, and the multi-view energy is told a text: take energy=i2i, or none, for an image")
         if self.together:
             raise UserError("a model of fixed views cannot take a given image: its rigs turn; take Zero-1-to-3")
         self.given = (image, elevation, azimuth, distance)
@@ -265,22 +261,14 @@ def i2i(
     source: diffusers folder, the original checkpoint, a hub id, or a list of these
     file: the name of a checkpoint inside a folder
     kind: zero123, stable_zero123 or wonder3d; each has its rig (`models.novel_view.rig`)
-    vae, image_size, x0_limit, guidance_scale: see `load_novel_view`
+    vae, image_size, x0_limit, guidance_scale: see `NovelView.load`
     steps, white, reference, reference_image: see `ReconstructionEnergy`
     dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
     compile: whether torch.compile takes the UNet, see `place_unet`
 
     Raises UserError, one line, if the weights are missing, damaged or do not fit.
     """
-    device = torch.device(device)
-    download = device.type == "cuda"
-    role = "wonder3d" if kind == "wonder3d" else "novel_view"
-    needs = None if file else about(role, {"vae": vae}).needs
-    hint = "name a folder or file, models.novel_view.source=...; models=toybox needs no download"
-    path = find_weights(source, role, file=file, needs=needs, hint=hint, download=download)
-    dtype = network_dtype(dtype, device)
-    model = load_novel_view(kind, path, vae, image_size, x0_limit, guidance_scale, dtype, download).to(device)
-    model.source = path
-    model.vae = place(model.vae, device)
-    model.unet = place_unet(model.unet, device, compile)
+    model = novel_view_class(kind).build(
+        source, file, vae, image_size, x0_limit, guidance_scale, dtype, device, compile
+    )
     return ReconstructionEnergy(model, steps, white, reference, reference_image)

@@ -20,14 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from jointdreamer.arguments import Pixels, Positive, Scale
 from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import NoiseProcess
 from jointdreamer.errors import UserError
-from jointdreamer.priors.autoencoder import load_autoencoder
-from jointdreamer.priors.condition import Condition
+from jointdreamer.precision import network_dtype
+from jointdreamer.priors.autoencoder import check_autoencoder, load_autoencoder
+from jointdreamer.priors.condition import Condition, Conditions
 from jointdreamer.priors.guidance import Guidance
 from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.placement import place, place_unet
+from jointdreamer.weights.find import find_weights
 from jointdreamer.weights.parts import load_part
+from jointdreamer.weights.roles import about
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -55,6 +60,7 @@ class NovelView(LatentDiffusion):
     """
 
     together = False
+    role = "novel_view"  # of `weights.roles`
     what = "novel-view model"
 
     def __init__(
@@ -67,6 +73,68 @@ class NovelView(LatentDiffusion):
         guidance = Guidance(scale=guidance_scale, x0_limit=x0_limit)
         super().__init__(parts.unet, parts.vae, parts.process, self.no_text, image_size, guidance)
         self.image_encoder = parts.image_encoder
+
+    @classmethod
+    def build(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls,
+        source: str | Path | Sequence[str],
+        file: str | None = None,
+        vae: str | Path | None = None,
+        image_size: Pixels | None = None,
+        x0_limit: Positive | None = None,
+        guidance_scale: Scale = 3.0,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "cpu",
+        compile: bool = False,
+    ) -> "NovelView":
+        """From a diffusers folder, the original checkpoint, a hub id, or a list of these, on its device.
+
+        file: the name of a checkpoint inside a folder
+        vae, image_size, x0_limit, guidance_scale: see `load`
+        dtype: "auto", "float32", "bfloat16" or "float16", see `network_dtype`
+        compile: whether torch.compile takes the UNet, see `place_unet`
+
+        Raises UserError, one line, if the weights are missing, damaged or do not fit.
+        """
+        device = torch.device(device)
+        download = device.type == "cuda"
+        needs = None if file else about(cls.role, {"vae": vae}).needs
+        hint = "name a folder or file, models.novel_view.source=...; models=toybox needs no download"
+        path = find_weights(source, cls.role, file=file, needs=needs, hint=hint, download=download)
+        dtype = network_dtype(dtype, device)
+        model = cls.load(path, vae, image_size, x0_limit, guidance_scale, dtype, download).to(device)
+        model.source = path
+        model.vae = place(model.vae, device)
+        model.unet = place_unet(model.unet, device, compile)
+        return model
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        vae: str | Path | None = None,
+        image_size: int | None = None,
+        x0_limit: float | None = None,
+        guidance_scale: float = 3.0,
+        dtype: torch.dtype = torch.float32,
+        download: bool = True,
+    ) -> "NovelView":
+        """From a diffusers folder or the original checkpoint, frozen, on the CPU.
+
+        vae: folder or hub id whose vae/ takes the place of the model's own autoencoder
+        image_size: pixels that the autoencoder sees; by default the UNet's sample_size times the autoencoder's factor
+        download: whether the network may be asked for the autoencoder
+
+        Raises UserError, one line, for weights that are missing, damaged or of another kind.
+        """
+        own = None
+        if vae is not None:
+            needs = ("vae/config.json",)
+            folder = find_weights(vae, "autoencoder of the novel-view model", needs=needs, download=download)
+            own = load_autoencoder(folder, dtype)
+        parts = cls.read(Path(path), own, dtype)
+        check_autoencoder(parts.vae, parts.unet.config.out_channels, path)
+        return cls(parts, image_size, x0_limit, guidance_scale).eval().requires_grad_(False)
 
     @staticmethod
     def check_unet(unet: Any, where: Any = "the UNet") -> None:
@@ -84,6 +152,16 @@ class NovelView(LatentDiffusion):
     @abstractmethod
     def check_rig(self, rig: Rig) -> None:
         """Raise UserError, one line, for a rig whose views this model cannot draw."""
+
+    def told(self, image: Tensor, reference: Cameras) -> Conditions:
+        """What stands in for a prompt's `TextEmbeddings`: an image (3, R, R) in [0, 1] that one camera (1, 1) saw.
+
+        Raises UserError for a model of fixed views.
+        """
+        raise UserError(
+            "a model of fixed views cannot be a term's prior, its rigs turn: take Zero-1-to-3, "
+            "models.novel_view.kind=zero123"
+        )
 
     @abstractmethod
     def embed_image(self, image: Tensor, reference: Cameras, cameras: Cameras) -> Condition:

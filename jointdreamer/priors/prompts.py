@@ -18,7 +18,7 @@ from torch import Tensor
 from jointdreamer.arguments import Range
 from jointdreamer.cameras import Cameras
 from jointdreamer.errors import UserError
-from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.condition import Condition, Conditions
 from jointdreamer.project import shipped
 from jointdreamer.reading import Unreadable, read_text
 
@@ -51,7 +51,7 @@ class TextPair:
 
 
 @dataclass(frozen=True)
-class TextEmbeddings:
+class TextEmbeddings(Conditions):
     """One prompt from every direction, and what guidance steers away from; thresholds in radians."""
 
     cond: Tensor  # (4, L, D) in the order of DIRECTIONS

@@ -49,6 +49,7 @@ class Wonder3D(NovelView):
     """
 
     together = True
+    role = "wonder3d"
 
     @classmethod
     def read(cls, path: Path, vae: Any, dtype: torch.dtype) -> Parts:

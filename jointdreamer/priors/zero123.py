@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jointdreamer.cameras import Cameras, Rig
 from jointdreamer.diffusion import NoiseProcess, scaled_linear_alphas_cumprod
 from jointdreamer.errors import UserError
-from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.condition import Condition, Conditions
 from jointdreamer.priors.ldm import UNET, VAE, strip, unet_from_ldm, vae_from_ldm
 from jointdreamer.priors.novel_view import NovelView, Parts, check_unet, folder_parts
 from jointdreamer.weights.checkpoint import advice, differences, read_checkpoint
@@ -23,6 +23,8 @@ from jointdreamer.weights.noise_process import load_noise_process
 from jointdreamer.weights.parts import build_exactly, load_part
 
 POSE = 4  # numbers
+# what the authors, and who converted their files, call Zero-1-to-3
+PLAIN_NAME = re.compile(r"zero-?(?:123|1-?to-?3)[-_.](?:xl|hf|\d+|165000|diffusers)|^105000\.ckpt", re.IGNORECASE)
 HEAD_CHANNELS = 64  # of OpenAI's CLIP
 PROJECTIONS = ("clip_camera_projection", "cc_projection")  # folders, after two conversions of the checkpoint
 EMA, CLIP, PROJECTION = "model_ema.", "cond_stage_model.model.", "cc_projection."
@@ -87,14 +89,49 @@ class Zero123(NovelView):
                 f"{rig.projection}, cameras.n_views is {rig.n_views}"
             )
 
-    @torch.no_grad()
     def embed_image(self, image: Tensor, reference: Cameras, cameras: Cameras) -> Condition:
-        """The image's latents are the posterior's mode, NOT scaled, unlike those that are denoised."""
-        v = cameras.n_views
-        pose = self.numbers(reference, cameras).to(image.device)
-        embedding = self.image_embedding(image, align_corners=True)[:, None].expand(-1, v, -1)
+        return self.placed(*self.look(image), reference, cameras)
+
+    @torch.no_grad()
+    def look(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """CLIP's embedding (B, D) and the latents (B, C, h, w) of images (B, 3, R, R).
+
+        The latents are the posterior's mode, NOT scaled, unlike those that are denoised.
+        """
+        return self.image_embedding(image, align_corners=True), self.mode(image)
+
+    @torch.no_grad()
+    def placed(self, embedding: Tensor, latents: Tensor, reference: Cameras, cameras: Cameras) -> Condition:
+        """`look` of one image, or of B, that `reference` (B, 1) saw, for views from `cameras` (B, V)."""
+        b, v = cameras.azimuth.shape
+        pose = self.numbers(reference, cameras).to(embedding.device)
+        embedding = embedding[:, None].expand(b, v, -1)
         token = self.cc_projection(torch.cat([embedding, pose], -1).to(self.unet.dtype))  # (B, V, D)
-        return Condition(token[:, :, None], {"image": self.mode(image)[:, None].expand(-1, v, -1, -1, -1)})
+        return Condition(token[:, :, None], {"image": latents[:, None].expand(b, v, -1, -1, -1)})
+
+    def told(self, image: Tensor, reference: Cameras) -> "GivenImage":
+        return GivenImage(self, image, reference)
+
+
+class GivenImage(Conditions):
+    """One given image as Zero-1-to-3 is told of it from each camera, in the place of a `TextEmbeddings`."""
+
+    def __init__(self, model: Zero123, image: Tensor, reference: Cameras):
+        self.model = model
+        device = next(model.parameters()).device
+        self.reference = reference.to(device)
+        self.seen = model.look(image[None].to(device))
+
+    def at(self, cameras: Cameras) -> Condition:
+        """The image, and where each camera (B, V) stands relative to its own."""
+        return self.model.placed(*self.seen, self.reference, cameras)
+
+    def nothing(self, cameras: Cameras, negative: bool = False) -> Condition:
+        """Neither an image nor a pose; there is no other negative."""
+        return self.at(cameras).zeros()
+
+    def without_view(self, cameras: Cameras) -> Condition:
+        return self.at(cameras)
 
 
 class StableZero123(Zero123):
@@ -104,7 +141,12 @@ class StableZero123(Zero123):
 
     @classmethod
     def check_name(cls, path: Path) -> None:
-        pass
+        """Raise UserError for Zero-1-to-3, which has the same names and shapes, and another pose."""
+        if not _is_stable(path) and any(PLAIN_NAME.search(name) for name in _names(path)):
+            raise UserError(
+                f"{path} is Zero-1-to-3 by its name: it wants a distance where Stable Zero123 wants the reference's "
+                "polar angle: models.novel_view.kind=zero123"
+            )
 
 
 def _is_stable(path: Path) -> bool:
@@ -112,11 +154,16 @@ def _is_stable(path: Path) -> bool:
 
     Its weights do not tell it from Zero-1-to-3 XL.
     """
+    return any(re.search(r"stable[-_ ]?zero", name, re.IGNORECASE) for name in _names(path))
+
+
+def _names(path: Path) -> list[str]:
+    """What a file or folder of weights is called: its own name, its hub repository's, its folder's, its pipeline's."""
     names = [path.name, *(part for part in path.parts if part.startswith("models--"))]
     names += [path.parent.name] if path.is_file() else []
     if (path / "model_index.json").is_file():
         names.append((path / "model_index.json").read_text(encoding="utf-8", errors="replace"))
-    return any(re.search(r"stable[-_ ]?zero", name, re.IGNORECASE) for name in names)
+    return names
 
 
 def _read_folder(folder: Path, vae: Any, dtype: torch.dtype) -> Parts:

@@ -79,6 +79,17 @@ def run_path(out_dir: str | Path, name: str, prompt: str, seed: int) -> Path:
     return Path(out_dir).joinpath(*parts, slug(prompt), f"seed{seed}")
 
 
+def subject(config: Mapping[str, Any]) -> str:
+    """What a run is of: its prompt, and the name of its given image."""
+    image = config.get("image")
+    return config["prompt"] if image is None else f"{config['prompt']} {Path(image).stem}".strip()
+
+
+def folder_for(config: Mapping[str, Any]) -> Path:
+    """`run_path` of a config of train.py."""
+    return run_path(config["out_dir"], config["name"], subject(config), config["seed"])
+
+
 class RunFolder:
     """A folder that belongs to one config, and to one process at a time. Made by `RunFolder.open`."""
 

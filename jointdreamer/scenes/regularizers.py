@@ -49,6 +49,17 @@ def _covered(pixels: Tensor, ranks: Ranks) -> Tensor:
     return ranks.mean(n_pixels.float()).clamp(min=1 / ranks.count)
 
 
+def smoothness_2d(render: Render) -> Tensor:
+    """threestudio's `normal_smooth`: mean squared difference of the normals of neighbouring pixels, of both axes.
+
+    Normals are those of the render, sum w n: 0 beside the object.
+    Raises ValueError for a render without normals.
+    """
+    if render.normal is None:
+        raise ValueError("the smoothness of a normal map needs normals: render with normals=True (see needs_normals)")
+    return sum((render.normal.diff(dim=axis).square().mean() for axis in (-1, -2)), torch.zeros(()))
+
+
 def smoothness(
     render: Render,
     field: Field,
@@ -92,6 +103,7 @@ def smoothness(
 
 
 OF_THE_RENDER = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
+OF_THE_RENDER["smooth_2d"] = smoothness_2d
 REGULARIZERS = (*OF_THE_RENDER, "smooth")
 OPTIONAL = ("smooth",)  # what a schedule may weigh although the scene does not have it, without effect
 
@@ -117,4 +129,4 @@ def regularizers(
 
 def needs_normals(weights: SimpleNamespace) -> bool:
     """Whether `regularizers` with these weights wants a render with normals."""
-    return getattr(weights, "orient", 0) != 0
+    return getattr(weights, "orient", 0) != 0 or getattr(weights, "smooth_2d", 0) != 0
