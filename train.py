@@ -197,7 +197,7 @@ def prepare(
     memory = plan_as_before(
         run.pinned(), cfg["memory"], partial(plan_memory, plan, share, scene, terms, device, output=ends)
     )
-    networks = terms[0].describe().get("networks", "no")
+    networks = next((found for term in terms if (found := term.describe().get("networks"))), "no")
     backends = ", ".join(f"{part} on {backend}" for part, backend in scene.describe().items())
     logger.message(f"{run.path}: {cli.models_line(cfg, device)}; {device}, {networks} networks; {backends}")
     logger.message(memory.line)

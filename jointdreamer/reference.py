@@ -1,8 +1,8 @@
 """A given picture as the reference view of an object: read, cut out, centred, and where its camera stands.
 
-    reference = read_reference("bear.png", camera=ImageCamera(elevation_deg=15))
-    reference.on(1.0, 64)          # (3, 64, 64) in front of white
-    reference.cameras(64)          # one rig of one camera
+reference = read_reference("bear.png", camera=ImageCamera(elevation_deg=15))
+reference.on(1.0, 64)          # (3, 64, 64) in front of white
+reference.cameras(64)          # one rig of one camera
 """
 
 import hashlib
@@ -73,7 +73,7 @@ class Reference:
 def read_reference(
     image: str | Path,
     mask: str | Path | None = None,
-    camera: ImageCamera = ImageCamera(),  # noqa: B008  (frozen)
+    camera: ImageCamera = ImageCamera(),
     fill: float | None = None,
 ) -> Reference:
     """The object in a picture (PNG, JPEG, WebP of any depth and colours).

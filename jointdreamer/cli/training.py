@@ -82,7 +82,9 @@ class TrainConfig(RunConfig):
 def check_image(cfg: dict[str, Any]) -> None:
     """Refuse an empty prompt that a prior reads, and a background that a given picture cannot be put before."""
     if not cfg["prompt"].strip() and (asking := asks_text(cfg["distillation"]["terms"], cfg["models"])):
-        raise UserError(f"no prompt, and distillation.terms.{asking[0]} reads one: say what the image shows, prompt=...")
+        raise UserError(
+            f"no prompt, and distillation.terms.{asking[0]} reads one: say what the image shows, prompt=..."
+        )
     if cfg["image"] is not None:
         ground_of(cfg["background"])
 

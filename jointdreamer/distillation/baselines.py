@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, NoiseProcess, add_noise
 from jointdreamer.priors.base import Prior
-from jointdreamer.priors.prompts import TextEmbeddings
+from jointdreamer.priors.condition import Conditions
 
 
 class Baseline(nn.Module, ABC):
@@ -50,7 +50,7 @@ class AskingBaseline(Baseline):
     text: the prompt, embedded by the prior
     """
 
-    def __init__(self, prior: Prior, text: TextEmbeddings):
+    def __init__(self, prior: Prior, text: Conditions):
         super().__init__()
         self.text, self._prior = text, [prior]  # in a list: it is the term's
 

@@ -12,8 +12,8 @@ from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, NoiseProcess, add_noise, noise_from_x0, noise_like, x0_from_noise
 from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.priors.base import Prior
+from jointdreamer.priors.condition import Conditions
 from jointdreamer.priors.guidance import guided
-from jointdreamer.priors.prompts import TextEmbeddings
 from jointdreamer.ranks import per_rig, ranks_of
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # x_t (B, V, C, h, w) and t (B,) -> noise (B, V, C, h, w)
@@ -71,7 +71,7 @@ class InvertedNoise(AskingBaseline):
     def __init__(
         self,
         prior: Prior,
-        text: TextEmbeddings,
+        text: Conditions,
         n_steps: Annotated[int, Range(1, 1000)] = 10,
         guidance_scale: Scale = -6.5,
         eta: Share = 0.3,
@@ -112,7 +112,7 @@ class IntervalNoise(AskingBaseline):
     def __init__(
         self,
         prior: Prior,
-        text: TextEmbeddings,
+        text: Conditions,
         interval: Annotated[int, Range(1, 999)] = 80,
         stride: Annotated[int, Range(1, 999)] = 200,
     ):
@@ -150,7 +150,7 @@ class ShiftedNoise(AskingBaseline):
     shift: the most that t moves on, as a share of what it is above t_min
     """
 
-    def __init__(self, prior: Prior, text: TextEmbeddings, shift: Share = 0.1):
+    def __init__(self, prior: Prior, text: Conditions, shift: Share = 0.1):
         super().__init__(prior, text)
         self.shift = shift
         self.after = torch.zeros(0)  # the later timesteps (B,) of the last step

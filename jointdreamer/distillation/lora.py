@@ -22,9 +22,9 @@ from jointdreamer.diffusion import Noised, add_noise
 from jointdreamer.distillation.baselines import AskingBaseline
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
+from jointdreamer.priors.condition import Conditions
 from jointdreamer.priors.guidance import guided
 from jointdreamer.priors.network import NetworkPrior
-from jointdreamer.priors.prompts import TextEmbeddings
 from jointdreamer.ranks import per_rig
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")  # of every attention
@@ -110,7 +110,7 @@ class LoRA(AskingBaseline):
     def __init__(
         self,
         prior: Prior,
-        text: TextEmbeddings,
+        text: Conditions,
         rank: Annotated[int, Range(1, 256)] = 4,
         drop_camera: Share = 0.1,
         guidance_scale: Annotated[float, Range(0, 100)] = 1.0,

@@ -15,14 +15,14 @@ from jointdreamer.cameras import Cameras
 from jointdreamer.diffusion import Noised, noise_from_x0
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
-from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.condition import Condition, Conditions
 from jointdreamer.priors.prompts import DIRECTIONS, Prompts, TextEmbeddings, directions
 
 
 class Target(nn.Module, ABC):
     """What the prior wants."""
 
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+    def conditions(self, text: Conditions, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
         """What the prior is asked under. The first two are the energies' too: the text, and what guidance leaves."""
         return [text.at(cameras), text.nothing(cameras, now.negative_prompt)]
 
@@ -62,7 +62,7 @@ class ProbabilityFlow(ClassifierFree):
         self.n_steps = n_steps
         self.asked: list[Condition] = []  # of the last call
 
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+    def conditions(self, text: Conditions, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
         self.asked = super().conditions(text, cameras, now)
         return self.asked
 
@@ -99,7 +99,7 @@ class Bridge(ClassifierFree):
         longest = max(text.cond.shape[1] for text in texts)
         self.good, self.poor = (text.filled(longest) for text in texts)
 
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+    def conditions(self, text: Conditions, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
         if not hasattr(now, "bridge"):
             raise UserError('schedule.bridge is missing: when the second stage is, [[0, false], ["80%", true]]')
         if now.bridge:
@@ -118,7 +118,7 @@ class Bridge(ClassifierFree):
 class OfThree(Target):
     """A target of the predictions with the text, with none and with the negative prompt."""
 
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+    def conditions(self, text: Conditions, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
         return [text.at(cameras), text.nothing(cameras), text.nothing(cameras, negative=True)]
 
 
@@ -170,7 +170,9 @@ class PerpNeg(Target):
         self.weights = WEIGHTS[weights]
         self.above = torch.zeros(0, dtype=torch.bool)  # which of the last cameras look from overhead, (B, V)
 
-    def conditions(self, text: TextEmbeddings, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+    def conditions(self, text: Conditions, cameras: Cameras, now: SimpleNamespace) -> list[Condition]:
+        if not isinstance(text, TextEmbeddings):
+            raise UserError("the target perp_neg steers between the words of views: its prior must read a text")
         which = directions(cameras.azimuth, cameras.elevation, text.front, text.back, text.overhead)
         self.above = which == DIRECTIONS.index("overhead")
         embeddings = self.right_and_wrong(text.cond, cameras)

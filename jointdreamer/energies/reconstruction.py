@@ -101,7 +101,9 @@ class ReconstructionEnergy(Energy):
         Raises UserError for a model that takes no image, or whose reference must be a view of the rig.
         """
         if not isinstance(self.prior, NovelView):
-            raise UserError("image=FILE, and the multi-view energy is told a text: take energy=i2i, or none, for an image")
+            raise UserError(
+                "image=FILE, and the multi-view energy is told a text: take energy=i2i, or none, for an image"
+            )
         if self.together:
             raise UserError("a model of fixed views cannot take a given image: its rigs turn; take Zero-1-to-3")
         self.given = (image, elevation, azimuth, distance)

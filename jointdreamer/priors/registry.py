@@ -21,7 +21,11 @@ PRIORS = {  # kind -> where it lives; imported only when chosen
     "wonder3d": "jointdreamer.priors.wonder3d:Wonder3D",
 }
 NOVEL_VIEW = ("zero123", "stable_zero123", "wonder3d")  # kinds of novel-view models: their prompt is an image
-ROLES = {"text_to_image": "latent", "multi_view": "multi_view", "novel_view": "zero123"}  # role -> its kind where no models.ROLE.kind is given
+ROLES = {
+    "text_to_image": "latent",
+    "multi_view": "multi_view",
+    "novel_view": "zero123",
+}  # role -> its kind where no models.ROLE.kind is given
 
 
 def check_prior(role: str, models: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The paper's tables and figures: python -m jointdreamer.tables TABLE [KEY=VALUE ...]
 
-TABLE is table1, table2, table3, mesh, distillation, fig8 or fig10.
+TABLE is table1, table2, table3, mesh, distillation, fig8 or fig10; or image, image to 3D against true views, which has
+settings of its own: python -m jointdreamer.tables image --help
 
 Makes the runs that are missing, each one of train.py in a process of its own, scores them with evaluate.py, and prints
 the table with the paper's numbers beside ours. The same command again goes on where it was and skips what is finished.
@@ -66,7 +67,9 @@ class Settings:
 def read_words(words: Sequence[str]) -> Settings:
     """The settings that a command line means. Raises UserError, one line, for what it cannot mean."""
     if not words or words[0] not in tables():
-        raise UserError(f"wanted one of {', '.join(tables())}, got {words[0] if words else 'nothing'}; see --help")
+        raise UserError(
+            f"wanted one of {', '.join(tables())}, image, got {words[0] if words else 'nothing'}; see --help"
+        )
     given: dict[str, Any] = {}
     further: list[str] = []
     for word in words[1:]:
@@ -117,6 +120,43 @@ READERS = {
     "jobs": lambda key, text: _whole(key, text, 1),
     "report": _truth,
 }
+
+
+def read_image_words(words: Sequence[str]) -> Any:
+    """The settings of `tables image`. Raises UserError, one line."""
+    from jointdreamer.tables.image import METHODS as IMAGE_METHODS
+    from jointdreamer.tables.image import ImageSettings
+
+    def methods(key: str, text: str) -> tuple[str, ...]:
+        named = tuple(dict.fromkeys(text.split(",")))
+        if wrong := [name for name in named if name not in IMAGE_METHODS]:
+            raise UserError(f"{key}: choose among {', '.join(IMAGE_METHODS)}, got {wrong[0]!r}")
+        return named
+
+    readers = {
+        "objects": lambda key, text: _whole(key, text, 1),
+        "draw": _whole,
+        "methods": methods,
+        "sheets": _whole,
+        "jobs": lambda key, text: _whole(key, text, 1),
+        "out_dir": lambda key, text: Path(text),
+    }
+    given: dict[str, Any] = {}
+    further: list[str] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r}: wanted KEY=VALUE after the table's name; see --help")
+        if key in (*OURS, "models", "image", "mask", "image_camera", "image_fill") and (key, value) != (
+            "models",
+            "toybox",
+        ):
+            raise UserError(f"{word}: the table says which {key} to run, of the toybox, whose true views are known")
+        if key in readers:
+            given[key] = readers[key](key, value)
+        elif key != "models":
+            further.append(word)
+    return ImageSettings(**given, words=tuple(further))
 
 
 def resolve(row: Row, settings: Settings) -> dict[str, Any]:
@@ -181,12 +221,21 @@ def main(words: Sequence[str]) -> int:
 
     safe_output()
     if {"-h", "--help"} & set(words):
-        print(__doc__)
+        if words[0] == "image":
+            from jointdreamer.tables import image
+
+            print(image.__doc__)
+        else:
+            print(__doc__)
         return 0
     for number in ENDING:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, stop)
     try:
+        if words and words[0] == "image":
+            from jointdreamer.tables.image import make_image_table
+
+            return make_image_table(read_image_words(words[1:]))
         return make_table(read_words(words))
     except UserError as error:
         return complain(error)

@@ -64,7 +64,7 @@ def authors_numbers(reference: torch.Tensor, target: torch.Tensor) -> list[float
 @pytest.mark.parametrize("numbers", [relative_numbers, stable_numbers], ids=["zero123", "stable_zero123"])
 @pytest.mark.parametrize("reference_deg", [0.0, 70.0])
 def test_zero123_is_asked_for_the_side_with_the_arm(numbers, reference_deg):
-    """What the authors' numbers mean, drawn: the view that was asked for has the arm in the middle, its opposite none."""
+    """What the authors' numbers mean, drawn: the view asked for has the arm in the middle, its opposite none."""
     reference = cameras([reference_deg], elevation_deg=25.0, distance=1.8)
     wanted = cameras([90.0, 270.0], elevation_deg=5.0, distance=2.1)
     said = numbers(reference, wanted)[0].double()
