@@ -31,7 +31,8 @@ from jointdreamer.evaluation.statistics import METHOD
 from jointdreamer.evaluation.table import markdown, runs_csv
 from jointdreamer.files import to_json, write_text
 from jointdreamer.priors.prompts import read_prompts
-from jointdreamer.reading import Unreadable, find, read_json
+from jointdreamer.project import CONF
+from jointdreamer.reading import Unreadable, find, read_json, read_yaml
 
 REPORT = "jointdreamer.evaluation.report"
 
@@ -54,6 +55,8 @@ class EvaluateConfig:
 
 def evaluate(cfg: dict[str, Any]) -> int:
     """Measure the runs as the resolved config says and write the evaluation; returns the exit status."""
+    if cfg["meshes"] is not None or cfg["pictures"] is not None:
+        return score_objects(cfg)
     if cfg["study"] is not None:
         return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
     group_by = check(cfg)
@@ -124,6 +127,47 @@ def evaluate(cfg: dict[str, Any]) -> int:
         raise cannot_write(out_dir, error) from error
     print(printable(out_dir))
     return 0
+
+
+def score_objects(cfg: dict[str, Any]) -> int:
+    """Score meshes, or folders of pictures, of any method: objects.json and objects.md in out_dir; the exit status."""
+    from jointdreamer.classifier.views import ViewFolder
+    from jointdreamer.evaluation import foreign
+
+    given = [key for key in ("runs", "meshes", "pictures") if cfg[key] is not None]
+    if len(given) > 1:
+        raise UserError(
+            f"{given[0]}= and {given[1]}= are both given: score one after the other, each with its out_dir="
+        )
+    settings.check({**cfg, "runs": "-"}, EvaluateConfig)
+    _, captions = read_captions(cfg["captions"])
+    if captions is None and cfg["truth"] is None:
+        raise UserError(f"{given[0]}= wants captions=FILE, one a line in the order of the names, or truth=FOLDER")
+    files = foreign.find_objects(cfg[given[0]].splitlines(), meshes=given[0] == "meshes")
+    truth = None if cfg["truth"] is None else ViewFolder(cfg["truth"])
+    out_dir = Path(cfg["out_dir"])
+    make_folder(out_dir)
+    toybox = cfg["clip"] == "toybox"
+    network = toybox_clip() if toybox else clip_files(cfg["clip"] or paper_clip())
+    place = "cuda" if cfg["device"] != "cpu" and cli.cuda_is_available() else "cpu"
+    resolution = cfg["resolution"] or (64 if toybox else 256)
+    rows = foreign.score(files, captions, truth, network.load(place), cfg["views"], resolution)
+    names = {"clip_score": "CLIP Score", "r_precision": "R-Precision", "r_at_5": "R@5", "psnr": "PSNR"}
+    table = foreign.markdown(rows, {**names, "ssim": "SSIM", "clip_similarity": "CLIP similarity"}, cfg["confidence"])
+    found = {"extractor": network.name, "views": cfg["views"], "resolution": resolution, "objects": rows}
+    try:
+        write_text(out_dir / "objects.json", to_json(found, indent=2) + "\n")
+        write_text(out_dir / "objects.md", table)
+    except OSError as error:
+        raise cannot_write(out_dir, error) from error
+    print(table)
+    print(printable(out_dir))
+    return 0
+
+
+def paper_clip() -> Any:
+    """Where the CLIP of papers lies: that of models=sd21."""
+    return read_yaml(CONF / "models" / "sd21.yaml")["models"]["clip"]["source"]
 
 
 def tell(left_out: list[dict[str, str]]) -> None:

@@ -13,10 +13,12 @@ from jointdreamer.metrics import (
     has_front,
     is_janus,
     moments,
+    psnr,
     recall_at,
     resultant_length,
     retrieval_ranks,
     roc_auc,
+    ssim,
     turn_consistency,
     zero_shot,
 )
@@ -162,3 +164,20 @@ def test_fid_of_fewer_images_than_numbers_is_a_number():
 def test_fid_of_one_image_is_refused():
     with pytest.raises(UserError, match="two or more images on each side, got 1"):
         moments(np.ones((1, 4)))
+
+
+def test_psnr_and_ssim_of_known_pictures():
+    truth = torch.rand(2, 3, 16, 16)
+    assert psnr(truth, truth).tolist() == [100, 100] and ssim(truth, truth).tolist() == pytest.approx([1, 1])
+    torch.testing.assert_close(psnr(truth + 0.1, truth), torch.full((2,), 20.0), atol=1e-3, rtol=0)
+
+
+def test_ssim_is_scikit_image_s():
+    from skimage.metrics import structural_similarity
+
+    a, b = torch.rand(2, 1, 3, 24, 24, dtype=torch.float64)
+    theirs = structural_similarity(
+        a[0].numpy(), b[0].numpy(), channel_axis=0, data_range=1, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, full=True,
+    )[1][:, 5:-5, 5:-5].mean()  # fmt: skip
+    assert float(ssim(a, b)[0]) == pytest.approx(float(theirs), abs=1e-3)

@@ -10,7 +10,7 @@ from jointdreamer.cli.words import SWEEP_FUNCTION, as_typed, for_hydra, quoted, 
 from jointdreamer.errors import UserError
 from jointdreamer.project import CONF
 
-GLOBS = ("runs", "study")  # settings that are one or several patterns of file names
+GLOBS = ("runs", "study", "meshes", "pictures")  # settings that are one or several patterns of file names
 
 # Hydra's; an unknown one would cost ten lines of usage
 OPTIONS = {"-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info"}
