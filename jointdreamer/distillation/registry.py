@@ -39,16 +39,8 @@ TERMS = {  # short name -> where it lives
     "jsd": "jointdreamer.distillation.joint:JointScoreDistillation",
     "reference": "jointdreamer.distillation.reference:ReferenceView",
 }
-BUILT = (
-    "prior",
-    "text",
-    "energy",
-    "timesteps",
-    *PARTS,
-    "name",
-    "reference",
-    "ground",
-)  # objects, or what the config cannot say
+# Objects, or what the config cannot say
+BUILT = ("prior", "text", "energy", "timesteps", *PARTS, "name", "reference", "ground")
 
 
 def options_of(name: str, given: Any, shared: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

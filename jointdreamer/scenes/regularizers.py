@@ -41,15 +41,7 @@ def z_variance(render: Render, ranks: Ranks = ALONE) -> Tensor:
     return (render.z_variance * covered).sum() / _covered(covered, ranks)
 
 
-def _covered(pixels: Tensor, ranks: Ranks) -> Tensor:
-    """How many pixels count, in the mean over the ranks: the mean of their quotients is then that of all rigs."""
-    n_pixels = pixels.sum()
-    if ranks.count == 1:
-        return n_pixels.clamp(min=1)
-    return ranks.mean(n_pixels.float()).clamp(min=1 / ranks.count)
-
-
-def smoothness_2d(render: Render) -> Tensor:
+def smoothness_2d(render: Render, ranks: Ranks = ALONE) -> Tensor:
     """threestudio's `normal_smooth`: mean squared difference of the normals of neighbouring pixels, of both axes.
 
     Normals are those of the render, sum w n: 0 beside the object.
@@ -57,7 +49,16 @@ def smoothness_2d(render: Render) -> Tensor:
     """
     if render.normal is None:
         raise ValueError("the smoothness of a normal map needs normals: render with normals=True (see needs_normals)")
-    return sum((render.normal.diff(dim=axis).square().mean() for axis in (-1, -2)), torch.zeros(()))
+    across, down = (render.normal.diff(dim=axis).square().mean() for axis in (-1, -2))
+    return across + down
+
+
+def _covered(pixels: Tensor, ranks: Ranks) -> Tensor:
+    """How many pixels count, in the mean over the ranks: the mean of their quotients is then that of all rigs."""
+    n_pixels = pixels.sum()
+    if ranks.count == 1:
+        return n_pixels.clamp(min=1)
+    return ranks.mean(n_pixels.float()).clamp(min=1 / ranks.count)
 
 
 def smoothness(
@@ -102,8 +103,13 @@ def smoothness(
     return share * (normal[: len(x)] - normal[len(x) :]).square().sum(1).mean()
 
 
-OF_THE_RENDER = {"orient": orientation, "sparsity": sparsity, "opaque": opaque, "z_variance": z_variance}
-OF_THE_RENDER["smooth_2d"] = smoothness_2d
+OF_THE_RENDER = {
+    "orient": orientation,
+    "sparsity": sparsity,
+    "opaque": opaque,
+    "z_variance": z_variance,
+    "smooth_2d": smoothness_2d,
+}
 REGULARIZERS = (*OF_THE_RENDER, "smooth")
 OPTIONAL = ("smooth",)  # what a schedule may weigh although the scene does not have it, without effect
 
