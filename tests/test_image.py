@@ -143,10 +143,20 @@ def test_a_height_that_the_model_does_not_know_is_a_warning(launcher, tiny_run, 
 
 
 def test_a_mesh_after_the_picture_s_first_stage(launcher, tiny_run, bear, tmp_path):
-    words = tiny_run(
-        "experiment=image/magic123_refine", f"image={bear}", "prompt=a red robot", "scene.resolution=12",
-        "scene.threshold=0.5", "schedule.reference_resolution=8",
-    )  # fmt: skip
-    run, rows = rows_of(launcher, tmp_path, words)
+    shared = [f"image={bear}", "prompt=a red robot", "schedule.reference_resolution=8"]
+    first, _ = rows_of(launcher, tmp_path, tiny_run("experiment=image/magic123", *shared))
+    words = ["experiment=image/magic123_refine", f"init_from={first}", "scene.resolution=12", "scene.threshold=0.5"]
+    run, rows = rows_of(launcher, tmp_path, tiny_run(*words, *shared))
     assert {"loss/jsd", "loss/zero123", "loss/rgb", "loss/mask"} <= rows[-1].keys()
-    assert (tmp_path / "runs" / "image" / "magic123").is_dir() and run.parents[1].name == "magic123_refine"
+    assert run.parents[1].name == "magic123_refine" and run.parent.name == first.parent.name
+
+
+def test_the_first_stage_is_of_the_same_picture(bear):
+    from jointdreamer.cli.main import composed
+    from jointdreamer.cli.stages import start_of
+
+    words = ["experiment=image/magic123_refine", f"image={bear}", "prompt=a red robot", "image_camera.distance=3"]
+    first = start_of(composed("config", words, "toybox") | {"name": "image/magic123_refine"})
+    assert first is not None and first.config is not None
+    assert first.config["image"] == str(bear) and first.config["image_camera"]["distance"] == 3
+    assert first.path.parent.name.startswith("a_red_robot_bear-") and len(first.config["image_sha256"]) == 16
