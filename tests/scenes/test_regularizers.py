@@ -144,3 +144,18 @@ def test_smoothness_draws_nothing_without_a_weight_and_is_zero_without_a_surface
     nothing, cameras = seen_sphere(radius=0.0)
     assert smoothness(nothing, Sphere(0.1), cameras, g).item() == 0
     assert regularizers(render, SimpleNamespace(smooth=1.0)) == {}  # a scene without a field
+
+
+def test_the_smoothness_of_a_normal_map_is_that_of_neighbouring_pixels():
+    flat = torch.zeros(1, 1, 3, 4, 4)
+    flat[:, :, 2] = 1
+    opacity = torch.ones(1, 1, 1, 4, 4)
+    weights = SimpleNamespace(smooth_2d=1)
+    assert needs_normals(weights)
+    found = regularizers(Render(flat, opacity, normal=flat), weights)
+    assert float(found["smooth_2d"]) == 0
+    step = flat.clone()
+    step[..., 2:] = torch.tensor([1.0, 0, 0])[:, None, None]  # one edge of three, of length sqrt 2
+    assert float(regularizers(Render(step, opacity, normal=step), weights)["smooth_2d"]) == pytest.approx(2 / 3 / 3)
+    with pytest.raises(ValueError, match="normals=True"):
+        regularizers(Render(flat, opacity), weights)
