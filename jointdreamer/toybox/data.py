@@ -67,15 +67,20 @@ def rigs(
     n: int, seed: int, progress: Callable[[int, int], None] | None = None, scarce: bool = True, **sets: Any
 ) -> Pictures:
     """N rigs of four views 90 degrees apart; with `scarce` only of toys that have 3D data."""
-    rng = np.random.default_rng([seed, 2])
+    toys = sample_toys(n, np.random.default_rng([seed, 2]), scarce, **sets)
+    rig = replace(RIG, n_rigs=n, n_views=4)
+    drawn = sample_cameras(rig, RESOLUTION, _generator(seed + 1))
+    return _render_all(toys, drawn.c2w, drawn.fovy, drawn.azimuth.numpy(), drawn.elevation, progress)
+
+
+def sample_toys(n: int, rng: np.random.Generator, scarce: bool = True, **sets: Any) -> list[Toy]:
+    """N toys; with `scarce` only such as have 3D data. `sets` as in `sample_toy`."""
     toys: list[Toy] = []
     while len(toys) < n:
         toy = sample_toy(rng, **sets)
         if not scarce or has_3d_data(toy):
             toys.append(toy)
-    rig = replace(RIG, n_rigs=n, n_views=4)
-    drawn = sample_cameras(rig, RESOLUTION, _generator(seed + 1))
-    return _render_all(toys, drawn.c2w, drawn.fovy, drawn.azimuth.numpy(), drawn.elevation, progress)
+    return toys
 
 
 def fronts(toys: list[Toy], seed: int) -> torch.Tensor:

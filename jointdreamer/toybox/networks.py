@@ -17,6 +17,8 @@ TEXT_LENGTH = 24  # tokens; the longest caption takes 17
 TEXT_WIDTH = 128
 LATENT_SIZE = 16
 PIXEL_SIZE = 32  # of the pixel model's pictures
+COORDINATE_SIZE = 16  # of the coordinate model's maps
+COORDINATE_SCALE = 5.0  # their coordinates vary by a fifth of what Stable Diffusion's noise levels are made for
 
 
 @dataclass(frozen=True)
@@ -199,13 +201,21 @@ def _unet(size: int, in_channels: int, out_channels: int, widths: tuple[int, int
     )
 
 
+CAMERA_LABELS = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+
+
 def build_unet(multiview: bool = False, in_channels: int | None = None, latent_channels: int = LATENT_CHANNELS) -> Any:
     """Attention at 8x8 and 4x4 only. `multiview` adds the 16-number camera as MVDream's projection class embedding.
 
     in_channels: by default as many as the latents have
     """
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16} if multiview else {}
+    camera = CAMERA_LABELS if multiview else {}
     return _unet(LATENT_SIZE, in_channels or latent_channels, latent_channels, (64, 128, 144), **camera)
+
+
+def build_coordinate_unet() -> Any:
+    """Over maps of coordinates and opacity, 16x16, told the camera as the multi-view UNet is."""
+    return _unet(COORDINATE_SIZE, 4, 4, (32, 64, 96), **CAMERA_LABELS)
 
 
 def build_transformer(latent_channels: int = LATENT_CHANNELS) -> Any:

@@ -1,8 +1,8 @@
 """Train a toybox model from scratch: `python -m jointdreamer.toybox.train MODEL`.
 
 MODEL, in the order in which they lean on each other: `data` (the pictures), `vae`, `text-to-image` (with its text
-encoder), `multi-view` and `novel-view` (both start from text-to-image), `clip`, `judge`, `flow` and `pixel`
-(which read a text as text-to-image does). Work lies in
+encoder), `multi-view` and `novel-view` (both start from text-to-image), `clip`, `judge`, `flow`, `pixel` and
+`coordinates` (which read a text as text-to-image does). Work lies in
 `toybox_training/`; `--install` puts the newest weights into the package. A killed run goes on where it was when the
 same command is given again. An earlier model that was not trained here is taken from the package; `--from-shipped`
 starts the model itself from there too.
@@ -28,6 +28,7 @@ from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes.autoencoder import Vae
 from jointdreamer.toybox.recipes.clip import Clip
+from jointdreamer.toybox.recipes.coordinates import Coordinates
 from jointdreamer.toybox.recipes.flow import Flow
 from jointdreamer.toybox.recipes.judge import Judge
 from jointdreamer.toybox.recipes.multi_view import MultiView
@@ -37,7 +38,9 @@ from jointdreamer.toybox.recipes.pixel import Pixel
 from jointdreamer.toybox.recipes.shipped import refuse_shipped, shipped_weights
 from jointdreamer.toybox.recipes.text_to_image import TextToImage
 
-RECIPES = {recipe.name: recipe for recipe in (Vae, TextToImage, MultiView, NovelView, Clip, Judge, Flow, Pixel)}
+RECIPES = {
+    recipe.name: recipe for recipe in (Vae, TextToImage, MultiView, NovelView, Clip, Judge, Flow, Pixel, Coordinates)
+}
 DEFAULT_STEPS = {
     "vae": 2000,
     "text-to-image": 12000,
@@ -47,6 +50,7 @@ DEFAULT_STEPS = {
     "judge": 4000,
     "flow": 12000,
     "pixel": 12000,
+    "coordinates": 6000,
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.files import atomic_path
-from jointdreamer.precision import network_dtype
+from jointdreamer.precision import has_bfloat16_units, network_dtype
 from jointdreamer.priors.placement import place
 from jointdreamer.toybox import data, networks
 
@@ -42,7 +42,7 @@ def denoising_loss(
     """x0-prediction, weighted by min(1 / sigma_t^2, 10). abar: (1000,), Stable Diffusion's by default."""
     abar = (scaled_linear_alphas_cumprod() if abar is None else abar)[timesteps].float()[:, None, None, None]
     noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * torch.randn_like(x0)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units()):
         predicted = unet(noisy, timesteps, words, **condition).sample.float()
     weight = (1 / (1 - abar)).clamp(max=10)
     return (weight * (predicted - x0).square()).mean()

@@ -50,6 +50,7 @@ SHIPPED = {
     ("novel-view", "unet"): ("novel_view/unet", ""),
     ("novel-view", "tower"): ("novel_view/image_encoder", ""),
     ("novel-view", "projection"): ("novel_view/clip_camera_projection", "proj."),
+    ("coordinates", "unet"): ("coordinates/unet", ""),
     ("clip", "clip"): ("clip", ""),
     ("judge", "judge"): ("judge", ""),
 }
