@@ -16,6 +16,7 @@ from jointdreamer.distillation.registry import PARTS
 from jointdreamer.energies.registry import ROLES, energy_function
 from jointdreamer.errors import UserError
 from jointdreamer.optim import build_optimizer
+from jointdreamer.priors.coordinates import CoordinateDiffusion
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.prompts import encode_prompt
@@ -32,6 +33,8 @@ from jointdreamer.weights.find import local_path
 HOW = ("backend", "compile", "low_memory", "workers")
 # The last word of a key that names weights by where they lie: their content counts, as far as it is compared.
 PLACES, COMPARED = ("source", "file", "vae", "decoder", "start_from", "init_from"), ("source", "file")
+# Priors that are told a text by the text encoder of `models`, which need not be the text-to-image model's
+OTHER_TEXT = {"multi_view", "coordinates"}
 # Whose signature says what a setting means that a config does not have.
 TAKERS = {
     "cameras": (Rig,),
@@ -44,6 +47,7 @@ TAKERS = {
     "distillation": (JointScoreDistillation,),
     "models.text_to_image": (LatentDiffusion.build,),
     "models.multi_view": (MultiViewDiffusion.build,),
+    "models.coordinates": (CoordinateDiffusion.build,),
 }
 # What the scripts did before they read these.
 BEFORE = {
@@ -123,7 +127,7 @@ def _read_by_training(config: Mapping[str, Any], plan: Plan) -> Iterator[str]:
     if config["energy"]["name"] in ROLES:
         yield f"models.{ROLES[config['energy']['name']]}"
     terms = config["distillation"]["terms"]
-    if config["energy"]["name"] == "mvs" or any("multi_view" in _roles(term) for term in terms.values()):
+    if config["energy"]["name"] == "mvs" or any(OTHER_TEXT & {*_roles(term)} for term in terms.values()):
         yield "models.text_encoder"
     yield "models.dtype"
     if plan.max("negative_prompt", False):

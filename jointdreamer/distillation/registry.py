@@ -38,6 +38,7 @@ PARTS: dict[str, tuple[dict[str, str], type]] = {"baseline": (BASELINES, Baselin
 TERMS = {  # short name -> where it lives
     "jsd": "jointdreamer.distillation.joint:JointScoreDistillation",
     "reference": "jointdreamer.distillation.reference:ReferenceView",
+    "agp": "jointdreamer.distillation.aligned:AlignedGeometry",
 }
 # Objects, or what the config cannot say
 BUILT = ("prior", "text", "energy", "timesteps", *PARTS, "name", "reference", "ground")

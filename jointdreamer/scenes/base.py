@@ -85,6 +85,10 @@ class Scene(nn.Module, ABC):
 
     regularizer_names: tuple[str, ...] = ()  # the losses that `regularizers` knows
 
+    def bounds(self) -> Tensor | None:
+        """Corners (2, 3) of the box that the object fills now, world units; None, as here: the scene does not know."""
+        return None
+
     @classmethod
     def bytes_to_build(cls, **options: Any) -> float:
         """The most memory that building it with these options of `scene` takes at a time, beyond its field."""

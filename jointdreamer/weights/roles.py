@@ -75,6 +75,16 @@ ROLES = {
         ("unet/config.json", "vae/config.json", "image_encoder/config.json", "scheduler/scheduler_config.json"),
         option_of="energy=i2i novel_view=wonder3d",
     ),
+    "coordinates": Role(
+        "coordinate model (SweetDreamer's aligned geometric prior)",
+        (),
+        "yours",
+        None,
+        ("unet/config.json", "scheduler/scheduler_config.json"),
+        "SweetDreamer's authors never released theirs: train one in this layout and name its folder, "
+        "models.coordinates.source=FOLDER; models=toybox has a small one",
+        option_of="distillation=agp",
+    ),
     "classifier": Role(
         "pair classifier",
         ("cls",),

@@ -204,6 +204,11 @@ class DMTet(Scene):
 
     # As a scene
 
+    @torch.no_grad()
+    def bounds(self) -> Tensor:
+        vertices, _ = self.surface()
+        return torch.stack([vertices.amin(0), vertices.amax(0)]) if len(vertices) else self.box
+
     def render(
         self,
         cameras: Cameras,

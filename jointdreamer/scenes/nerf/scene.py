@@ -68,6 +68,9 @@ class NeRF(Scene):
     ) -> dict[str, Tensor]:
         return regularizers(render, weights, self.field, cameras, generator)
 
+    def bounds(self) -> Tensor:
+        return self.renderer.bounds()
+
     def start_from(self, other: Scene) -> None:
         if not isinstance(other, NeRF):
             raise UserError(f"scene nerf starts from a NeRF, not from a {type(other).__name__}")

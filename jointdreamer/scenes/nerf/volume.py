@@ -307,6 +307,20 @@ class VolumeRenderer(nn.Module):
         size = 2 * self.field_radius / self.grid_resolution
         return torch.stack(lower) * size - self.field_radius, torch.stack(upper) * size - self.field_radius
 
+    @torch.no_grad()
+    def bounds(self) -> Tensor:
+        """Corners (2, 3) of the box around the cells that are denser than the occupied ones on average; whole if none.
+
+        threestudio's "auto" threshold, the mean of the densities that are there, on the occupancy grid.
+        """
+        whole = self.occupancy.new_tensor([[-self.field_radius] * 3, [self.field_radius] * 3])
+        there = self.occupancy[self.occupied & (self.occupancy > 0)]
+        if len(there) == 0:
+            return whole
+        cells = (self.occupancy >= there.mean()).nonzero()
+        size = 2 * self.field_radius / self.grid_resolution
+        return torch.stack([cells.amin(0) * size, (cells.amax(0) + 1) * size]) - self.field_radius
+
     def _flat(self, cells: Tensor) -> Tensor:
         """Cells (N, 3) -> their flat index (N,); a point on the border belongs to the last cell inside."""
         x, y, z = cells.clamp(0, self.grid_resolution - 1).unbind(-1)
