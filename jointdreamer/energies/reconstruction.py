@@ -19,6 +19,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.priors.autoencoder import encode_mean
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import guided
+from jointdreamer.priors.imagedream import ImageDream
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view import MultiViewDiffusion
 from jointdreamer.priors.novel_view import NovelView
@@ -82,6 +83,7 @@ class ReconstructionEnergy(Energy):
         self.reference_image = reference_image
         self.own_text = own_text
         self.text: TextEmbeddings | None = None
+        self.prompts: Prompts | None = None
         self.given: tuple[Tensor, float, float, float] | None = None
 
     def check_rig(self, rig: Rig) -> None:
@@ -91,7 +93,8 @@ class ReconstructionEnergy(Energy):
             raise UserError(f"reference={self.reference}: cameras.n_views={rig.n_views} views count from 0")
 
     def give_prompt(self, prompts: Prompts) -> None:
-        if self.own_text:
+        self.prompts = prompts
+        if self.own_text and not isinstance(self.prior, ImageDream):  # which is given its picture first
             self.text = self.prior.embed(prompts)
 
     def give_reference(self, image: Tensor, elevation: float, azimuth: float, distance: float) -> None:
@@ -100,9 +103,13 @@ class ReconstructionEnergy(Energy):
         elevation, azimuth: of the camera that took it, radians; distance in world units. Then every view has a term.
         Raises UserError for a model that takes no image, or whose reference must be a view of the rig.
         """
+        if isinstance(self.prior, ImageDream):
+            self.prior.give_image(image)
+            self.text = None if self.prompts is None else self.prior.embed(self.prompts)
+            return
         if not isinstance(self.prior, NovelView):
             raise UserError(
-                "image=FILE, and the multi-view energy is told a text: take energy=i2i, or none, for an image"
+                "image=FILE, and the multi-view energy is told a text: take energy=i2i, imagedream or none"
             )
         if self.together:
             raise UserError("a model of fixed views cannot take a given image: its rigs turn; take Zero-1-to-3")
@@ -240,6 +247,12 @@ def mvs(*args: Any, **options: Any) -> ReconstructionEnergy:
     With `text` it reads the prompt through that text encoder, not as the text-to-image prior does.
     """
     return ReconstructionEnergy(MultiViewDiffusion.build(*args, **options), own_text=options.get("text") is not None)
+
+
+@wraps(ImageDream.build)
+def imagedream(*args: Any, **options: Any) -> ReconstructionEnergy:
+    """Eq. 8's energy over ImageDream, which is told a given image too; the arguments of `ImageDream.build`."""
+    return ReconstructionEnergy(ImageDream.build(*args, **options), own_text=True)
 
 
 def i2i(

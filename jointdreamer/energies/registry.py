@@ -7,16 +7,22 @@ import torch
 
 from jointdreamer.arguments import build_by_name, check_arguments, function_of, parameters_of
 from jointdreamer.energies.base import Energy
-from jointdreamer.priors.registry import with_shared
+from jointdreamer.priors.registry import text_of_multi_view, with_shared
 
 ENERGIES = {  # short name -> where it lives; imported only when chosen
     "none": "jointdreamer.energies.none:NoEnergy",
     "i2i": "jointdreamer.energies.reconstruction:i2i",
     "mvs": "jointdreamer.energies.reconstruction:mvs",
+    "imagedream": "jointdreamer.energies.reconstruction:imagedream",
     "random": "jointdreamer.energies.random:RandomEnergy",
     "cls": "jointdreamer.energies.classifier:ClassifierEnergy",
 }
-ROLES = {"mvs": "multi_view", "i2i": "novel_view", "cls": "classifier"}  # short name -> its model among `models`
+ROLES = {
+    "mvs": "multi_view",
+    "imagedream": "imagedream",
+    "i2i": "novel_view",
+    "cls": "classifier",
+}  # short name -> its model among `models`
 
 
 def energy_function(name: str) -> Callable[..., Any]:
@@ -30,8 +36,9 @@ def options_of_model(name: str, models: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     wanted = parameters_of(name, ENERGIES, Energy, "energy")
     options = {key: value for key, value in with_shared(models, models.get(role) or {}).items() if key in wanted}
-    if "text" in wanted and "text_encoder" in models:  # a text-to-image model whose text it cannot read
-        options.setdefault("text", models["text_encoder"]["source"])
+    # a text-to-image model whose text it cannot read, or a model that is told a picture beside the text
+    if "text" in wanted and ("text_encoder" in models or role == "imagedream"):
+        options.setdefault("text", text_of_multi_view(models))
     return options
 
 

@@ -16,6 +16,7 @@ PRIORS = {  # kind -> where it lives; imported only when chosen
     "flow": "jointdreamer.priors.flow:RectifiedFlow",
     "pixel": "jointdreamer.priors.pixel:PixelDiffusion",
     "multi_view": "jointdreamer.priors.multi_view:MultiViewDiffusion",
+    "imagedream": "jointdreamer.priors.imagedream:ImageDream",
     "coordinates": "jointdreamer.priors.coordinates:CoordinateDiffusion",
     "zero123": "jointdreamer.priors.zero123:Zero123",
     "stable_zero123": "jointdreamer.priors.zero123:StableZero123",
@@ -26,6 +27,7 @@ ROLES = {
     "text_to_image": "latent",
     "multi_view": "multi_view",
     "novel_view": "zero123",
+    "imagedream": "imagedream",
     "coordinates": "coordinates",
 }  # role -> its kind where no models.ROLE.kind is given
 

@@ -221,7 +221,7 @@ def _read_checkpoint(path: Path, vae: Any, dtype: torch.dtype) -> Parts:
             f"{advice(state, 'novel_view')}"
         )
     unet = unet_from_ldm(_averaged(state, where), dtype, where)
-    image_encoder = _image_encoder(strip(state, CLIP), dtype, where)
+    image_encoder = vision_tower(strip(state, CLIP), dtype, where)
     if vae is None:
         vae = vae_from_ldm(state, dtype, f"{where}: its autoencoder (first_stage_model)")
     projection = _projection(strip(state, PROJECTION), dtype, where)
@@ -256,8 +256,14 @@ def _averaged(state: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     return {flat[key]: value for key, value in average.items()}
 
 
-def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> Any:
-    """OpenAI's CLIP vision tower as a CLIPVisionModelWithProjection."""
+def vision_tower(
+    clip: dict[str, Tensor],
+    dtype: torch.dtype,
+    where: str,
+    head_channels: int = HEAD_CHANNELS,
+    activation: str = "quick_gelu",  # OpenAI's; OpenCLIP's is gelu
+) -> Any:
+    """The vision tower of OpenAI's CLIP, or of OpenCLIP's, by its own names as a CLIPVisionModelWithProjection."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     mapped, names = {}, {}
@@ -300,11 +306,11 @@ def _image_encoder(clip: dict[str, Tensor], dtype: torch.dtype, where: str) -> A
             hidden_size=width,
             intermediate_size=clip["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
             num_hidden_layers=len({key.split(".")[3] for key in clip if key.startswith("visual.transformer.resbl")}),
-            num_attention_heads=max(1, width // HEAD_CHANNELS),
+            num_attention_heads=max(1, width // head_channels),
             image_size=side * patch,
             patch_size=patch,
             projection_dim=clip["visual.proj"].shape[1],
-            hidden_act="quick_gelu",
+            hidden_act=activation,
         )
     except KeyError as error:
         raise UserError(f"{where}: first missing key {CLIP}{error.args[0]}, first unexpected key (none)") from error

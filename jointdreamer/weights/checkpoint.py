@@ -44,7 +44,11 @@ LAYOUTS = (
     ("a LoRA", r"lora_(unet|te\d?)_.*|.*\.lora(_[AB]|_down|_up|\.down|\.up)(\..*)?\.weight", "merge it into its base"),
     ("a ControlNet", r"control_model\..*|controlnet_cond_embedding\..*", FOREIGN),
     ("a textual inversion", r"string_to_param.*|emb_params", FOREIGN),
-    ("an image-conditioned multi-view model (ImageDream)", r".*image_embed\..*|.*\.attn2\.to_k_ip\.weight", FOREIGN),
+    (
+        "an image-conditioned multi-view model (ImageDream)",
+        r".*image_embed\..*|.*\.attn2\.to_k_ip\.weight",
+        "imagedream",
+    ),
     ("a multi-view model (MVDream's layout)", r"(model\.diffusion_model\.)?camera_embed\.0\.weight", "multi_view"),
     ("a novel-view model (Zero-1-to-3)", r"cc_projection\.weight", "novel_view"),
     ("a novel-view model (Wonder3D)", r".*\.attn_joint_(mid|twice)\..*", "wonder3d"),

@@ -59,6 +59,14 @@ ROLES = {
         ("unet/config.json", "scheduler/scheduler_config.json"),
         one_file=True,
     ),
+    "imagedream": Role(
+        "image-conditioned multi-view model (ImageDream)",
+        ("imagedream",),
+        "OpenRAIL (code: Apache-2.0)",
+        None,
+        ("unet/config.json", "scheduler/scheduler_config.json"),
+        one_file=True,
+    ),
     "novel_view": Role(
         "novel-view model (Zero-1-to-3 XL)",
         ("i2i",),
