@@ -120,7 +120,7 @@ class CoordinateDiffusion(NetworkPrior):
         """Raise UserError for a UNet that is not over four channels, or is not told a camera."""
         config = unet.config
         kind, numbers = config.class_embed_type, config.projection_class_embeddings_input_dim
-        if (config.in_channels, config.out_channels) != (4, 4) or CAMERA.get(kind) != numbers:
+        if (config.in_channels, config.out_channels) != (4, 4) or kind not in CAMERA or CAMERA[kind] != numbers:
             raise UserError(
                 f"{where} is no UNet over coordinate maps: wanted 4 channels in and out and class_embed_type "
                 "'projection' with projection_class_embeddings_input_dim 16 (the camera), or 'simple_projection' with "

@@ -366,7 +366,8 @@ def _resampler(state: Mapping[str, Tensor], dtype: torch.dtype, where: str) -> R
         said = f"first missing key {UNET}{RESAMPLER}{error.args[0]}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{where}: {said}") from error
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers."))
-    names = {key: f"{UNET}{RESAMPLER}{key}" for key in state}
-    return build_exactly(
-        lambda: Resampler(tokens, width, features, out, inner, hidden, depth), state, dtype, where, names
-    )
+
+    def make() -> Resampler:
+        return Resampler(tokens, width, features, out, inner, hidden, depth)
+
+    return build_exactly(make, state, dtype, f"{where}: its resampler ({UNET}{RESAMPLER[:-1]})", {})
