@@ -372,6 +372,35 @@ def mvdream_state() -> Callable[..., dict[str, torch.Tensor]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def imagedream_state(mvdream_state) -> dict[str, torch.Tensor]:
+    """A random checkpoint of ImageDream by its authors' names: MVDream's, and what reads a picture.
+
+    16 tokens of width 16, from features of width 128.
+    """
+    from jointdreamer.priors.imagedream import Resampler
+
+    state = {key: value for key, value in mvdream_state().items() if not key.startswith("cond_stage_model.")}
+    shapes = {
+        f"image_embed.{k}": tuple(v.shape) for k, v in Resampler(16, 32, 128, 16, 128, 64, 2).state_dict().items()
+    }
+    for key in [key for key in state if key.endswith("attn2.to_k.weight")]:
+        for name in ("to_k_ip", "to_v_ip"):
+            own = key.removeprefix("model.diffusion_model.").replace("to_k", name)
+            shapes[own] = tuple(state[key].shape)
+    shapes = {f"model.diffusion_model.{key}": shape for key, shape in shapes.items()}
+    clip = openai_vision_shapes(width=128, layers=2, patch=4, side=2, embedding=8)
+    return state | random_state(shapes | {f"clip_model.model.{key}": shape for key, shape in clip.items()})
+
+
+@pytest.fixture(scope="session")
+def imagedream_file(imagedream_state, tmp_path_factory) -> Path:
+    """`imagedream_state` as a checkpoint. Shared by the session: copy it before you damage it."""
+    path = tmp_path_factory.mktemp("imagedream") / "sd-v2.1-base-4view-ipmv.pt"
+    torch.save(imagedream_state, path)
+    return path
+
+
 # Novel-view models: Zero-1-to-3 as its authors saved it, Wonder3D as its authors' diffusers saved it
 
 NOVEL_VIEW = {"widths": (32, 64), "blocks": 1, "attends": (True, False)}

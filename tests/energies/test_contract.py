@@ -12,17 +12,22 @@ from jointdreamer.energies.none import NoEnergy
 from jointdreamer.energies.registry import ENERGIES, build_energy
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.latent import LatentDiffusion
-from jointdreamer.priors.prompts import TextPair
+from jointdreamer.priors.prompts import Prompts, TextPair
 
 B, V = 3, 4
 
 
 @pytest.fixture(params=sorted(ENERGIES))
-def energy(request, tiny_mv_folder, tiny_classifier_folder, tiny_nv_folder):
+def energy(request, tiny_sd_folder, tiny_mv_folder, tiny_classifier_folder, tiny_nv_folder, imagedream_file):
     """Every name in the table; what each needs to be built at all is said here."""
     options = {"mvs": {"source": tiny_mv_folder()}, "cls": {"source": tiny_classifier_folder}}
     options["i2i"] = {"source": tiny_nv_folder, "reference": 1}  # which view is drawn depends on how many rigs draw
-    return build_energy(request.param, **options.get(request.param, {}))
+    options["imagedream"] = {"source": imagedream_file, "text": tiny_sd_folder(), "image_size": 16}
+    built = build_energy(request.param, **options.get(request.param, {}))
+    if request.param == "imagedream":
+        built.give_prompt(Prompts("a red robot"))
+        built.give_reference(torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1)), 0.0, 0.0, 2.0)
+    return built
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """ImageDream from random checkpoints of the authors' layout: read whole, told a picture, in a term and as an energy."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -18,39 +17,13 @@ from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view_unet import load_multiview, set_views
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.scenes.nerf.scene import NeRF
-from tests.conftest import openai_vision_shapes, random_state
 
-WIDTH, TOKENS, TEXT = 128, 16, 16  # of CLIP's features, of the picture, of the text
-
-
-def linear(out, into):
-    return torch.randn(out, into, generator=torch.Generator().manual_seed(out + into)) / math.sqrt(into)
+TOKENS, TEXT = 16, 16  # of the picture; the width of the text
 
 
 @pytest.fixture(scope="module")
-def state(mvdream_state):
-    """MVDream's checkpoint with what ImageDream has beside it, by the authors' names."""
-    found = {k: v for k, v in mvdream_state(text=TEXT).items() if not k.startswith("cond_stage_model.")}
-    for key in [key for key in found if key.endswith("attn2.to_k.weight")]:
-        for name in ("to_k_ip", "to_v_ip"):
-            found[key.replace("to_k", name)] = linear(*found[key].shape).flip(0)
-    resampler = Resampler(TOKENS, 32, WIDTH, TEXT, 128, 64, 2).state_dict()
-    drawn = random_state({key: tuple(value.shape) for key, value in resampler.items()})
-    found |= {f"model.diffusion_model.image_embed.{key}": value for key, value in drawn.items()}
-    clip = openai_vision_shapes(WIDTH, 2, 4, 2, 8)
-    return found | {f"clip_model.model.{k}": v for k, v in random_state(clip).items()}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(state, tmp_path_factory):
-    path = tmp_path_factory.mktemp("imagedream") / "sd-v2.1-base-4view-ipmv.pt"
-    torch.save(state, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def prior(checkpoint, tiny_sd_folder):
-    prior = ImageDream.build(checkpoint, text=tiny_sd_folder("epsilon"), image_size=16, dtype="float32")
+def prior(imagedream_file, tiny_sd_folder):
+    prior = ImageDream.build(imagedream_file, text=tiny_sd_folder("epsilon"), image_size=16, dtype="float32")
     prior.give_image(torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(5)))
     return prior
 
@@ -65,22 +38,28 @@ def noise(views=4, rigs=1):
     return torch.randn(rigs, views, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_weight_is_read(state, checkpoint):
-    parts = load_imagedream(checkpoint)
+def test_every_weight_is_read(imagedream_state, imagedream_file):
+    parts = load_imagedream(imagedream_file)
     held = sum(p.numel() for part in (parts.unet, parts.resampler, parts.vae) for p in part.parameters())
-    wanted = sum(v.numel() for k, v in state.items() if k.startswith(("model.", "first_stage_model.")))
+    wanted = sum(v.numel() for k, v in imagedream_state.items() if k.startswith(("model.", "first_stage_model.")))
     assert held == wanted
     block = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v_ip.weight"
     processor = parts.unet.attn_processors["mid_block.attentions.0.transformer_blocks.0.attn2.processor"]
-    assert torch.equal(processor.to_v_ip.weight, state[block])
+    assert torch.equal(processor.to_v_ip.weight, imagedream_state[block])
 
 
-def test_without_its_tokens_and_fifth_view_it_is_mvdream(state, prior, tmp_path):
+def test_without_its_tokens_and_fifth_view_it_is_mvdream(imagedream_state, prior, tmp_path):
     """With values of 0 for the picture's tokens, the "local" model computes what MVDream's own loader does."""
     path = tmp_path / "mv.pt"
-    own = {k: v for k, v in state.items() if "image_embed" not in k and "_ip." not in k and not k.startswith("clip_")}
+    own = {
+        k: v
+        for k, v in imagedream_state.items()
+        if "image_embed" not in k and "_ip." not in k and not k.startswith("clip_")
+    }
     torch.save(own, path)
-    torch.save({k: torch.zeros_like(v) if "to_v_ip" in k else v for k, v in state.items()}, tmp_path / "ipmv.pt")
+    torch.save(
+        {k: torch.zeros_like(v) if "to_v_ip" in k else v for k, v in imagedream_state.items()}, tmp_path / "ipmv.pt"
+    )
     local = ImageDream.build(tmp_path / "ipmv.pt", variant="local", image_size=16, dtype="float32")
     local.features, local.picture = prior.features, prior.picture
     plain = load_multiview(path).unet
@@ -149,7 +128,7 @@ def test_the_resampler_s_queries_are_mixed_by_what_they_see():
 
 
 @pytest.mark.parametrize("as_energy", [False, True])
-def test_three_steps_end_to_end(checkpoint, tiny_sd_folder, as_energy):
+def test_three_steps_end_to_end(imagedream_file, tiny_sd_folder, as_energy):
     text = tiny_sd_folder("epsilon")
     options = {"text": text, "image_size": 16, "dtype": "float32"}
     picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -158,11 +137,11 @@ def test_three_steps_end_to_end(checkpoint, tiny_sd_folder, as_energy):
     def prior(role):
         if role != "imagedream":
             return LatentDiffusion.build(text, image_size=16, dtype="float32")
-        built = ImageDream.build(checkpoint, **options)
+        built = ImageDream.build(imagedream_file, **options)
         built.give_image(picture)
         return built
 
-    energy = imagedream(checkpoint, **options) if as_energy else None
+    energy = imagedream(imagedream_file, **options) if as_energy else None
     terms = build_terms(
         {"jsd" if as_energy else "imagedream": {"prior": "text_to_image" if as_energy else "imagedream"}},
         prior=prior,
@@ -198,8 +177,8 @@ def test_three_steps_end_to_end(checkpoint, tiny_sd_folder, as_energy):
         assert terms[0].metrics["coherence"] < 0
 
 
-def test_a_picture_is_wanted_in_one_line(checkpoint, tiny_sd_folder):
-    prior = ImageDream.build(checkpoint, text=tiny_sd_folder("epsilon"), image_size=16, dtype="float32")
+def test_a_picture_is_wanted_in_one_line(imagedream_file, tiny_sd_folder):
+    prior = ImageDream.build(imagedream_file, text=tiny_sd_folder("epsilon"), image_size=16, dtype="float32")
     with pytest.raises(UserError, match="told a picture of the object: give one, image=FILE"):
         prior.embed(Prompts("a red robot"))
 
@@ -219,7 +198,7 @@ def test_mvdream_is_no_imagedream(mvdream_state, tmp_path):
         ("out.2.bias", "conv_out.bias"),
     ],
 )
-def test_a_lost_weight_is_named(state, tmp_path, lost, said):
-    torch.save({k: v for k, v in state.items() if not k.endswith(lost)}, tmp_path / "ipmv.pt")
+def test_a_lost_weight_is_named(imagedream_state, tmp_path, lost, said):
+    torch.save({k: v for k, v in imagedream_state.items() if not k.endswith(lost)}, tmp_path / "ipmv.pt")
     with pytest.raises(UserError, match=f"no complete ImageDream.*{said}"):
         load_imagedream(tmp_path / "ipmv.pt")

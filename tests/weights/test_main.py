@@ -39,7 +39,8 @@ def refused(capsys):
 def test_every_role_of_the_paper_has_sources_and_every_hash_and_revision_is_one():
     models = cli.composed("config", [], models="sd21")["models"]
     assert set(ROLES) == set(models) - {"name", "dtype", "compile"} | {"text_encoder"}
-    fetched = set(ROLES) - {"classifier", "text_encoder"}  # one is trained, the other the text-to-image model's
+    # two are trained, the third is the text-to-image model's
+    fetched = set(ROLES) - {"classifier", "coordinates", "text_encoder"}
     listed = [str(source) for role in fetched for source in sources(models[role]["source"], role)]
     for source in listed:
         hub = re.fullmatch(HUB_ID, source)
@@ -134,7 +135,7 @@ def test_words_that_are_wrong(refused):
     refused(["list", "clipp"], "unknown role 'clipp'", "text_to_image, multi_view")
     refused(["list", "clip", "models=toybox"], "unknown role 'clip' in models=toybox")
     refused(["list", "models=sd15"], "unknown models 'sd15'")
-    refused(["list", "models.multi_vew.source=x"], "models.multi_vew", "multi_view, novel_view")
+    refused(["list", "models.multi_vew.source=x"], "models.multi_vew", "multi_view, imagedream")
     refused(["list", "models.multi_view.source=[]"], "multi_view", "names no weights")
     refused(["list", "--all"], "unknown option --all")
 
