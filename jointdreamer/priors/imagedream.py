@@ -344,7 +344,8 @@ def _network(ldm: Mapping[str, Tensor], dtype: torch.dtype, where: str, seen: An
         if name.endswith(".attn1.processor"):
             processors[name] = MultiViewAttnProcessor(1)
         elif None not in old:
-            processors[name] = ImageAttnProcessor(*(_linear(ldm[str(key)], dtype) for key in old), n_tokens)
+            to_k, to_v = (_linear(ldm[str(key)], dtype) for key in old)
+            processors[name] = ImageAttnProcessor(to_k, to_v, n_tokens)
         else:
             processors[name] = processor  # reads the picture's tokens as it does words
     unet.set_attn_processor(processors)

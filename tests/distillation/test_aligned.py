@@ -33,7 +33,7 @@ class NoText:
 class KnownMaps(PicturePrior):
     """Whatever it sees, it wants these coordinate maps: the posterior of a world with one object."""
 
-    extent = 2.0
+    extent: float | None = 2.0
 
     def __init__(self, wanted):
         super().__init__()
@@ -46,11 +46,14 @@ class KnownMaps(PicturePrior):
         return [noise_from_x0(x_t, self.wanted, *self.process.at(t))] * len(conditions)
 
 
+TEXT: Any = NoText()
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def render(seed=2):
+def render(seed=2) -> Any:
     drawn = torch.rand(2, 3, 5, 6, 6, generator=generator(seed), dtype=torch.float64)
     rgb, opacity, depth = (part.clone().requires_grad_() for part in drawn.split([3, 1, 1], 2))
     return Render(rgb, opacity, depth)
@@ -60,7 +63,7 @@ def test_the_gradient_is_that_of_half_the_squared_distance_of_the_maps():
     """With w = sigma_t / alpha_t: z - x0, through opacity and depth, by hand; the colours are not in it."""
     seen = render()
     wanted = torch.randn(2, 3, 4, 6, 6, generator=generator(3), dtype=torch.float64)
-    term = AlignedGeometry(KnownMaps(wanted), NoText(), weighting="x0")
+    term = AlignedGeometry(KnownMaps(wanted), TEXT, weighting="x0")
     losses = term(SCENE, seen, CAMERAS, NOW, generator(4))
     of_rgb, of_opacity, of_depth = torch.autograd.grad(
         losses["agp"], (seen.rgb, seen.opacity, seen.depth), allow_unused=True
@@ -78,7 +81,7 @@ def test_where_the_maps_are_what_the_prior_wants_there_is_no_gradient():
     seen = render()
     box = torch.tensor([[-2.0] * 3, [2.0] * 3])
     wanted = as_latents(coordinate_map(seen.opacity, seen.depth, CAMERAS, box)).detach()
-    losses = AlignedGeometry(KnownMaps(wanted), NoText())(SCENE, seen, CAMERAS, NOW, generator())
+    losses = AlignedGeometry(KnownMaps(wanted), TEXT)(SCENE, seen, CAMERAS, NOW, generator())
     (grad,) = torch.autograd.grad(losses["agp"], seen.depth)
     assert grad.abs().max() < 1e-9
 
@@ -91,12 +94,12 @@ def test_the_cube_is_a_tenth_larger_than_the_object_and_around_its_centre():
         def parameter_groups(self):
             return {}
 
-        def bounds(self):
+        def bounds(self) -> torch.Tensor | None:
             return torch.tensor([[-0.5, -0.1, 0.0], [0.1, 0.1, 0.4]])
 
     prior = KnownMaps(torch.zeros(()))
     prior.extent = None
-    term = AlignedGeometry(prior, NoText())
+    term = AlignedGeometry(prior, TEXT)
     torch.testing.assert_close(term.box(Box()), torch.tensor([[-0.53, -0.33, -0.13], [0.13, 0.33, 0.53]]))
     Box.bounds = Scene.bounds
     with pytest.raises(UserError, match=r"does not say which box .* models\.coordinates\.extent=1"):
@@ -106,18 +109,18 @@ def test_the_cube_is_a_tenth_larger_than_the_object_and_around_its_centre():
 def test_a_render_without_depth_is_one_line():
     seen = render()
     with pytest.raises(UserError, match="renders no depth"):
-        AlignedGeometry(KnownMaps(torch.zeros(())), NoText())(
+        AlignedGeometry(KnownMaps(torch.zeros(())), TEXT)(
             SCENE, Render(seen.rgb, seen.opacity), CAMERAS, NOW, generator()
         )
 
 
 def test_without_a_weight_the_prior_is_not_asked():
     now = SimpleNamespace(**{**vars(NOW), "loss": SimpleNamespace(agp=0.0)})
-    term = AlignedGeometry(KnownMaps(torch.zeros(())), NoText())
+    term = AlignedGeometry(KnownMaps(torch.zeros(())), TEXT)
     assert term(SCENE, render(), CAMERAS, now, generator()) == {} and term.pictures() == {}
 
 
 def test_what_the_cameras_saw_can_be_shown():
-    term = AlignedGeometry(KnownMaps(torch.zeros(2, 3, 4, 6, 6)), NoText())
+    term = AlignedGeometry(KnownMaps(torch.zeros(2, 3, 4, 6, 6)), TEXT)
     term(SCENE, render(), CAMERAS, NOW, generator())
     assert term.pictures()["coordinates"].shape == (3, 3, 6, 6)

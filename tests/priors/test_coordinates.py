@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from jointdreamer.cameras import look_at, orbit_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.priors.coordinates import CoordinateDiffusion, from_front, official_camera, to_front
 from jointdreamer.priors.prompts import Prompts
+from jointdreamer.reading import read_json
 
 
 def write(folder, text_width=32, **changes):
@@ -32,8 +34,6 @@ def write(folder, text_width=32, **changes):
 @pytest.fixture(params=["projection", "simple_projection"])
 def prior(request, tmp_path, tiny_sd_folder):
     text = tiny_sd_folder("epsilon")
-    from jointdreamer.reading import read_json
-
     width = read_json(text / "text_encoder" / "config.json")["hidden_size"]
     numbers = {"projection": 16, "simple_projection": 12}[request.param]
     write(tmp_path, width, class_embed_type=request.param, projection_class_embeddings_input_dim=numbers)

@@ -48,17 +48,17 @@ def hits(cameras, center=(0.0, 0.0, 0.0)):
     return rays_o + t * rays_d, nearest[..., 0]
 
 
-def small_background():
-    return SphericalBackground()
+def seen(render, cameras):
+    return coordinate_map(render.opacity, render.depth, cameras, BOX)
 
 
 @pytest.mark.parametrize("projection", ["perspective", "orthographic"])
 def test_of_a_volume_they_are_the_positions_of_the_sphere(projection):
     center = (0.1, -0.05, 0.2)
-    scene = NeRF(Ball(center), small_background(), VolumeRenderer(n_samples=512, prune=False))
+    scene = NeRF(Ball(center), SphericalBackground(), VolumeRenderer(n_samples=512, prune=False))
     cameras = sample_cameras(Rig(n_views=2, projection=projection), 24, torch.Generator().manual_seed(1))
     render = scene.render(cameras, normals=False)
-    maps = coordinate_map(render.opacity, render.depth, cameras, BOX)
+    maps = seen(render, cameras)
     wanted, nearest = hits(cameras, center)
     inside, outside = nearest < 0.9 * RADIUS, nearest > 1.02 * RADIUS
     got = maps.movedim(2, -1).detach().double()
@@ -70,11 +70,11 @@ def test_of_a_volume_they_are_the_positions_of_the_sphere(projection):
 
 def test_of_a_mesh_they_are_the_positions_of_the_sphere():
     field = HashGridField(encoding={"n_levels": 2, "log2_table_size": 8}, hidden=4)
-    scene = DMTet(field, small_background(), resolution=32)
+    scene = DMTet(field, SphericalBackground(), resolution=32)
     cameras = orbit_cameras(3, 32)
     with torch.no_grad():
         render = scene.render(cameras)
-    maps = coordinate_map(render.opacity, render.depth, cameras, BOX).movedim(2, -1).double()
+    maps = seen(render, cameras).movedim(2, -1).double()
     wanted, nearest = hits(cameras)
     inside, outside = nearest < 0.85 * RADIUS, nearest > 1.1 * RADIUS
     assert (maps[inside][:, :3] - (wanted[inside] + 1) / 2).abs().max() < 0.02
@@ -82,14 +82,14 @@ def test_of_a_mesh_they_are_the_positions_of_the_sphere():
 
 
 def test_of_the_toybox_they_are_the_positions_of_the_sphere():
-    ball = raycast.pack([raycast.Solid(raycast.SPHERE, (0, 0, 0), (RADIUS,) * 3, (1, 0, 0))])
+    ball = raycast.pack([raycast.Solid(raycast.SPHERE, (0, 0, 0), (RADIUS, RADIUS, RADIUS), (1, 0, 0))])
     cameras = orbit_cameras(2, 16)
     rgba, depth, _ = raycast.render(ball, cameras.c2w[0].double().numpy(), cameras.fovy[0].numpy(), 16, supersample=1)
     opacity, depth = (torch.from_numpy(np.ascontiguousarray(x))[None, :, None] for x in (rgba[..., 3], depth))
     maps = coordinate_map(opacity, opacity * depth, cameras, BOX).movedim(2, -1).double()
     wanted, nearest = hits(cameras)
-    seen = nearest < 0.99 * RADIUS
-    torch.testing.assert_close(maps[seen][:, :3], (wanted[seen] + 1) / 2, atol=1e-5, rtol=0)
+    inside = nearest < 0.99 * RADIUS
+    torch.testing.assert_close(maps[inside][:, :3], (wanted[inside] + 1) / 2, atol=1e-5, rtol=0)
 
 
 def test_half_a_pixel_of_object_is_half_way_to_the_middle_of_the_box():
@@ -114,8 +114,8 @@ def test_a_volume_s_gradient_is_that_of_its_weighted_positions():
     field = Ball(sigma=2.0)
     renderer = VolumeRenderer(n_samples=64, prune=False, backend="torch")
     cameras = orbit_cameras(1, 1, elevation_deg=20, distance=2.5)
-    render = NeRF(field, small_background(), renderer).render(cameras, normals=False)
-    maps = coordinate_map(render.opacity, render.depth, cameras, BOX)
+    render = NeRF(field, SphericalBackground(), renderer).render(cameras, normals=False)
+    maps = seen(render, cameras)
     (got,) = torch.autograd.grad(maps[0, 0, 2, 0, 0], field.sigma)
     sigma = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     rays_o, rays_d = (x.double().view(3) for x in rays(cameras.c2w, cameras.fovy, 1))
@@ -129,13 +129,13 @@ def test_a_volume_s_gradient_is_that_of_its_weighted_positions():
 
 def test_a_scene_knows_the_box_of_its_object():
     center = (0.2, 0.0, -0.1)
-    scene = NeRF(Ball(center), small_background(), VolumeRenderer(n_samples=64, grid_resolution=32))
+    scene = NeRF(Ball(center), SphericalBackground(), VolumeRenderer(n_samples=64, grid_resolution=32))
     assert torch.equal(scene.bounds(), BOX)  # nothing seen yet
     scene.before_step(0, torch.Generator().manual_seed(0))
     wanted = torch.tensor(center) + RADIUS * torch.tensor([[-1.0], [1.0]])
     assert (scene.bounds() - wanted).abs().max() <= 2 / 32 + 1e-6
     field = HashGridField(encoding={"n_levels": 2, "log2_table_size": 8}, hidden=4)
-    ball = DMTet(field, small_background(), resolution=16)
+    ball = DMTet(field, SphericalBackground(), resolution=16)
     assert (ball.bounds() - RADIUS * torch.tensor([[-1.0], [1.0]])).abs().max() < 0.05
     with torch.no_grad():
         ball.level.fill_(1.0)

@@ -93,5 +93,5 @@ def toy_maps(toys: list[Toy], cameras: Cameras) -> Tensor:
         rgba, t, _ = raycast.render(raycast.pack(solids(toy)), c2w, fovy, cameras.resolution, supersample=3)
         opacity.append(rgba[..., 3])
         depth.append(rgba[..., 3] * t)  # of a pixel's rays together, as a render's
-    maps = (torch.from_numpy(np.stack(x))[:, :, None] for x in (opacity, depth))
-    return coordinate_map(*maps, cameras, BOX)
+    opacity, depth = (torch.from_numpy(np.stack(x))[:, :, None] for x in (opacity, depth))
+    return coordinate_map(opacity, depth, cameras, BOX)
