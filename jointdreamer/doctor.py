@@ -243,7 +243,7 @@ def commands(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         say("python train.py", False)
     for name, there in report["models"].items():
         for energy in dict.fromkeys(energy for one in there.values() for energy in one["needed_by"]):
-            needed = {role: one for role, one in there.items() if energy in one["needed_by"]}
+            needed = {role: one for role, one in there.items() if energy in one["needed_by"] or role == "text_to_image"}
             wrong = [one["problem"] for one in needed.values() if one["problem"]]
             absent = [role for role, one in needed.items() if not one["path"]]
             small = too_small(report["machine"], needed.get("text_to_image", {}))

@@ -6,9 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from jointdreamer.cameras import orbit_cameras
+from jointdreamer.priors.coordinates import CoordinateDiffusion
+from jointdreamer.priors.prompts import Prompts
 from jointdreamer.toybox import networks
+from jointdreamer.toybox.recipes.coordinates import toy_maps
 from jointdreamer.toybox.recipes.shipped import FAMILY, WEIGHTS, save_part, save_tokenizer
 from jointdreamer.toybox.retrieval import sample, words_seen
+from jointdreamer.toybox.world import parse_caption
 from jointdreamer.weights.parts import load_tokenizer, part_keys
 
 MEGABYTES = 80
@@ -88,3 +93,33 @@ def test_the_multi_view_model_is_the_stock_unet_with_a_camera():
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_the_folder_is_a_stable_diffusion_folder(part):
     assert (FAMILY / part).is_dir() and (FAMILY / "model_index.json").exists()
+
+
+def test_the_coordinate_model_draws_where_a_toy_is_from_each_camera():
+    """Samples lie on the true maps, and the coordinates are those of their own camera, not of the one opposite."""
+    text = "a green bear"
+    options = {"x0_limit": 5.0, "scale": networks.COORDINATE_SCALE, "text": FAMILY, "dtype": "float32"}
+    prior = CoordinateDiffusion.build(WEIGHTS / "coordinates", **options)
+    cameras = orbit_cameras(4, networks.COORDINATE_SIZE, distance=2.61)
+    words = prior.embed(Prompts(text))
+    conditions = [words.at(cameras), words.nothing(cameras)]
+    x = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    times = torch.linspace(999, 0, 13).long()
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        noise = prior.guidance.noise(
+            prior.process, x, now[None], *prior.predict(x, now[None], conditions, cameras), guidance_scale=3.0
+        )
+        alpha_t, sigma_t = prior.process.at(after[None])
+        x = alpha_t * prior.process.x0(noise, x, now[None]) + sigma_t * noise
+    got = prior.decode(x)[0]
+    toy = parse_caption(text)
+    assert toy is not None
+    (true,) = toy_maps([toy], cameras)
+    inside, drawn = true[:, 3] > 0.5, got[:, 3] > 0.5
+    assert (inside & drawn).sum() / (inside | drawn).sum() > 0.65
+    both = inside & drawn & (true.roll(2, 0)[:, 3] > 0.5)
+
+    def far(maps):
+        return (maps[:, :3].movedim(1, -1)[both] - true[:, :3].movedim(1, -1)[both]).norm(dim=-1).mean()
+
+    assert far(got) < 0.08 and far(true.roll(2, 0)) > 2 * far(got)
