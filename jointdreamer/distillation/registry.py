@@ -13,6 +13,7 @@ from jointdreamer.distillation.targets import Target
 from jointdreamer.energies.base import Energy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
+from jointdreamer.priors.imagedream import ImageDream
 from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import NOVEL_VIEW
@@ -136,7 +137,9 @@ def check_same_latents(prior: Prior, other: Prior, family: str) -> None:
 
 
 def what_prior_is_told(prior: Prior, prompts: Prompts, reference: Reference | None, ground: float, name: str) -> Any:
-    """The prompt as the prior embeds it, or the given image for a prior that reads one. Raises UserError without it."""
+    """The prompt as the prior embeds it, the given image, or both. Raises UserError without an image that it reads."""
+    if isinstance(prior, ImageDream):
+        prior.give_image(the_image(reference, name).on(ground))
     if not isinstance(prior, NovelView):
         return prior.embed(prompts)
     image = the_image(reference, name)

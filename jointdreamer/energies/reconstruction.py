@@ -108,9 +108,7 @@ class ReconstructionEnergy(Energy):
             self.text = None if self.prompts is None else self.prior.embed(self.prompts)
             return
         if not isinstance(self.prior, NovelView):
-            raise UserError(
-                "image=FILE, and the multi-view energy is told a text: take energy=i2i, imagedream or none"
-            )
+            raise UserError("image=FILE, and the multi-view energy is told a text: take energy=i2i, imagedream or none")
         if self.together:
             raise UserError("a model of fixed views cannot take a given image: its rigs turn; take Zero-1-to-3")
         self.given = (image, elevation, azimuth, distance)

@@ -16,6 +16,7 @@ from jointdreamer.priors.imagedream import ImageDream, Resampler, load_imagedrea
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.multi_view_unet import load_multiview, set_views
 from jointdreamer.priors.prompts import Prompts
+from jointdreamer.reference import ImageCamera, Reference
 from jointdreamer.scenes.nerf.scene import NeRF
 
 TOKENS, TEXT = 16, 16  # of the picture; the width of the text
@@ -137,9 +138,7 @@ def test_three_steps_end_to_end(imagedream_file, tiny_sd_folder, as_energy):
     def prior(role):
         if role != "imagedream":
             return LatentDiffusion.build(text, image_size=16, dtype="float32")
-        built = ImageDream.build(imagedream_file, **options)
-        built.give_image(picture)
-        return built
+        return ImageDream.build(imagedream_file, **options)
 
     energy = imagedream(imagedream_file, **options) if as_energy else None
     terms = build_terms(
@@ -148,9 +147,8 @@ def test_three_steps_end_to_end(imagedream_file, tiny_sd_folder, as_energy):
         energy=lambda: energy or NoEnergy(),
         prompts=Prompts("a red robot"),
         rig=rig,
+        reference=Reference(torch.cat([picture, torch.ones_like(picture[:1])]), ImageCamera()),
     )
-    if energy:
-        energy.give_reference(picture, 0.0, 0.0, 2.0)
     scene = NeRF.build(
         {"encoding": {"n_levels": 2, "log2_table_size": 8, "backend": "torch"}, "hidden": 4},
         {},
