@@ -29,7 +29,7 @@ def layout(zero123_file, tiny_sd_folder, bear, tmp_path_factory):
 
     def words(experiment: str, *more: str) -> list[str]:
         file = stable if experiment == "stable_zero123" else zero123_file
-        sizes = {"reference_resolution": 16, "resolution": 12, "steps": 3}
+        sizes = {"resolution": 12, "steps": 3} | ({} if experiment == "imagedream" else {"reference_resolution": 16})
         return [
             f"experiment=image/{experiment}",
             "models=sd21",
@@ -81,6 +81,13 @@ def test_magic123_asks_both_priors_and_jsd_the_energy(launcher, layout, tmp_path
     words = layout("jsd", "prompt=a red robot", "schedule.energy_weight=[[0,0],[1,1.25]]")
     _, rows = rows_of(launcher, tmp_path, words)
     assert [row["coherence"] < 0 for row in rows] == [False, True, True] and all(row["loss/rgb"] > 0 for row in rows)
+
+
+def test_imagedream_as_the_energy_beside_a_text_s_prior(launcher, layout, imagedream_file, tmp_path):
+    own = [f"models.imagedream.source={imagedream_file}", "models.imagedream.file=null", "prompt=a red robot"]
+    own += ["models.imagedream.image_size=16", "distillation=jsd", "energy=imagedream", "schedule.energy_weight=1"]
+    _, rows = rows_of(launcher, tmp_path, layout("imagedream", *own, "schedule.loss.jsd=1"))
+    assert len(rows) == 3 and all(row["loss/jsd"] > 0 and row["coherence"] != 0 for row in rows)
 
 
 def test_the_one_model_taken_for_the_other(launcher, layout, zero123_file, tmp_path):

@@ -164,3 +164,10 @@ def test_a_distillation_that_cannot_run_is_named_and_fails_the_verdict():
     assert relative(found)[1][:2] == ["VSD", "no room"]
     found["vsd"] = {"seconds_per_step": 4.5, "peak_memory_gb": 1.5}
     assert relative(found)[1] == ["VSD", "4.500", "2.25", "1.50", "1.50"] and not judge(found)[0]["holds"]
+
+
+def test_waiting(bench, capsys):
+    found = bench("waiting", "--repeats", "1")
+    assert found.keys() >= {*KEYS, "seconds"} and len(found["seconds"]) == 4
+    assert all(len(times) == 1 and times[0] > 0 for policy in found["seconds"].values() for times in policy.values())
+    assert "beside a busy process" in capsys.readouterr().out
