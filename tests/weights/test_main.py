@@ -118,7 +118,7 @@ def test_every_gated_repository_is_a_source():
 
 def test_the_toybox_is_whole(capsys):
     assert weights.main(["check", "models=toybox"]) == 0
-    assert capsys.readouterr().out.count(" is whole") == 4
+    assert capsys.readouterr().out.count(" is whole") == 5
 
 
 def test_prefetch_converts_a_checkpoint_once(mvdream_state, tmp_path, capsys):
