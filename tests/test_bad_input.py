@@ -408,7 +408,8 @@ def test_help_lists_the_groups_within_three_seconds_and_without_torch():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert (
-        "energy: cls, i2i, mvs, none, random" in done.stdout and "models: if, sd21, sd35, sdxl, toybox" in done.stdout
+        "energy: cls, i2i, imagedream, mvs, none, random" in done.stdout
+        and "models: if, sd21, sd35, sdxl, toybox" in done.stdout
     )
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "hydra" in imported and not imported & {"torch", "numpy", "numba", "diffusers", "transformers"}

@@ -130,6 +130,10 @@ def test_wandb_s_key_is_found_where_wandb_looks(tmp_path, monkeypatch):
     assert doctor.wandb_login() is None
 
 
+def seconds(used: resource.struct_rusage) -> float:
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_real_command_is_quick_and_its_json_is_the_report(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     line = [sys.executable, "-m", "jointdreamer.doctor", "--json"]
@@ -139,8 +143,10 @@ def test_the_real_command_is_quick_and_its_json_is_the_report(tmp_path):
     assert done.returncode == 0 and done.stderr == ""
     report = json.loads(done.stdout)
     assert report["machine"]["offline"] and set(report["models"]) == {"toybox", "sd21"}
-    # time of the processor, so that a busy machine does not count
-    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 5
+    # time of the processor, so that a busy machine does not count, beside what torch alone takes on this one
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    torch_alone = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert seconds(after) - seconds(before) < 2.5 * (seconds(torch_alone) - seconds(after))
 
 
 def test_a_wrong_word_is_one_line(capsys):

@@ -180,7 +180,14 @@ def test_every_module_we_import_is_a_requirement(wanted):
     installs = {"hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
     names = [canonicalize_name(requirement.name) for requirement in wanted]
     known = {installs.get(name, name.replace("-", "_")) for name in names} | {"jointdreamer"} | sys.stdlib_module_names
-    optional = {"tinycudann", "triton", "nerfacc", "nvdiffrast", "bitsandbytes"}  # only ever behind an ImportError
+    optional = {
+        "tinycudann",
+        "triton",
+        "nerfacc",
+        "nvdiffrast",
+        "bitsandbytes",
+        "rembg",
+    }  # only ever behind an ImportError
     scripts = set(ROOT.glob("*.py")) - {ROOT / "setup.py"}  # which the build alone runs
     for file in [*(ROOT / "jointdreamer").rglob("*.py"), *scripts]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

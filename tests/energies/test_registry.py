@@ -46,7 +46,7 @@ def test_a_user_s_own_class(mine):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("mvd", {}, "choose one of none, .*mvs, random"),
+        ("mvd", {}, "choose one of none, .*mvs, .*random"),
         ("no_such_module:Energy", {}, "PYTHONPATH"),
         ("mirror_energy_of_mine:Mirror", {}, "no class 'Mirror'"),
         ("mirror_energy_of_mine:NotAnEnergy", {}, "derives from Energy"),

@@ -54,7 +54,7 @@ def test_words():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "wanted one of table1, table2, table3, mesh, distillation, fig8, fig10, got nothing"),
+        ([], "wanted one of table1, table2, table3, mesh, distillation, fig8, fig10, image, got nothing"),
         (["table4"], "got table4"),
         (["table1", "fast"], "KEY=VALUE"),
         (["table1", "seed=1"], "seeds=0,1"),
