@@ -486,6 +486,7 @@ def test_stable_zero123_hears_where_the_image_was_taken_from(zero123_file, tmp_p
     assert torch.equal(numbers[..., :3], relative_numbers(given["reference"], given["cameras"])[..., :3])
     elevation = given["reference"].elevation.rad2deg()
     torch.testing.assert_close(numbers[..., 3], torch.deg2rad(90 - elevation).expand(2, 3))
-    nameless = shutil.copy(zero123_file, tmp_path / "model.ckpt")
+    (tmp_path / "file").mkdir()
+    nameless = shutil.copy(zero123_file, tmp_path / "file" / "model.ckpt")
     stable, plain = (load_novel_view(kind, nameless, image_size=16) for kind in ("stable_zero123", "zero123"))
     assert (x0_of(stable, **given) - x0_of(plain, **given)).abs().max() > 1e-3
