@@ -23,6 +23,7 @@ def build(model: str, network: str) -> torch.nn.Module:
         ("text-to-image", "unet"): networks.build_unet,
         ("text-to-image", "text"): lambda: networks.build_text_encoder(tokenizer),
         ("multi-view", "unet"): lambda: networks.build_unet(multiview=True),
+        ("coordinates", "unet"): networks.build_coordinate_unet,
         ("novel-view", "unet"): lambda: networks.build_unet(in_channels=2 * networks.LATENT_CHANNELS),
         ("novel-view", "tower"): networks.build_vision_tower,
         ("novel-view", "projection"): lambda: torch.nn.Linear(networks.TEXT_WIDTH + 4, networks.TEXT_WIDTH),
