@@ -155,14 +155,7 @@ def score_objects(cfg: dict[str, Any]) -> int:
     names = {"clip_score": "CLIP Score", "r_precision": "R-Precision", "r_at_5": "R@5", "psnr": "PSNR"}
     table = foreign.markdown(rows, {**names, "ssim": "SSIM", "clip_similarity": "CLIP similarity"}, cfg["confidence"])
     found = {"extractor": network.name, "views": cfg["views"], "resolution": resolution, "objects": rows}
-    try:
-        write_text(out_dir / "objects.json", to_json(found, indent=2) + "\n")
-        write_text(out_dir / "objects.md", table)
-    except OSError as error:
-        raise cannot_write(out_dir, error) from error
-    print(table)
-    print(printable(out_dir))
-    return 0
+    return keep(out_dir, "objects", found, table)
 
 
 def paper_clip() -> Any:
@@ -183,6 +176,18 @@ def make_folder(out_dir: Path) -> None:
         tempfile.TemporaryFile(dir=out_dir).close()
     except OSError as error:
         raise cannot_write(out_dir, error) from error
+
+
+def keep(out_dir: Path, name: str, found: dict[str, Any], table: str) -> int:
+    """Print a table and keep it beside its numbers, NAME.md and NAME.json; the exit status. Raises UserError."""
+    try:
+        write_text(out_dir / f"{name}.json", to_json(found, indent=2) + "\n")
+        write_text(out_dir / f"{name}.md", table)
+    except OSError as error:
+        raise cannot_write(out_dir, error) from error
+    print(table)
+    print(printable(out_dir))
+    return 0
 
 
 def cannot_write(out_dir: Path, error: OSError) -> UserError:
@@ -240,14 +245,7 @@ def add_up_study(patterns: list[str], out_dir: Path) -> int:
     together = report.aggregate_study(files, evaluation)
     tell([{"folder": one["file"], "why": one["why"]} for one in together.get("left_out", [])])
     table = report.study_table(together)
-    try:
-        write_text(out_dir / "study.json", to_json(together, indent=2) + "\n")
-        write_text(out_dir / "study.md", table)
-    except OSError as error:
-        raise cannot_write(out_dir, error) from error
-    print(table)
-    print(printable(out_dir))
-    return 0
+    return keep(out_dir, "study", together, table)
 
 
 def read_captions(captions: str) -> tuple[str, list[str] | None]:

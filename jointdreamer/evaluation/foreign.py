@@ -24,6 +24,7 @@ from jointdreamer.data.render_views import FOVY_DEG
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import Clip, resized
 from jointdreamer.evaluation.statistics import mean
+from jointdreamer.evaluation.table import number_cell
 from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.images import read_picture
 from jointdreamer.metrics import clip_score, psnr, recall_at, retrieval_ranks, ssim, unit
@@ -172,9 +173,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], confid
     cells = []
     for key in shown:
         found = mean([float(row[key]) for row in rows], confidence)
-        assert found is not None
-        bounds = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
-        cells.append(f"{found.mean:.2f}{bounds}")
+        cells.append(number_cell(found and found.as_dict(), 2))
     lines.append(f"| all {len(rows)} | {' | '.join(cells)} |")
     for row in rows:
         lines.append(f"| {Path(row['object']).name} | {' | '.join(f'{row[key]:.2f}' for key in shown)} |")

@@ -44,7 +44,7 @@ def markdown(evaluation: Mapping[str, Any]) -> str:
     lines = [_row(head), "|---" * len(head) + "|"]
     for group in groups:
         cells = [plain(group["keys"][key]) for key in keys] + [str(group["runs"])]
-        lines.append(_row([*cells, *(_cell(group.get(name), COLUMNS[name][1]) for name in shown)]))
+        lines.append(_row([*cells, *(number_cell(group.get(name), COLUMNS[name][1]) for name in shown)]))
     lines += [
         "",
         f"Mean [{evaluation['confidence']:.0%} interval] over runs; {evaluation['intervals']}. "
@@ -85,14 +85,15 @@ def plain(text: Any) -> str:
     return one_line(text).translate(MARKUP)
 
 
-def _cell(value: Any, digits: int) -> str:
+def number_cell(value: Any, digits: int, base: float = 1.0) -> str:
+    """A number, or a mean and its interval (`Interval.as_dict`), over `base`; a dash for None."""
     if value is None:
         return "-"
     if not isinstance(value, Mapping):
-        return f"{value:.{digits}f}"
+        return f"{value / base:.{digits}f}"
     low, high = value["low"], value["high"]
-    around = "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{value['mean']:.{digits}f}{around}"
+    around = "" if low is None or high is None else f" [{low / base:.{digits}f}, {high / base:.{digits}f}]"
+    return f"{value['mean'] / base:.{digits}f}{around}"
 
 
 def runs_csv(rows: Sequence[Mapping[str, Any]], more: Mapping[str, Sequence[Any]]) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jointdreamer.errors import UserError, one_line
+from jointdreamer.errors import UserError
 from jointdreamer.files import to_json
+from jointdreamer.runs.outside import Outside
 
 
 def check_tensorboard(logger: Mapping[str, Any]) -> None:
@@ -15,8 +16,8 @@ def check_tensorboard(logger: Mapping[str, Any]) -> None:
         raise UserError("logger=tensorboard is not installed: pip install -e '.[tensorboard]', or take logger=wandb")
 
 
-class TensorBoard:
-    """Rows and pictures of a run as TensorBoard shows them; the first failure is one warning, after it nothing is sent.
+class TensorBoard(Outside):
+    """Rows and pictures of a run as TensorBoard shows them.
 
     folder: the run folder, the events go to its tensorboard/. options: of `SummaryWriter`. start: what was written of
     later steps by a run that was interrupted is hidden. Films and meshes lie in the run folder, and only there.
@@ -30,44 +31,32 @@ class TensorBoard:
         start: int,
         warn: Callable[[str], None],
     ):
-        self._warn, self._writer = warn, None
+        super().__init__("tensorboard", warn)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None, **options)
+            self.sink = SummaryWriter(str(folder / "tensorboard"), purge_step=start or None, **options)
         except Exception as error:
-            self._give_up("start", error)
-        self._try("show the config", lambda writer: writer.add_text("config", _code(config), start))
+            self.give_up("start", error)
+        self.attempt("show the config", lambda writer: writer.add_text("config", _code(config), start))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """One row of numbers, with its `step`."""
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
-                self._try("log", lambda writer, name=name, value=value: writer.add_scalar(name, value, row["step"]))
+                self.attempt("log", lambda writer, name=name, value=value: writer.add_scalar(name, value, row["step"]))
 
     def media(self, kind: str, name: str, step: int, path: Path) -> None:
         """A picture; films and meshes are left out."""
         if kind == "image":
-            self._try("log the image", lambda writer: writer.add_image(name, _pixels(path), step, dataformats="HWC"))
+            self.attempt("log the image", lambda writer: writer.add_image(name, _pixels(path), step, dataformats="HWC"))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        self._try("write the summary", lambda writer: writer.add_text("result", _code(values)))
+        self.attempt("write the summary", lambda writer: writer.add_text("result", _code(values)))
 
     def finish(self, failed: bool) -> None:
-        self._try("finish", lambda writer: writer.close())
-        self._writer = None
-
-    def _try(self, what: str, send: Callable[[Any], None]) -> None:
-        if self._writer is not None:
-            try:
-                send(self._writer)
-            except Exception as error:
-                self._give_up(what, error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        self._writer = None
-        said = one_line(error)[:200] or type(error).__name__
-        self._warn(f"warning: tensorboard could not {what} ({said}): the run goes on without it")
+        self.attempt("finish", lambda writer: writer.close())
+        self.sink = None
 
 
 def _pixels(path: Path) -> Any:

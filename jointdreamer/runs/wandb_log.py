@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jointdreamer.errors import one_line
 from jointdreamer.files import write_text
 from jointdreamer.reading import NOT_NOW, Unreadable, read_text
+from jointdreamer.runs.outside import Outside
 
 
 def logged_in(wandb: Any) -> bool:
@@ -44,13 +46,14 @@ def run_id(file: Path) -> str:
     return new
 
 
-class Wandb:
-    """wandb, as something that may fail: the first failure is one warning, after it nothing more is sent."""
+class Wandb(Outside):
+    """A run of wandb's."""
 
     def __init__(
         self, folder: Path, options: Mapping[str, Any], config: Mapping[str, Any], warn: Callable[[str], None]
     ):
-        self._warn, self._run, self._module = warn, None, None
+        super().__init__("wandb", warn)
+        self._module: Any = None
         try:
             self._options = {
                 "project": "jointdreamer",
@@ -72,18 +75,18 @@ class Wandb:
             except Exception as error:
                 if mode is not None:
                     raise
-                warn(f"warning: wandb could not start online ({_one_line(error)}): going on offline")
+                warn(f"warning: wandb could not start online ({one_line(error)[:200]}): going on offline")
                 wandb.teardown()  # else it takes the run for still being in use
                 self._start("offline")
         except Exception as error:
-            self._give_up("start", error)
+            self.give_up("start", error)
 
     def _start(self, mode: str | None) -> None:
         """Mode None leaves the choice to wandb's own settings, which say online unless somebody changed them."""
         wandb: Any = self._module
         known = getattr(wandb.Settings, "model_fields", {})
         wanted = {"init_timeout": 30.0, "finish_timeout": 120.0, "silent": True, "console": "off"}
-        self._run = wandb.init(
+        self.sink = wandb.init(
             **{
                 **self._options,
                 "mode": mode,
@@ -92,16 +95,17 @@ class Wandb:
             }
         )
         # our own axis: after a resume, steps that wandb has seen come again, and it drops those of its own axis
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        if mode is None and self._run.url:
-            self._warn(f"wandb: {self._run.url}")
+        self.sink.define_metric("step")
+        self.sink.define_metric("*", step_metric="step")
+        if mode is None and self.sink.url:
+            self.warn(f"wandb: {self.sink.url}")
 
     def log(self, row: Mapping[str, Any]) -> None:
-        self._try("log", lambda run, wandb: run.log({key: value for key, value in row.items() if value is not None}))
+        self.attempt("log", lambda run: run.log({key: value for key, value in row.items() if value is not None}))
 
     def media(self, kind: str, name: str, step: int, path: Path) -> None:
-        def send(run: Any, wandb: Any) -> None:
+        def send(run: Any) -> None:
+            wandb = self._module
             if kind == "image":
                 shown = wandb.Image(str(path))
             elif kind == "video":
@@ -110,27 +114,11 @@ class Wandb:
                 shown = wandb.Object3D(str(path))
             run.log({name: shown, "step": step})
 
-        self._try(f"log the {kind}", send)
+        self.attempt(f"log the {kind}", send)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        self._try("write the summary", lambda run, wandb: run.summary.update(dict(values)))
+        self.attempt("write the summary", lambda run: run.summary.update(dict(values)))
 
     def finish(self, failed: bool) -> None:
-        self._try("finish", lambda run, wandb: run.finish(exit_code=1 if failed else 0))
-        self._run = None
-
-    def _try(self, what: str, send: Callable[[Any, Any], None]) -> None:
-        if self._run is None:
-            return
-        try:
-            send(self._run, self._module)
-        except Exception as error:
-            self._give_up(what, error)
-
-    def _give_up(self, what: str, error: Exception) -> None:
-        self._run = None
-        self._warn(f"warning: wandb could not {what} ({_one_line(error)}): the run goes on without it")
-
-
-def _one_line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]
+        self.attempt("finish", lambda run: run.finish(exit_code=1 if failed else 0))
+        self.sink = None

@@ -34,6 +34,7 @@ from jointdreamer.comparison import compare
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import Clip, toybox_clip
 from jointdreamer.evaluation.statistics import mean, rate
+from jointdreamer.evaluation.table import number_cell
 from jointdreamer.files import atomic_path, write_text
 from jointdreamer.images import grid, to_uint8
 from jointdreamer.metrics import psnr, ssim, unit
@@ -180,11 +181,9 @@ def scores_of(toy: Toy, turn: Tensor, novel: Tensor, clip: Clip, judge: Any) -> 
 def markdown(rows: Mapping[str, Sequence[Scores]], settings: ImageSettings) -> str:
     """The table, and the PSNR by the angle from the picture."""
 
-    def cell(values: Sequence[float], decimals: int) -> str:
+    def average(values: Sequence[float], decimals: int) -> str:
         found = mean(values)
-        assert found is not None
-        bounds = "" if found.low is None else f" [{found.low:.{decimals}f}, {found.high:.{decimals}f}]"
-        return f"{found.mean:.{decimals}f}{bounds}"
+        return number_cell(found and found.as_dict(), decimals)
 
     head = ["", "objects", "PSNR, picture", "SSIM, picture", "PSNR, novel", "SSIM, novel", "CLIP", "Janus, %", "R"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
@@ -192,16 +191,15 @@ def markdown(rows: Mapping[str, Sequence[Scores]], settings: ImageSettings) -> s
     by_angle = [f"| PSNR at | {' | '.join(f'{angle:g}' for angle in sides)} |", "|" + "---|" * (len(sides) + 1)]
     for name, scores in rows.items():
         janus = rate([one.janus for one in scores])
-        assert janus is not None
         cells = [
             name, str(len(scores)),
-            cell([one.psnr_reference for one in scores], 2) if name != COPY else "-",
-            cell([one.ssim_reference for one in scores], 3) if name != COPY else "-",
-            cell([float(np.mean(one.psnr)) for one in scores], 2),
-            cell([float(np.mean(one.ssim)) for one in scores], 3),
-            cell([one.clip for one in scores], 3),
-            f"{janus.mean:.1f} [{janus.low:.1f}, {janus.high:.1f}]",
-            cell([one.resultant_length for one in scores], 2),
+            average([one.psnr_reference for one in scores], 2) if name != COPY else "-",
+            average([one.ssim_reference for one in scores], 3) if name != COPY else "-",
+            average([float(np.mean(one.psnr)) for one in scores], 2),
+            average([float(np.mean(one.ssim)) for one in scores], 3),
+            average([one.clip for one in scores], 3),
+            number_cell(janus and janus.as_dict(), 1),
+            average([one.resultant_length for one in scores], 2),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
         means = [np.mean([[p for p, a in zip(one.psnr, angles(), strict=True) if a == side] for one in scores])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.errors import UserError, one_line
+from jointdreamer.evaluation.table import number_cell
 from jointdreamer.project import ROOT
 from jointdreamer.reading import ABSENT as ABSENT_FILE
 from jointdreamer.reading import DAMAGED, Unreadable, is_number, read_json
@@ -116,21 +117,10 @@ def markdown(table: Table, models: str, found: Mapping[str, Groups]) -> str:
             value = (found.get("held out", {}).get(row.name(models), {}) if column == HELD_OUT else group).get(key)
             if column in RELATIVE:
                 base = first.get(key)
-                cells.append(cell(value, decimals, base["mean"]) if base else ABSENT)
+                cells.append(number_cell(value, decimals, base["mean"]) if base else ABSENT)
             else:
-                cells.append(cell(value, decimals))
+                cells.append(number_cell(value, decimals))
             cells += [row.paper.get(column, ABSENT)] if column in with_paper else []
         lines.append(f"| {' | '.join(cells)} |")
     toybox = " The toybox's numbers compare with each other, not with the paper's." if models == "toybox" else ""
     return "\n".join([*lines, "", table.note + toybox])
-
-
-def cell(value: Any, decimals: int, base: float = 1.0) -> str:
-    """A number, or a mean and its interval, over `base`; a dash for None."""
-    if value is None:
-        return ABSENT
-    if not isinstance(value, Mapping):
-        return f"{value / base:.{decimals}f}"
-    bounds = [value[name] for name in ("low", "high") if value[name] is not None]
-    interval = f" [{', '.join(f'{bound / base:.{decimals}f}' for bound in bounds)}]" if bounds else ""
-    return f"{value['mean'] / base:.{decimals}f}{interval}"

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from jointdreamer.errors import UserError
+from jointdreamer.evaluation.table import number_cell as cell
 from jointdreamer.tables.definitions import HELD_OUT, Row, Table
 from jointdreamer.tables.runs import plan_jobs
-from jointdreamer.tables.scores import cell, evaluate, is_held_out, markdown, read_groups, score
+from jointdreamer.tables.scores import evaluate, is_held_out, markdown, read_groups, score
 
 ROWS = (Row("SDS", "table3/none", {"FID": "429.2"}), Row("not built", None, {"FID": "1.0"}), Row("JSD", "table3/mvs"))
 
