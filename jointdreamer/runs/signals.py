@@ -20,9 +20,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jointdreamer.ranks import ALONE, Ranks
+if TYPE_CHECKING:  # it needs torch, and the command line answers mistakes without
+    from jointdreamer.ranks import Ranks
 
 # Ctrl-C, a plea to end, a closed terminal, and the warnings of batch systems (SLURM's, submitit's) before time is up
 ENDING = tuple(
@@ -34,8 +35,8 @@ IMPATIENT = (signal.SIGINT, signal.SIGTERM)  # whoever sends a second of these w
 class Stop:
     """Whether someone asked the run to stop: `requested` is the signal's number, or None. Handles the signals."""
 
-    def __init__(self, ranks: Ranks = ALONE):
-        self.ranks = ranks
+    def __init__(self, ranks: "Ranks | None" = None):
+        self.ranks = ranks  # that are to agree; None is this process alone
 
     requested: int | None = None
     saved = False  # whether nothing would be lost by stopping in the middle
@@ -46,7 +47,7 @@ class Stop:
         first, self.requested = self.requested is None, number
         if not first:  # a closed terminal says so twice, and SLURM warns before it sends SIGTERM
             return
-        if not self.ranks.first:
+        if self.ranks is not None and not self.ranks.first:
             return
         how = "stopping" if self.saved else "stopping after this step and saving; once more aborts at once"
         with suppress(OSError):  # not print: the signal may have come in the middle of one
@@ -55,6 +56,8 @@ class Stop:
 
     def agreed(self) -> int | None:
         """What was asked of this rank, or of any: signals come to each of them in its own time."""
+        if self.ranks is None:
+            return self.requested
         asked = self.ranks.highest(self.requested or 0) or None
         self.requested = self.requested or asked
         return asked
@@ -86,7 +89,7 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(ranks: Ranks = ALONE) -> Iterator[Stop]:
+def stop_on_signals(ranks: "Ranks | None" = None) -> Iterator[Stop]:
     """Turn the signals of ENDING into a flag that the loop looks at after each step; a second Ctrl-C aborts at once.
 
     A second SIGINT or SIGTERM raises KeyboardInterrupt where the program stands; the others may come as often as they
