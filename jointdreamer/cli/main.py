@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 from jointdreamer.cli.command_line import complete, config_folders, is_multirun, split_words, typed, word_of
@@ -52,6 +53,7 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
     use_utf8()
     safe_output()
     import hydra
+    from hydra._internal.hydra import Hydra
 
     atexit.register(gc.freeze)  # what is left dies with the process: to look for cycles in it first takes a second
     typed[:] = sys.argv
@@ -68,6 +70,8 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
         page = (CONF / f"{config_name}.yaml").read_text(encoding="utf-8")
         has_models = re.search(r"^  - models:", page, re.MULTILINE)
         sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
+        # --help asks for all groups twice, and Hydra copies the whole config for each folder
+        Hydra.list_all_config_groups = cache(Hydra.list_all_config_groups)
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
 
     return _guarded(config_name, job, compose_and_run)
