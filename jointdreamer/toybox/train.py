@@ -25,6 +25,7 @@ from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import atomic_path
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.terminal import safe_output
+from jointdreamer.toybox.muon import Muon
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
 from jointdreamer.toybox.recipes.autoencoder import Vae
 from jointdreamer.toybox.recipes.clip import Clip
@@ -76,18 +77,9 @@ class Trainer:
         self.folder, self.networks, self.lr, self.steps, self.decay = folder, networks, lr, steps, ema
         self.trained = [p for net in networks.values() for p in net.parameters() if p.requires_grad]
         hidden = [p for net in networks.values() for p in hidden_weights(net) if p.requires_grad]
-        # Muon takes matrices: a convolution's weights are one row a channel, in the memory of the weights themselves
-        self.matrices = [(p, nn.Parameter(p.detach().flatten(1))) for p in hidden]
         taken = {id(p) for p in hidden}
         others = [p for p in self.trained if id(p) not in taken]
-        if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"training the toybox needs torch 2.9 or newer (torch.optim.Muon), got {torch.__version__}")
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if hidden:
-            flat = [matrix for _, matrix in self.matrices]
-            self.optimizers.append(
-                torch.optim.Muon(flat, lr=lr, momentum=0.95, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
-            )
+        self.optimizers: list[torch.optim.Optimizer] = [Muon(hidden, lr)] if hidden else []
         if others:
             self.optimizers.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2))
         self.average = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in networks.items()}
@@ -111,8 +103,6 @@ class Trainer:
                 net.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(self.trained, 1.0)
-            for weight, matrix in self.matrices:
-                matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
             for optimizer in self.optimizers:
                 optimizer.step()
             self.step += 1

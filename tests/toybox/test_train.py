@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from jointdreamer.schedules import warm_up_and_cosine
+from jointdreamer.toybox.recipes import denoising
+from jointdreamer.toybox.recipes.judge import Judge
 from jointdreamer.toybox.train import RECIPES, Trainer, main
 
 
@@ -70,8 +72,10 @@ def test_bad_words_cost_one_line(words):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)  # 30 s alone, 100 s beside other jobs
-def test_every_recipe_learns_its_first_steps_and_saves(tmp_path):
+def test_every_recipe_learns_its_first_steps_and_saves(tmp_path, monkeypatch):
     torch.set_num_threads(1)
+    monkeypatch.setattr(denoising, "SHEET_STEPS", 2)
+    monkeypatch.setattr(Judge, "EXTRA", 8)
     assert main(["data", "--folder", str(tmp_path), "--pictures", "12"]) == 0
     for model in RECIPES:
         assert main([model, "--folder", str(tmp_path), "--steps", "1", "--batch", "4", "--threads", "1"]) == 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jointdreamer.toybox import data, networks
-from jointdreamer.toybox.recipes.base import Recipe
+from jointdreamer.toybox.recipes.base import Recipe, half_precision
 from jointdreamer.toybox.recipes.shipped import save_part
 
 
@@ -35,7 +35,7 @@ class Vae(Recipe):
         colored = rng.random(self.batch) < 0.15  # a training render may have any background
         ground[colored] = rng.random((int(colored.sum()), 3))
         rgb = data.composite(rgba, ground)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             posterior = self.networks["vae"].encode(2 * rgb - 1).latent_dist
             out = self.networks["vae"].decode(posterior.sample()).sample
         error = out.float() - (2 * rgb - 1)

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from jointdreamer.images import grid, write_png
+from jointdreamer.precision import has_bfloat16_units
 from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, Edition
 from jointdreamer.toybox.recipes.pictures import edition_number
@@ -74,3 +76,8 @@ class Recipe(ABC):
             source = self.flat if k % 2 else self.rigs
             origins.append((source, int(rng.integers(len(source))), int(rng.integers(source.azimuth.shape[1]))))
         return np.stack([source.rgba[row, view] for source, row, view in origins]), origins
+
+
+def half_precision() -> torch.autocast:
+    """Autocast to bfloat16 where the CPU multiplies it; elsewhere it would be emulated, several times slower."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units())

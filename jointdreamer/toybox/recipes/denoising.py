@@ -10,9 +10,12 @@ from torch import Tensor
 
 from jointdreamer.diffusion import scaled_linear_alphas_cumprod
 from jointdreamer.files import atomic_path
-from jointdreamer.precision import has_bfloat16_units, network_dtype
+from jointdreamer.precision import network_dtype
 from jointdreamer.priors.placement import place
 from jointdreamer.toybox import data, networks
+from jointdreamer.toybox.recipes.base import half_precision
+
+SHEET_STEPS = 25
 
 
 @torch.no_grad()
@@ -42,19 +45,17 @@ def denoising_loss(
     """x0-prediction, weighted by min(1 / sigma_t^2, 10). abar: (1000,), Stable Diffusion's by default."""
     abar = (scaled_linear_alphas_cumprod() if abar is None else abar)[timesteps].float()[:, None, None, None]
     noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * torch.randn_like(x0)
-    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16_units()):
+    with half_precision():
         predicted = unet(noisy, timesteps, words, **condition).sample.float()
     weight = (1 / (1 - abar)).clamp(max=10)
     return (weight * (predicted - x0).square()).mean()
 
 
 @torch.no_grad()
-def ddim(
-    predict: Any, noise: Tensor, words: Tensor, guidance_scale: float, steps: int = 25, abar: Tensor | None = None
-) -> Tensor:
+def ddim(predict: Any, noise: Tensor, words: Tensor, guidance_scale: float, abar: Tensor | None = None) -> Tensor:
     """Deterministic sampling for the sheets. `words` holds the captions' rows, then the empty ones'; abar as above."""
     abar, x = (scaled_linear_alphas_cumprod() if abar is None else abar).float(), noise
-    times = torch.linspace(999, 0, steps + 1).long()
+    times = torch.linspace(999, 0, SHEET_STEPS + 1).long()
     for now, after in zip(times[:-1], times[1:], strict=True):
         cond, uncond = predict(torch.cat([x, x]), now.repeat(2 * len(x)), words).chunk(2)
         x0 = uncond + guidance_scale * (cond - uncond)

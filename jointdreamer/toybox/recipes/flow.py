@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from jointdreamer.toybox import networks
-from jointdreamer.toybox.recipes.base import Recipe
+from jointdreamer.toybox.recipes import denoising
+from jointdreamer.toybox.recipes.base import Recipe, half_precision
 from jointdreamer.toybox.recipes.denoising import decode, latents_of
 from jointdreamer.toybox.recipes.shipped import averaged_weights, load_vae, save_part, save_tokenizer
 
@@ -51,7 +52,7 @@ class Flow(Recipe):
         x0 = torch.from_numpy(self.latents[rows, 0].astype(np.float32))
         noise, sigma = torch.randn_like(x0), torch.randn(len(x0)).sigmoid()
         wide = sigma[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             predicted = self.velocity((1 - wide) * x0 + wide * noise, sigma, self.read(captions))
         return (predicted - (noise - x0)).square().mean()
 
@@ -60,7 +61,7 @@ class Flow(Recipe):
         captions = self.sheet_captions()
         words = self.read([*captions, *[""] * len(captions)])
         x = torch.randn(16, self.edition.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
-        levels = torch.linspace(1, 0, 26)
+        levels = torch.linspace(1, 0, denoising.SHEET_STEPS + 1)
         for now, after in zip(levels[:-1], levels[1:], strict=True):
             cond, uncond = self.velocity(torch.cat([x, x]), now.expand(2 * len(x)), words).chunk(2)
             x = x + (after - now) * (uncond + 4.0 * (cond - uncond))

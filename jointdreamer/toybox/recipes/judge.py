@@ -20,15 +20,14 @@ class Judge(Recipe):
     """Says what is seen; trained on clean, blurred and noisy views of all pictures, those of fitted NeRFs included."""
 
     name, ships_as, lr = "judge", "judge", 1e-3
+    EXTRA = 4000  # objects of every word from every side: a judge must know them all
 
     def __init__(self, folder: Path, batch: int):
         super().__init__(folder, 2 * batch)
         torch.manual_seed(4)
         self.networks = {"judge": networks.JudgeNet(self.words)}
         self.nerf = data.Pictures.load(folder / "nerf")
-        self.extra = data.rigs(
-            4000, seed=11, scarce=False, words=self.words
-        )  # every word from every side: a judge must know them all
+        self.extra = data.rigs(self.EXTRA, seed=11, scarce=False, words=self.words)
 
     def random_views(self, rng: np.random.Generator, n: int):
         origins = []

@@ -19,7 +19,7 @@ from jointdreamer.priors.novel_view import CLIP_MEAN, CLIP_STD
 from jointdreamer.priors.prompts import embed_texts
 from jointdreamer.priors.zero123 import POSE
 from jointdreamer.toybox import data, networks
-from jointdreamer.toybox.recipes.base import Recipe
+from jointdreamer.toybox.recipes.base import Recipe, half_precision
 from jointdreamer.toybox.recipes.denoising import ddim, decode, denoising_loss, latents_of
 from jointdreamer.toybox.recipes.shipped import averaged_weights, load_vae, save_part, trained_family
 from jointdreamer.toybox.world import caption, direction_word
@@ -85,7 +85,7 @@ class NovelView(Recipe):
             )
         pose = rig_poses(self.rigs, rows[:, None], reference[:, None], others)
         seen = torch.from_numpy(rng.random(len(x0)) >= self.DROP).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             context = self.context(images, pose).float()
         beside = beside.repeat_interleave(VIEWS - 1, 0) * seen[:, None, None, None]
         context = context.flatten(0, 1)[:, None] * seen[:, None, None]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jointdreamer.files import write_text
 from jointdreamer.toybox import networks
-from jointdreamer.toybox.recipes.base import Recipe
+from jointdreamer.toybox.recipes.base import Recipe, half_precision
 from jointdreamer.toybox.recipes.denoising import ddim, decode, denoising_loss, latents_of
 from jointdreamer.toybox.recipes.shipped import load_vae, save_part, save_tokenizer
 
@@ -39,7 +39,7 @@ class TextToImage(Recipe):
         captions = self.flat_captions(rows, rng)
         x0 = torch.from_numpy(self.latents[rows, 0].astype(np.float32))
         self.networks["text"].requires_grad_(step < self.FREEZE_TEXT)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             words = self.networks["text"](networks.tokens(self.tokenizer, captions)).last_hidden_state
         return denoising_loss(self.networks["unet"], x0, torch.randint(1000, (self.batch,)), words)
 
