@@ -5,7 +5,7 @@ from threading import Thread
 import torch
 
 from jointdreamer.kernels import enabled
-from jointdreamer.precision import has_bfloat16_units
+from jointdreamer.precision import network_dtype
 
 
 def compile_ahead(device: torch.device, n_features: int, mesh: bool = False) -> Thread | None:
@@ -27,7 +27,7 @@ def compile_ahead(device: torch.device, n_features: int, mesh: bool = False) -> 
     else:
         from jointdreamer.kernels import volume_numba as kernels
 
-    networks = norm_kernels.signatures() if has_bfloat16_units() else []
+    networks = norm_kernels.signatures(network_dtype("auto", device))
     return compile_in_background(
         [*hash_numba.signatures(n_features), *mlp_numba.signatures(), *kernels.signatures(), *networks]
     )

@@ -1,4 +1,4 @@
-"""Frozen networks in the memory layout in which a CPU's bfloat16 convolutions run best: channels last.
+"""Frozen networks in the memory layout in which a CPU's convolutions run best: channels last.
 
 There the convolutions need no reordering of their inputs, but torch's group normalisation takes 5 to 20 times longer
 than in the other layout, which costs more than the convolutions win. With the kernels of `norm_kernels.py` a UNet gains
@@ -14,14 +14,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from jointdreamer.kernels import norm_numba as norm_kernels
-from jointdreamer.kernels.norm_numba import bits
+from jointdreamer.kernels.norm_numba import DTYPES, numbers
 
-NO_SHIFT = torch.empty(0, 0, dtype=torch.bfloat16)
+NO_SHIFT = {dtype: torch.empty(0, 0, dtype=dtype) for dtype in DTYPES}
 
 
 def channels_last_on_cpu(network: Any) -> Any:
-    """The network itself: in channels-last layout if it is a bfloat16 one on a CPU, else as it was."""
-    if network.dtype != torch.bfloat16 or network.device.type != "cpu":
+    """The network itself: in channels-last layout if it is one of DTYPES on a CPU, else as it was."""
+    if network.dtype not in DTYPES or network.device.type != "cpu":
         return network
     for module in network.modules():
         if type(module) is nn.GroupNorm:
@@ -52,8 +52,8 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 def takes(x: Tensor) -> bool:
-    """Whether these are bfloat16 images on the CPU in channels-last layout."""
-    return x.ndim == 4 and x.dtype == torch.bfloat16 and not x.is_cuda and rows(x).is_contiguous()
+    """Whether these are images of DTYPES on the CPU in channels-last layout."""
+    return x.ndim == 4 and x.dtype in DTYPES and not x.is_cuda and rows(x).is_contiguous()
 
 
 def rows(x: Tensor) -> Tensor:
@@ -62,12 +62,13 @@ def rows(x: Tensor) -> Tensor:
 
 
 def group_norm(
-    x: Tensor, weight: Any, bias: Any, groups: int, eps: float, silu: bool, shift: Tensor = NO_SHIFT, first: int = 0
+    x: Tensor, weight: Any, bias: Any, groups: int, eps: float, silu: bool, shift: Tensor | None = None, first: int = 0
 ) -> tuple[Tensor, Any]:
     """What the kernel makes of images, with weight and bias (C,) as float32 arrays, and the groups' statistics."""
+    shift = NO_SHIFT[x.dtype] if shift is None else shift
     out, stats = torch.empty_like(x), torch.empty(len(x), groups, 2).numpy()
     kernel = norm_kernels.compiled(norm_kernels.group_norm)
-    kernel(bits(rows(x)), bits(shift), first, weight, bias, groups, eps, silu, stats, bits(rows(out)))
+    kernel(numbers(rows(x)), numbers(shift), first, weight, bias, groups, eps, silu, stats, numbers(rows(out)))
     return out, stats
 
 
@@ -94,12 +95,12 @@ class NormSilu(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad = rows(grad.to(x.dtype)).contiguous()
         kernel = norm_kernels.compiled(norm_kernels.norm_silu_backward)
-        kernel(bits(rows(x)), bits(grad), ctx.stats, *ctx.parameters, bits(rows(grad_x)))
+        kernel(numbers(rows(x)), numbers(grad), ctx.stats, *ctx.parameters, numbers(rows(grad_x)))
         return grad_x, None
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
-    """nn.GroupNorm with a fast way through for bfloat16 images on the CPU in channels-last layout, without a graph."""
+    """nn.GroupNorm with a fast way through for images that `takes` knows, without a graph."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         tracked = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)

@@ -1,4 +1,4 @@
-"""A small frozen UNet on a CPU with bfloat16 matrix units: diffusers' arithmetic in a third of the operations.
+"""A small frozen UNet on a CPU: diffusers' arithmetic in a third of the operations.
 
 A UNet of a few million weights on 16 x 16 latents does not keep the matrix units busy: most of the time goes into what
 surrounds them. Here weights are reordered once instead of at every call, everything stays in channels-last layout,
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jointdreamer.kernels import norm_numba as norm_kernels
-from jointdreamer.kernels.channels_last import NO_SHIFT, group_norm, parameters, rows
-from jointdreamer.kernels.norm_numba import bits
+from jointdreamer.kernels.channels_last import group_norm, parameters, rows
+from jointdreamer.kernels.norm_numba import DTYPES, numbers
 
 MAX_PARAMETERS = 100_000_000  # a larger one is limited by its products, and would be in memory twice
 TOKENS = 32  # text is padded to multiples of this
@@ -28,11 +28,11 @@ PLAIN = ("none", [], "")  # name, numbers and algorithm of the activation that f
 
 
 def speed_up(unet: Any) -> bool:
-    """Let a UNet2DConditionModel without a graph, in bfloat16 on the CPU, run through `FastUNet`; whether it does.
+    """Let a UNet2DConditionModel without a graph, in one of DTYPES on the CPU, run through `FastUNet`; whether it does.
 
     Left as it is: a UNet of another kind, with parts that `FastUNet` does not know, or large.
     """
-    if unet.dtype != torch.bfloat16 or unet.device.type != "cpu" or not knows(unet):
+    if unet.dtype not in DTYPES or unet.device.type != "cpu" or not knows(unet):
         return False
     unet.forward = FastUNet(unet)  # instead of the class's; the modules and their weights stay
     return True
@@ -42,7 +42,7 @@ def knows(unet: Any) -> bool:
     """Whether `FastUNet` computes what this UNet does."""
     if not (torch.backends.mkldnn.is_available() and hasattr(pointwise, "_reorder_linear_weight")):
         return False
-    if not pointwise._is_mkldnn_bf16_supported():
+    if unet.dtype == torch.bfloat16 and not pointwise._is_mkldnn_bf16_supported():
         return False
     blocks = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"}
     config = unet.config
@@ -85,7 +85,7 @@ class FastUNet:
         **others: Any,
     ) -> Any:
         size = 2 ** (len(self.unet.down_blocks) - 1)
-        fits = sample.dtype == encoder_hidden_states.dtype == torch.bfloat16
+        fits = sample.dtype == encoder_hidden_states.dtype == self.unet.dtype
         fits = fits and not sample.is_cuda and not (sample.shape[-1] % size or sample.shape[-2] % size)
         fits = fits and all(type(a.processor).__name__ in PROCESSORS for a in self.attentions)  # they can be exchanged
         if not fits or torch.is_grad_enabled() or any(value is not None for value in others.values()):
@@ -216,7 +216,7 @@ class Norm:
         self.groups, self.eps = norm.num_groups, norm.eps
         self.weight, self.bias = parameters(norm)
 
-    def __call__(self, x: Tensor, silu: bool, shift: Tensor = NO_SHIFT, first: int = 0) -> Tensor:
+    def __call__(self, x: Tensor, silu: bool, shift: Tensor | None = None, first: int = 0) -> Tensor:
         return group_norm(x, self.weight, self.bias, self.groups, self.eps, silu, shift, first)[0]
 
 
@@ -302,7 +302,7 @@ class TransformerBlock:
 
         wide = self.wide(self.norms[2](x))
         gated = wide.new_empty(len(wide), wide.shape[1] // 2)
-        norm_kernels.compiled(norm_kernels.gated_gelu)(bits(wide), bits(gated))
+        norm_kernels.compiled(norm_kernels.gated_gelu)(numbers(wide), numbers(gated))
         return self.narrow(gated, plus=x)
 
 
@@ -318,5 +318,5 @@ class LayerNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         out = torch.empty_like(x)
-        norm_kernels.compiled(norm_kernels.layer_norm)(bits(x), self.weight, self.bias, self.eps, bits(out))
+        norm_kernels.compiled(norm_kernels.layer_norm)(numbers(x), self.weight, self.bias, self.eps, numbers(out))
         return out

@@ -1,8 +1,8 @@
-"""Numba kernels for what lies between the matrix products of a frozen bfloat16 network on the CPU.
+"""Numba kernels for what lies between the matrix products of a frozen network on the CPU.
 
 Each is one or two passes in float32 with one rounding at the end, where torch takes a pass and a rounding for every
-operation. Numbers come as the bits of bfloat16, which are the upper half of a float32's (uint16 arrays). exp and erf
-are written out, because a call into the C library would keep the loops from becoming vectors.
+operation. Numbers come as float32, or as the bits of bfloat16, which are the upper half of a float32's (uint16 arrays).
+exp and erf are written out, because a call into the C library would keep the loops from becoming vectors.
 """
 
 import functools
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import boolean, float64, int64, njit, uint16
+from numba import boolean, float32, float64, int64, njit, types, uint16
+from numba.extending import overload
 from torch import Tensor
 
 from jointdreamer.kernels.compiled import array, cached_njit
@@ -24,22 +25,43 @@ ERF_P, A1, A2 = np.float32(0.3275911), np.float32(0.254829592), np.float32(-0.28
 A3, A4, A5 = np.float32(1.421413741), np.float32(-1.453152027), np.float32(1.061405429)
 
 
-def bits(x: Tensor) -> Any:
-    """A contiguous bfloat16 tensor as the array that the kernels take."""
-    return x.view(torch.uint16).numpy()
+DTYPES = (torch.float32, torch.bfloat16)  # that the kernels take
 
 
-@njit(forceinline=True)
-def load(number):
-    return np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+def numbers(x: Tensor) -> Any:
+    """A contiguous tensor of DTYPES as the array that the kernels take."""
+    x = x.detach()
+    return x.numpy() if x.dtype == torch.float32 else x.view(torch.uint16).numpy()
 
 
-@njit(forceinline=True)
-def rounded(value):
-    """To the nearest bfloat16, halves to even."""
-    whole = np.float32(value).view(np.uint32)
-    odd = (whole >> np.uint32(16)) & np.uint32(1)
-    return np.uint16((whole + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+def load(number: Any) -> Any:
+    """A number of an array as float32."""
+    raise NotImplementedError  # the kernels' are below
+
+
+def rounded(value: Any, to: Any) -> Any:
+    """A float32 as a number of the array `to`: the nearest bfloat16, halves to even, or itself."""
+    raise NotImplementedError
+
+
+@overload(load, inline="always")
+def _load(number):
+    if isinstance(number, types.Float):
+        return lambda number: number
+    return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+
+@overload(rounded, inline="always")
+def _rounded(value, to):
+    if isinstance(to.dtype, types.Float):
+        return lambda value, to: np.float32(value)
+
+    def to_bfloat16(value, to):
+        whole = np.float32(value).view(np.uint32)
+        odd = (whole >> np.uint32(16)) & np.uint32(1)
+        return np.uint16((whole + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return to_bfloat16
 
 
 @njit(forceinline=True)
@@ -96,11 +118,11 @@ def group_norm(x, shift_by, first, weight, bias, groups, eps, silu, stats, out):
             for p in range(pixels):
                 for c in range(channels):
                     value = load(x[i, p, c]) * scale[c] + shift[c]
-                    out[i, p, c] = rounded(value / (ONE + exp(-value)))
+                    out[i, p, c] = rounded(value / (ONE + exp(-value)), out)
         else:
             for p in range(pixels):
                 for c in range(channels):
-                    out[i, p, c] = rounded(load(x[i, p, c]) * scale[c] + shift[c])
+                    out[i, p, c] = rounded(load(x[i, p, c]) * scale[c] + shift[c], out)
 
 
 def norm_silu_backward(x, grad, stats, weight, bias, grad_x):
@@ -127,7 +149,7 @@ def norm_silu_backward(x, grad, stats, weight, bias, grad_x):
                 of_z = load(grad[i, p, c]) * sigmoid * (ONE + z * (ONE - sigmoid))
                 total[c] += of_z
                 product[c] += of_z * value
-                grad_x[i, p, c] = rounded(of_z)
+                grad_x[i, p, c] = rounded(of_z, grad_x)
         for group in range(groups):
             start, stop = group * per_group, (group + 1) * per_group
             mean, rstd = np.float64(stats[i, group, 0]), np.float64(stats[i, group, 1])
@@ -141,7 +163,7 @@ def norm_silu_backward(x, grad, stats, weight, bias, grad_x):
         for p in range(pixels):
             for c in range(channels):
                 through = load(grad_x[i, p, c]) * scale[c] + load(x[i, p, c]) * total[c]
-                grad_x[i, p, c] = rounded(through + shift[c])
+                grad_x[i, p, c] = rounded(through + shift[c], grad_x)
 
 
 def layer_norm(x, weight, bias, eps, out):
@@ -157,7 +179,7 @@ def layer_norm(x, weight, bias, eps, out):
         rstd = 1 / np.sqrt(max(np.float64(squares) / channels - mean * mean, 0.0) + eps)
         scale, shift = np.float32(rstd), np.float32(-mean * rstd)
         for c in range(channels):
-            out[i, c] = rounded((load(x[i, c]) * scale + shift) * weight[c] + bias[c])
+            out[i, c] = rounded((load(x[i, c]) * scale + shift) * weight[c] + bias[c], out)
 
 
 def gated_gelu(x, out):
@@ -165,7 +187,7 @@ def gated_gelu(x, out):
     n, channels = out.shape
     for i in range(n):
         for c in range(channels):
-            out[i, c] = rounded(load(x[i, c]) * gelu(load(x[i, channels + c])))
+            out[i, c] = rounded(load(x[i, c]) * gelu(load(x[i, channels + c])), out)
 
 
 @functools.cache
@@ -175,9 +197,10 @@ def compiled(function: Any) -> Any:
     return cached_njit(fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")(function)
 
 
-def signatures() -> list[tuple[Any, tuple[Any, ...]]]:
-    """The kernels and the types that they are called with."""
-    parameters, rows, images = (array(1), array(1)), array(2, uint16), array(3, uint16)
+def signatures(dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The kernels and the types that they are called with in a network of this dtype."""
+    number = float32 if dtype == torch.float32 else uint16
+    parameters, rows, images = (array(1), array(1)), array(2, number), array(3, number)
     return [
         (compiled(group_norm), (images, rows, int64, *parameters, int64, float64, boolean, array(3), images)),
         (compiled(layer_norm), (rows, *parameters, float64, rows)),

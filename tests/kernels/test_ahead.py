@@ -20,12 +20,14 @@ from tests.conftest import _unet
 
 
 @pytest.mark.kernels
-def test_a_step_compiles_nothing_more(monkeypatch):
-    monkeypatch.setattr(kernels, "has_bfloat16_units", lambda: True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_compiles_nothing_more(monkeypatch, dtype):
+    monkeypatch.setattr(kernels, "network_dtype", lambda name, device: dtype)
     thread = kernels.compile_ahead(torch.device("cpu"), 2)
     assert thread is not None
     thread.join()
-    modules = hash_numba.signatures(2), mlp_numba.signatures(), renderer_kernels.signatures(), norm_kernels.signatures()
+    networks = norm_kernels.signatures(dtype)
+    modules = hash_numba.signatures(2), mlp_numba.signatures(), renderer_kernels.signatures(), networks
     signatures = [signature for module in modules for signature in module]
     compiled = {kernel: list(kernel.signatures) for kernel, _ in signatures}
     assert all(compiled.values())
@@ -35,13 +37,13 @@ def test_a_step_compiles_nothing_more(monkeypatch):
     renderer.update_occupancy(field, 0, generator)
     render = renderer(field, SphericalBackground(), sample_cameras(Rig(), 8, generator), generator=generator)
     render.rgb.sum().backward()
-    unet = _unet().bfloat16().requires_grad_(False)
+    unet = _unet().to(dtype).requires_grad_(False)
     if speed_up(unet):
         with torch.no_grad():
             assert isinstance(unet.forward, FastUNet)
-            unet(torch.randn(1, 4, 8, 8).bfloat16(), 3, torch.randn(1, 5, 16).bfloat16())
-    x = torch.randn(2, 8, 3, 3).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
-    NormSilu.apply(x, torch.nn.GroupNorm(2, 8).bfloat16().requires_grad_(False)).sum().backward()
+            unet(torch.randn(1, 4, 8, 8).to(dtype), 3, torch.randn(1, 5, 16).to(dtype))
+    x = torch.randn(2, 8, 3, 3).to(dtype).to(memory_format=torch.channels_last).requires_grad_()
+    NormSilu.apply(x, torch.nn.GroupNorm(2, 8).to(dtype).requires_grad_(False)).sum().backward()
     assert {kernel: list(kernel.signatures) for kernel, _ in signatures} == compiled
 
 
