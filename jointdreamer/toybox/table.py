@@ -1,16 +1,21 @@
 """The toybox's Janus table: `python -m jointdreamer.toybox.table`
 
 Makes every object that is missing (16 prompts x 2 seeds x energies, each a run of train.py), lets the judge see all of
-them from 16 azimuths, says what it saw of each, and prints the table. The same command again goes on where it was.
+them from 16 azimuths, says what it saw of each, and prints the table. OUT/table_ENERGY.png shows the objects from eight
+azimuths, one seed beside the other, and OUT/table3.png those of the first seed from four, one energy beside the other.
+The same command again goes on where it was.
 Costs and further measures: `python -m jointdreamer.tables table3`.
 """
 
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
@@ -38,6 +43,16 @@ def draw_prompts(n: int, seed: int, words: Words = FIRST) -> list[str]:
         if text not in found:
             found.append(text)
     return found
+
+
+def write_sheet(path: Path, objects: Sequence[Sequence[Tensor | None]], azimuths: int) -> None:
+    """A row for each prompt: its objects, each by 16 cameras (16, 3, H, W), from so many of them; None is blank."""
+    shape = next((rgb.shape for row in objects for rgb in row if rgb is not None), None)
+    if shape is None:
+        return
+    shown = [torch.ones(shape) if rgb is None else rgb for row in objects for rgb in row]
+    strips = [grid(rgb[:: shape[0] // azimuths], azimuths, padding=1) for rgb in shown]
+    write_png(path, grid(strips, len(objects[0]), padding=4))
 
 
 def main() -> int:
@@ -76,6 +91,7 @@ def main() -> int:
         return 128 + (error.args[0] if error.args else signal.SIGINT)
 
     rows: dict[str, list[Verdict]] = {energy: [] for energy in args.energies}
+    seen: dict[tuple[str, int, int], Tensor] = {}
     judge, cameras = load_judge(), judging_cameras()
     name = next((word.removeprefix("name=") for word in args.overrides if word.startswith("name=")), None)
     for number, seed, energy in jobs:
@@ -92,6 +108,12 @@ def main() -> int:
         r, words = last.resultant_length, last.attributes
         print(f"{energy:>6}  seed {seed}  janus {last.janus!s:5}  R {r:.2f}  words {words:.2f}  {prompts[number]}")
         write_png(args.out / "judged" / f"{energy}_{number:02d}_{seed}.png", grid(rgb[::2], 8))
+        seen[energy, number, seed] = rgb
+    for energy in args.energies:
+        of_seeds = [[seen.get((energy, n, seed)) for seed in range(args.seeds)] for n in range(len(prompts))]
+        write_sheet(args.out / f"table_{energy}.png", of_seeds, 8)
+    of_energies = [[seen.get((energy, n, 0)) for energy in args.energies] for n in range(len(prompts))]
+    write_sheet(args.out / "table3.png", of_energies, 4)
     print(table({energy: verdicts for energy, verdicts in rows.items() if verdicts}))
     return 1 if failed else 0
 

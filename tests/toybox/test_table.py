@@ -1,6 +1,10 @@
 import signal
 import sys
 
+import numpy as np
+import torch
+from PIL import Image
+
 from jointdreamer.toybox import table
 from jointdreamer.toybox.table import PROMPT_SEED, PROMPTS, TUNING_SEED, draw_prompts
 from jointdreamer.toybox.world import FIRST, SECOND, is_held_out_combination, parse_caption
@@ -46,3 +50,17 @@ def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monke
         ["prompt_id=2", "seed=0", "energy=mvs", "models=toybox", f"prompt_file={PROMPTS}", f"out_dir={tmp_path}",
          "schedule=smoke"],
     )  # fmt: skip
+
+
+def test_a_sheet_shows_each_object_from_evenly_spaced_sides_and_leaves_room_for_the_missing(tmp_path):
+    views = torch.linspace(0, 1, 16)[:, None, None, None].expand(16, 3, 6, 6)
+    table.write_sheet(tmp_path / "sheet.png", [[views, None], [None, views.flip(0)]], 4)
+    shades = np.asarray(Image.open(tmp_path / "sheet.png"))[..., 0].astype(float) / 255
+    strip = 4 * (6 + 1) + 1  # pixels
+    rows, columns = [8, 8 + 6 + 2 + 4], [4 + 4, 4 + strip + 4 + 4]
+    for row, column, wanted in ((0, 0, views), (0, 1, views * 0 + 1), (1, 0, views * 0 + 1), (1, 1, views.flip(0))):
+        middles = [columns[column] + 7 * k for k in range(4)]
+        assert np.abs(shades[rows[row], middles] - wanted[::4, 0, 0, 0].numpy()).max() < 1 / 255
+
+    table.write_sheet(tmp_path / "none.png", [[None]], 4)
+    assert not (tmp_path / "none.png").exists()
