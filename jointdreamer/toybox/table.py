@@ -59,6 +59,7 @@ def main() -> int:
     safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, default=PROMPTS)
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--draw", type=int, metavar="N", help="print N prompts for a file of their own, and stop")
     parser.add_argument("--draw-seed", type=int, default=PROMPT_SEED)
     parser.add_argument(
@@ -74,7 +75,7 @@ def main() -> int:
         print("\n".join(draw_prompts(args.draw, args.draw_seed, EDITIONS[args.edition].words)))
         return 0
     try:
-        prompts = read_prompts(args.prompts)
+        prompts = read_prompts(args.prompts)[: args.first]
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -39,12 +39,24 @@ def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monke
         raise KeyboardInterrupt(signal.SIGTERM)
 
     monkeypatch.setattr(table, "train_runs", train_runs)
-    words = ["--seeds", "1", "--energies", "mvs", "--out", str(tmp_path), "--jobs", "3", "schedule=smoke"]
+    words = [
+        "--seeds",
+        "1",
+        "--first",
+        "5",
+        "--energies",
+        "mvs",
+        "--out",
+        str(tmp_path),
+        "--jobs",
+        "3",
+        "schedule=smoke",
+    ]
     monkeypatch.setattr(sys, "argv", ["table", *words])
     assert table.main() == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
     [(runs, parallel, threads)] = asked
-    assert (len(runs), parallel, threads) == (16, 3, 1)
+    assert (len(runs), parallel, threads) == (5, 3, 1)
     assert runs[2] == (
         "mvs prompt 2 seed 0",
         ["prompt_id=2", "seed=0", "energy=mvs", "models=toybox", f"prompt_file={PROMPTS}", f"out_dir={tmp_path}",
