@@ -71,6 +71,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each")
     parser.add_argument("overrides", nargs="*", help="further words for train.py, e.g. schedule=smoke")
     args = parser.parse_args()
+    if args.first is not None and args.first < 1:
+        parser.error(f"--first {args.first}: wanted a whole number from 1 up")
     if args.draw is not None:
         print("\n".join(draw_prompts(args.draw, args.draw_seed, EDITIONS[args.edition].words)))
         return 0
