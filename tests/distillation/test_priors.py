@@ -30,13 +30,20 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def drawn_text(prompts: Prompts) -> TextEmbeddings:
+    """What stands for T5's embeddings, without its process."""
+    drawn = torch.randn(7, 77, T5_WIDTH, generator=generator(len(prompts.prompt)))
+    return TextEmbeddings(drawn[:4], drawn[4:6], plain=drawn[6])
+
+
 @pytest.fixture(scope="module", params=["sdxl", "sd35", "if"])
 def told(request, tiny_text_to_image):
     """A prior, and a prompt that it has embedded."""
     folder = tiny_text_to_image(request.param)
-    if request.param == "if":  # without T5's process
-        drawn = torch.randn(7, 77, T5_WIDTH, generator=generator(1))
-        return PixelDiffusion.build(folder, dtype="float32"), TextEmbeddings(drawn[:4], drawn[4:6], plain=drawn[6])
+    if request.param == "if":
+        prior = PixelDiffusion.build(folder, dtype="float32")
+        prior.embed = drawn_text
+        return prior, prior.embed(PROMPTS)
     if request.param == "sdxl":
         prior = SDXL.build(folder, dtype="float32")
     else:
