@@ -161,8 +161,9 @@ def read_image_words(words: Sequence[str]) -> Any:
 
 def resolve(row: Row, settings: Settings) -> dict[str, Any]:
     """The config of a row's runs, as train.py gets it. Raises UserError for a word that train.py does not take."""
-    words = [f"models={settings.models}", f"experiment={row.on(settings.models)}", *row.settings(settings.models)]
-    return cli.composed("config", [*words, *settings.words], settings.models)
+    models = row.models or settings.models
+    words = [f"models={models}", f"experiment={row.on(settings.models)}", *row.settings(settings.models)]
+    return cli.composed("config", [*words, *settings.words], models)
 
 
 def make_table(settings: Settings, train: Callable[..., list[int]] = train_runs) -> int:
@@ -182,7 +183,7 @@ def make_table(settings: Settings, train: Callable[..., list[int]] = train_runs)
     captions = read_prompts(settings.caption_set)  # evaluate.py would say it after all the runs
     if lacking := next((prompt for prompt in prompts if prompt not in captions), None):
         raise UserError(f"captions={settings.caption_set} lacks the prompt {lacking!r}: add it, a caption a line")
-    configs = {row.label: resolve(row, settings) for row in table.rows if row.experiment}
+    configs = {row.label: resolve(row, settings) for row in table.rows if row.on(models)}
     jobs = plan_jobs(table, models, prompts, settings.prompts, settings.seeds, settings.out_dir, settings.words)
     missing, failed = [], []
     for job in jobs:

@@ -50,10 +50,10 @@ def plan_jobs(
         for number, prompt in enumerate(prompts):
             if prompt in prompts[:number]:
                 continue
-            for row in (row for row in table.rows if row.experiment):
+            for row in (row for row in table.rows if row.on(models)):
                 name = row.name(models)
                 own = [
-                    f"models={models}",
+                    f"models={row.models or models}",
                     f"experiment={row.on(models)}",
                     *row.settings(models),
                     f"prompt_file={prompt_file}",
