@@ -276,7 +276,7 @@ class RunFolder:
         """
         stopping = stop.agreed()  # looked at once: a signal between two looks would be left unsaved
         if due(done, every) or stopping or done == steps:
-            if "generator" in parts:
+            if "generator" in parts and stop.ranks is not None:
                 stop.ranks.check_together(parts["generator"])
             self.save(done, **parts)
         return bool(stopping) and done < steps

@@ -18,6 +18,7 @@ from jointdreamer.runs import folder as folder_module
 from jointdreamer.runs.checkpoint import seed_everything
 from jointdreamer.runs.folder import CONTRACT, RunFolder, is_complete, read_run, run_path, slug
 from jointdreamer.runs.same_config import Comparison
+from jointdreamer.runs.signals import Stop
 from tests.runs.small_run import CONFIG, Counter, begin
 
 # Names
@@ -338,3 +339,9 @@ def test_a_result_that_misses_something_is_not_complete(tmp_path):
         assert run.result() is None and run.result(1) is None
         run.write_result(**result, missing={})
         assert run.result() == run.result(1) == {**result, "missing": {}}
+
+
+def test_a_process_alone_saves_its_random_stream_when_a_checkpoint_is_due(tmp_path):
+    with RunFolder.open(tmp_path / "run", CONFIG) as run:
+        ends = [run.save_if_due(done, 4, 2, Stop(), generator=torch.Generator()) for done in (1, 2, 3, 4)]
+        assert ends == [False] * 4 and [step for step, _ in run.checkpoints] == [2, 4]
