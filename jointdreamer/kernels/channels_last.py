@@ -2,8 +2,8 @@
 
 There the convolutions need no reordering of their inputs, but torch's group normalisation takes longer than in the
 other layout (of bfloat16 5 to 20 times), which costs more than the convolutions win. With the kernels of
-`norm_numba.py` a UNet gains a quarter and an autoencoder, forward and backward, a half (in float32 a fifth); their
-rounding is torch's.
+`norm_numba.py` a UNet gains a quarter and an autoencoder, forward and backward, a half; their rounding is
+torch's.
 """
 
 from functools import partial

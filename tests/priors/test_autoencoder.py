@@ -24,11 +24,12 @@ def encoded(prior, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_chunks_give_the_same_latents_and_gradients(tiny_sd_folder, chunk):
-    prior = LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float32)
+    # in float32 a convolution of one image rounds otherwise than one of six
+    prior = LatentDiffusion.build(tiny_sd_folder(), dtype=torch.float64)
     latents, gradient, state, kept, peak = encoded(prior, None)
     again, gradient_again, state_again, kept_cut, peak_cut = encoded(prior, chunk)
     torch.testing.assert_close(again, latents)
-    torch.testing.assert_close(gradient_again, gradient, atol=4e-6 * gradient.abs().max().item(), rtol=1e-4)
+    torch.testing.assert_close(gradient_again, gradient, atol=1e-6 * gradient.abs().max().item(), rtol=1e-4)
     assert gradient.abs().max() > 0 and torch.equal(state, state_again)
     assert kept_cut < 0.1 * kept and peak_cut < (0.3 if chunk == 1 else 0.8) * peak
 

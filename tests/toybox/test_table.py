@@ -39,19 +39,7 @@ def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monke
         raise KeyboardInterrupt(signal.SIGTERM)
 
     monkeypatch.setattr(table, "train_runs", train_runs)
-    words = [
-        "--seeds",
-        "1",
-        "--first",
-        "5",
-        "--energies",
-        "mvs",
-        "--out",
-        str(tmp_path),
-        "--jobs",
-        "3",
-        "schedule=smoke",
-    ]
+    words = f"--seeds 1 --first 5 --energies mvs --out {tmp_path} --jobs 3 schedule=smoke".split()
     monkeypatch.setattr(sys, "argv", ["table", *words])
     assert table.main() == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().err
