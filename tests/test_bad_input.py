@@ -132,6 +132,10 @@ def test_bytes_that_are_no_text(refused, tiny_run):
         (["+field.encoding.level=3"], ["unknown key 'field.encoding.level'", "n_levels"]),
         (["field.encoding=null"], ["field.encoding", "group"]),
         (["+schedule.loss.smoothe=1", "schedule.steps=1"], ["schedule.loss.smoothe", "orient, sparsity"]),
+        (
+            ["schedule.loss.smooth_2d=1"],
+            ["unknown key", "orient, smooth", "added with +: +schedule.loss.smooth_2d=..."],
+        ),
         (["energy.name=null"], ["energy.name=None", "text"]),
         (["energy.rescale=0"], ["unknown key 'energy.rescale'", "models.multi_view.rescale now"]),
         (["energy=cls", "energy.ascent=1"], ["models.classifier.ascent now"]),

@@ -1,6 +1,7 @@
 """The examples of docs/extending.md: each is one file and one YAML, and trains as its command says."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def test_an_example_trains_as_its_command_says(launcher, tiny_run, tmp_path, nam
     assert json.loads(result.read_text())["steps"] == 2
     first, last = (json.loads(line) for line in (result.parent / "metrics.jsonl").read_text().splitlines())
     assert first["loss"] != last["loss"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/extending.md"])
+def test_the_code_that_a_page_shows_is_an_example_s(page):
+    shown = re.findall(r"```(?:python|yaml)\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    files = [
+        file.read_text(encoding="utf-8") for ends in ("*.py", "*.yaml") for file in (ROOT / "examples").rglob(ends)
+    ]
+    assert shown
+    for block in shown:
+        lines = [line for line in block.splitlines() if line]
+        assert any(all(line in file for line in lines) for file in files), block
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

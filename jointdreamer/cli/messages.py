@@ -14,6 +14,8 @@ from jointdreamer.runs.versions import renamed
 # Launchers that Hydra has as packages of their own: the extra of ours that installs each
 LAUNCHER_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 
+TAKE_MORE = ("distillation.terms.", "schedule.loss.")  # parts and losses take keys that no file lists
+
 
 def complain(error: Any) -> int:
     """Print one line on stderr, once for all ranks of a run; the exit status of a user's mistake."""
@@ -68,7 +70,10 @@ def explain(message: str, config_name: str) -> str:
         node = inner
     if parents == ["viewer"] and list(node) == ["open"]:
         return f"{unknown[1]}: there is no viewer to set that of; add viewer=true"
-    return f"unknown key {unknown[1]!r}: there are {', '.join(str(k) for k in node)}"
+    there = f"unknown key {unknown[1]!r}: there are {', '.join(str(k) for k in node)}"
+    if not unknown[1].startswith(TAKE_MORE):
+        return there
+    return f"{there}; one that a class takes and no file sets is added with +: +{unknown[1]}=..."
 
 
 def compose_again(config_name: str) -> Any:
