@@ -8,7 +8,6 @@ from jointdreamer.cli import main as cli
 if __name__ == "__main__":
     cli.read_command("evaluate")  # answers --help and mistyped words before the imports below take seconds
 
-import importlib.util
 import os
 import re
 import shlex
@@ -34,8 +33,6 @@ from jointdreamer.priors.prompts import read_prompts
 from jointdreamer.project import CONF
 from jointdreamer.reading import Unreadable, find, read_json, read_yaml
 
-REPORT = "jointdreamer.evaluation.report"
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -60,7 +57,6 @@ def evaluate(cfg: dict[str, Any]) -> int:
     if cfg["study"] is not None:
         return add_up_study(cfg["study"].splitlines(), Path(cfg["out_dir"]))
     group_by = check(cfg)
-    write_report = report_module().write_report if cfg["report"] else None
     out_dir = Path(cfg["out_dir"])
     make_folder(out_dir)
     candidates, left_out = find_runs(cfg["runs"].splitlines())
@@ -121,8 +117,10 @@ def evaluate(cfg: dict[str, Any]) -> int:
         write_text(out_dir / "runs.csv", runs_csv(rows, keys))
         write_text(out_dir / "table.md", table)
         print(table)
-        if write_report is not None:
-            write_report(evaluation, out_dir / "report")
+        if cfg["report"]:
+            from jointdreamer.evaluation import report
+
+            report.write_report(evaluation, out_dir / "report")
     except OSError as error:
         raise cannot_write(out_dir, error) from error
     print(printable(out_dir))
@@ -225,16 +223,10 @@ def check(cfg: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def report_module() -> Any:
-    """What writes reports and adds up studies. Raises UserError where this version has none."""
-    if importlib.util.find_spec(REPORT) is None:
-        raise UserError("this version of jointdreamer has no report, and no study: say report=false for the tables")
-    return importlib.import_module(REPORT)
-
-
 def add_up_study(patterns: list[str], out_dir: Path) -> int:
     """What the raters of the report in `out_dir` say together: printed, and kept as study.json and study.md."""
-    report = report_module()
+    from jointdreamer.evaluation import report
+
     files = sorted({file for pattern in patterns for file in find(pattern) if not file.name.startswith(".")})
     if not files:
         raise UserError(f"study={' '.join(patterns)} matches nothing: wanted the files that the raters downloaded")

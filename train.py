@@ -29,6 +29,7 @@ from jointdreamer.distillation.base import Term, TrainedBeside, metrics_of, pict
 from jointdreamer.distillation.registry import build_terms, loss_names
 from jointdreamer.energies.registry import build_energy
 from jointdreamer.errors import printable
+from jointdreamer.machine import peak_memory_gb
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import build_prior
@@ -38,7 +39,6 @@ from jointdreamer.runs.environment import checksums
 from jointdreamer.runs.folder import RunFolder, due, folder_for, subject
 from jointdreamer.runs.follower import open_log, open_run
 from jointdreamer.runs.logger import Logger, check_finite
-from jointdreamer.runs.machine import peak_memory_gb
 from jointdreamer.runs.memory import forecast_outputs, plan_as_before, plan_memory
 from jointdreamer.runs.pictures import save_outputs, save_previews, try_outputs
 from jointdreamer.runs.signals import Stop, stop_on_signals

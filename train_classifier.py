@@ -40,13 +40,13 @@ from jointdreamer.cli.classifier import Every, Optimisation, check_classifier, i
 from jointdreamer.comparison import compare_classifiers
 from jointdreamer.errors import UserError, printable
 from jointdreamer.files import try_folder
+from jointdreamer.machine import peak_memory_gb
 from jointdreamer.optim import ScheduledAdamW
 from jointdreamer.priors.registry import build_prior
 from jointdreamer.runs.checkpoint import seed_everything
 from jointdreamer.runs.environment import checksums
 from jointdreamer.runs.folder import RunFolder, due, run_path
 from jointdreamer.runs.logger import Logger, check_finite
-from jointdreamer.runs.machine import peak_memory_gb
 from jointdreamer.runs.signals import Stop, stop_on_signals
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.toybox.views import render_toys

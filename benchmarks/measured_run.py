@@ -204,7 +204,7 @@ class Run:
     def peak(self, reset: bool = False) -> float:
         import torch
 
-        from jointdreamer.runs.machine import peak_memory_gb
+        from jointdreamer.machine import peak_memory_gb
 
         most = peak_memory_gb()
         if reset and self.device == "cuda":

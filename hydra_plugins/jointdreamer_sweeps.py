@@ -77,7 +77,7 @@ class LocalLauncher(Launcher):
         import torch  # here, so that Hydra looks for its plugins without it
 
         from jointdreamer.cli import sweeps
-        from jointdreamer.runs.machine import free_bytes
+        from jointdreamer.machine import free_bytes
 
         assert self.config is not None and self.hydra_context is not None
         setup_globals()

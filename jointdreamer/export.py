@@ -192,7 +192,7 @@ def check_memory(settings: Settings) -> None:
     """Raises UserError where the sizes asked for do not fit."""
     import torch
 
-    from jointdreamer.runs.machine import free_bytes
+    from jointdreamer.machine import free_bytes
     from jointdreamer.runs.memory import export_bytes
 
     need, free = export_bytes(0, settings.resolution, settings.texture), free_bytes(torch.device("cpu"))

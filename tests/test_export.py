@@ -237,7 +237,7 @@ def test_an_empty_scene(make_run, capsys, monkeypatch):
 
 
 def test_more_than_there_is_memory(make_run, capsys, monkeypatch):
-    monkeypatch.setattr("jointdreamer.runs.machine.free_bytes", lambda device: 1e6)
+    monkeypatch.setattr("jointdreamer.machine.free_bytes", lambda device: 1e6)
     run = make_run()
     said = complaint(capsys, str(run), "mesh.resolution=1024")
     assert "mesh.resolution=1024 with texture=2048 needs about 29" in said and "take lower ones" in said

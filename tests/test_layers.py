@@ -17,7 +17,7 @@ PACKAGE = ROOT / "jointdreamer"
 
 LAYERS = (  # from the ground up: a room imports its own files and those of rooms in lines above
     {"errors"},
-    {"files", "reading", "project", "terminal", "arguments", "ranks"},
+    {"files", "reading", "project", "terminal", "arguments", "ranks", "machine"},
     {"cameras", "schedules", "diffusion", "images", "metrics", "optim", "precision"},
     {"formats", "weights", "reference"},
     {"kernels"},

@@ -14,13 +14,13 @@ from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
 from jointdreamer.distillation.registry import asks_text, check_terms
 from jointdreamer.energies.registry import build_energy, check_energy
 from jointdreamer.errors import UserError
+from jointdreamer.machine import free_bytes
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.prompts import Prompts
 from jointdreamer.priors.registry import check_prior
 from jointdreamer.priors.t5 import check_t5
 from jointdreamer.ranks import Ranks
 from jointdreamer.reference import ImageCamera, Reference, read_reference, warn_of_elevation
-from jointdreamer.runs.machine import free_bytes
 from jointdreamer.runs.memory import plan_memory
 from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.runs.tensorboard_log import check_tensorboard

@@ -93,33 +93,27 @@ def folder_for(config: Mapping[str, Any]) -> Path:
 class RunFolder:
     """A folder that belongs to one config, and to one process at a time. Made by `RunFolder.open`."""
 
-    def __init__(
-        self, path: Path, config: dict[str, Any], lock: int | None, keep: int, comparison: Comparison | None = None
-    ):
+    keep = 2  # how many checkpoints stay, the newest ones
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: int | None, comparison: Comparison | None = None):
         self.path = path
         self.config = config
         self.comparison = comparison or Comparison()
-        self.keep = keep
         self._lock = lock
         self._opened = time.monotonic()
         self._seconds_before = 0.0
 
     @classmethod
-    def open(
-        cls, path: str | Path, config: Mapping[str, Any], keep: int = 2, compare: Compare | None = None
-    ) -> "RunFolder":
+    def open(cls, path: str | Path, config: Mapping[str, Any], compare: Compare | None = None) -> "RunFolder":
         """Make the folder, or take up the one that is there.
 
         config: the resolved config as plain dicts, lists and values. `config.yaml` holds it from the first time on,
             and from `resume` on that of the newest command that went on.
-        keep: how many checkpoints stay (the newest ones).
         compare: what of two configs computes the parameters; by default all but MAY_DIFFER.
         Raises: UserError if the folder cannot be written, is in use by another process, holds something else than a
         run, or belongs to another config. A folder in which no step was done yet belongs to nobody: a command with a
         mistake in it must not stand in the way of the corrected one.
         """
-        if keep < 1:
-            raise UserError(f"keep={keep}: wanted the number of checkpoints to keep, 1 or more")
         path = Path(path)
         text = to_yaml(config)
         plain: dict[str, Any] = yaml.safe_load(text)  # here a tuple is the list that it becomes in the file
@@ -152,7 +146,7 @@ class RunFolder:
         except BaseException:
             unlock(handle)
             raise
-        return cls(path, plain, handle, keep, comparison)
+        return cls(path, plain, handle, comparison)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -399,7 +393,7 @@ def is_complete(path: Path, config: dict[str, Any], steps: int, compare: Compare
     """
     if not (path / "result.json").exists():
         return False
-    return RunFolder(path, config, None, 1, check_same_config(path, config, compare)).result(steps) is not None
+    return RunFolder(path, config, None, check_same_config(path, config, compare)).result(steps) is not None
 
 
 def due(done: int, every: int) -> bool:

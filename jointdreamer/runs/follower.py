@@ -17,8 +17,8 @@ class Follower(RunFolder):
     """
 
     @classmethod
-    def open(cls, path: str | Path, config: Mapping[str, Any], keep: int = 2, compare: Compare | None = None):
-        return cls(Path(path), dict(config), None, keep)
+    def open(cls, path: str | Path, config: Mapping[str, Any], compare: Compare | None = None):
+        return cls(Path(path), dict(config), None)
 
     def still_there(self) -> Path:
         return self.path

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from jointdreamer.errors import UserError, one_line, printable
@@ -287,9 +286,7 @@ def duration(seconds: float) -> str:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) or hasattr(value, "item"):
-        value = (value.detach() if isinstance(value, torch.Tensor) else value).item()
-    return value
+    return value.item() if hasattr(value, "item") else value
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

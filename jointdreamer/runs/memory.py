@@ -20,8 +20,8 @@ import torch
 
 from jointdreamer.cameras import Rig
 from jointdreamer.errors import UserError
+from jointdreamer.machine import free_bytes, held_bytes
 from jointdreamer.reading import is_out_of_memory
-from jointdreamer.runs.machine import free_bytes, held_bytes
 from jointdreamer.runs.trial import TRIED, Cost, Line, Trial
 from jointdreamer.scenes.base import Scene
 from jointdreamer.schedules import Plan

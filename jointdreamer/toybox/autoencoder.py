@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.images import grid, write_png
+from jointdreamer.metrics import psnr
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import EDITIONS, SHIPPED_EDITION
@@ -35,7 +36,7 @@ def round_trip(vae: Any, rgb: Tensor, batch: int = 64) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 64, 64) in [0, 1] -> what comes back, clamped to [0, 1]; the PSNR of each (N,), dB."""
     parts = [vae.decode(vae.encode(2 * part - 1).latent_dist.mean).sample / 2 + 0.5 for part in rgb.split(batch)]
     back = torch.cat(parts).clamp(0, 1)
-    return back, -10 * (back - rgb).square().mean((1, 2, 3)).log10()
+    return back, psnr(back, rgb)
 
 
 def main() -> int:

@@ -28,9 +28,9 @@ class _Builder:
         self.light = _mix(self.skin, WHITE, 0.6)
         self.dark = _mix(self.skin, BLACK, 0.35) if toy.color != "black" else (0.3, 0.3, 0.32)
         # Where clothes go: set by each kind.
-        self.head_z, self.head_r, self.head_top = 0.22, 0.27, 0.46
+        self.head_r, self.head_top = 0.27, 0.46
         self.neck_z, self.neck_r = -0.02, 0.19
-        self.body_z, self.body_x, self.body_y, self.body_h = -0.27, 0.22, 0.25, 0.28
+        self.body_z, self.body_x, self.body_y = -0.27, 0.22, 0.25
         self.hand = (0.1, -0.36, -0.2)
 
     def vary(self, amount: float = 0.1) -> float:
@@ -61,13 +61,13 @@ class _Builder:
     def head(self, z, sizes, color=None):
         sizes = [s * self.vary(0.06) for s in sizes]
         self.add(SPHERE, (0, 0, z), sizes, color or self.skin, pattern=self.pattern)
-        self.head_z, self.head_r, self.head_top = z, sizes[1], z + sizes[2]
+        self.head_r, self.head_top = sizes[1], z + sizes[2]
         return sizes
 
     def body(self, z, sizes, shape=SPHERE):
         sizes = [s * self.vary(0.08) for s in sizes]
         self.add(shape, (0, 0, z), sizes, self.skin, pattern=self.pattern)
-        self.body_z, (self.body_x, self.body_y, self.body_h) = z, sizes
+        self.body_z, (self.body_x, self.body_y) = z, sizes[:2]
         return sizes
 
     def limbs(self, arm_y=0.28, arm_z=-0.2, leg_y=0.13, leg_z=-0.55, color=None, foot=0.11):
@@ -119,9 +119,9 @@ class _Builder:
         self.add(SPHERE, (0, 0.14, 0.58), (0.05, 0.05, 0.05), (0.9, 0.2, 0.15))
         self.pair(BOX, (0, w + 0.075, -0.22), (0.07, 0.06, 0.19), self.dark)
         self.pair(BOX, (0.03, 0.12, -0.57), (0.12, 0.085, 0.1), self.dark)
-        self.head_z, self.head_r, self.head_top = 0.22, head, 0.41
+        self.head_r, self.head_top = head, 0.41
         self.neck_z, self.neck_r = 0.0, 0.17
-        self.body_z, self.body_x, self.body_y, self.body_h = -0.25, 0.18, w, 0.24
+        self.body_z, self.body_x, self.body_y = -0.25, 0.18, w
         self.hand = (0.1, -(w + 0.09), -0.36)
 
     def _penguin(self):
@@ -132,9 +132,9 @@ class _Builder:
         self.eyes(0.17, 0.1, 0.17, 0.08)
         self.add(CONE, (0.3, 0, 0.08), (0.06, 0.07, 0.11), BEAK, (0, np.pi / 2, 0))
         self.add(CONE, (-0.24, 0, -0.48), (0.07, 0.09, 0.1), self.dark, (0, -np.pi / 2, 0))
-        self.head_z, self.head_r, self.head_top = 0.15, 0.2, -0.12 + z
+        self.head_r, self.head_top = 0.2, -0.12 + z
         self.neck_z, self.neck_r = 0.0, 0.235
-        self.body_z, self.body_x, self.body_y, self.body_h = -0.2, x, y, 0.3
+        self.body_z, self.body_x, self.body_y = -0.2, x, y
         self.hand = (0.08, -0.36, -0.3)
 
     def _cat(self):
@@ -185,9 +185,9 @@ class _Builder:
         self.add(SPHERE, (0.13, 0, -0.24), (0.17, 0.2, 0.24), self.light)
         self.pair(SPHERE, (-0.04, y, -0.12), (0.15, 0.05, 0.28), self.dark, (0.12 * self.vary(0.5), 0, 0))
         self.pair(SPHERE, (0.12, 0.11, -0.55), (0.1, 0.07, 0.05), BEAK)
-        self.head_z, self.head_r, self.head_top = 0.15, 0.23, -0.1 + z
+        self.head_r, self.head_top = 0.23, -0.1 + z
         self.neck_z, self.neck_r = 0.0, 0.27
-        self.body_z, self.body_x, self.body_y, self.body_h = -0.15, x, y, 0.3
+        self.body_z, self.body_x, self.body_y = -0.15, x, y
         self.hand = (0.08, -0.38, -0.25)
 
     def _pig(self):
@@ -219,9 +219,9 @@ class _Builder:
         self.pair(
             SPHERE, (0.05, r + 0.08, -0.1), (0.06, 0.14, 0.06), self.skin, (0.3 * self.vary(0.5), 0, 0), self.pattern
         )
-        self.head_z, self.head_r, self.head_top = 0.17, r * 0.8, 0.15 + r
+        self.head_r, self.head_top = r * 0.8, 0.15 + r
         self.neck_z, self.neck_r = -0.1, r
-        self.body_z, self.body_x, self.body_y, self.body_h = -0.2, r, r, 0.3
+        self.body_z, self.body_x, self.body_y = -0.2, r, r
         self.hand = (0.08, -(r + 0.18), -0.1)
 
     def _dog(self):
@@ -260,7 +260,7 @@ class _Builder:
         self.add(CONE, (-x - 0.03, 0, -0.16), (0.09, 0.12, 0.14), self.dark, (0, -0.8, 0))
         self.pair(SPHERE, (0.12, 0.13, -0.58), (0.15, 0.1, 0.045), BEAK)
         self.pair(CYLINDER, (0.04, 0.13, -0.53), (0.035, 0.035, 0.07), BEAK)
-        self.head_z, self.head_r, self.head_top = 0.16, 0.21, 0.16 + hz
+        self.head_r, self.head_top = 0.21, 0.16 + hz
         self.neck_z, self.neck_r = -0.04, 0.19
         self.hand = (0.1, -0.4, -0.3)
 

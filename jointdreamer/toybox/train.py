@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import atomic_path
+from jointdreamer.images import plot_curves
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.muon import Muon
@@ -122,7 +123,8 @@ class Trainer:
                 self._save()
                 with self.averaged():
                     sheet(self.step)
-                plot_curve(self.curve, self.folder / "loss.png")
+                steps, losses = zip(*self.curve, strict=True)
+                plot_curves(self.folder / "loss.png", {"loss": {"loss": (steps, losses)}})
 
     def averaged(self):
         """A context in which the networks hold their averaged weights."""
@@ -174,22 +176,6 @@ def swapped(nets: dict[str, nn.Module], states: dict[str, dict[str, Tensor]]) ->
     for name, net in nets.items():
         net.load_state_dict(kept[name])
         net.train()
-
-
-def plot_curve(curve: list[tuple[int, float]], path: Path) -> None:
-    """Write the loss (step, value) as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3))
-    axes.semilogy(*zip(*curve, strict=True))
-    axes.set(xlabel="step", ylabel="loss")
-    figure.tight_layout()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-    plt.close(figure)
 
 
 def main(argv: list[str] | None = None) -> int:

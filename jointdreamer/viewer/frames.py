@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from jointdreamer.cameras import Cameras
@@ -33,14 +34,7 @@ def camera_of(wxyz: Sequence[float], position: Sequence[float], fovy: float, res
     where = np.asarray(position, np.float64)
     if not (np.isfinite(norm) and norm > 0 and np.isfinite(where).all() and math.isfinite(fovy)):
         raise ValueError(f"the browser's camera has no pose: {[*quaternion]} at {[*where]}, fovy {fovy}")
-    w, x, y, z = quaternion / norm
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    rotation = Rotation.from_quat(np.roll(quaternion, -1)).as_matrix()  # scipy has w last
     c2w = np.eye(4)
     c2w[:3, :3] = rotation * (1, -1, -1)  # up and backward, as OpenGL has them
     c2w[:3, 3] = where

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jointdreamer.errors import UserError
+from jointdreamer.project import PACKAGE
 from jointdreamer.weights.checkpoint import advice, cache_folder, file_keys, first_line
 from jointdreamer.weights.download import download_hub_files, download_url, downloaded_url
 from jointdreamer.weights.folders import WEIGHTS, lacking, wanted_files
 from jointdreamer.weights.roles import GATED, ROLES, SHA256, Role, about
 
-PACKAGE = Path(__file__).resolve().parents[1]
 HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
 PROBE_SECONDS = 7.0
 

@@ -203,29 +203,20 @@ def test_runs_of_real_models_have_no_fid_without_a_reference(command, make_run, 
 
 
 def test_the_report_is_written_by_its_module(command, make_run, tmp_path, monkeypatch):
+    def write_report(evaluation, folder):
+        folder.mkdir()
+        (folder / "id").write_text(evaluation["id"])
+
     make_run()
-    (tmp_path / "a_report.py").write_text(
-        "def write_report(evaluation, folder):\n    folder.mkdir()\n    (folder / 'id').write_text(evaluation['id'])\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(evaluate, "REPORT", "a_report")
+    monkeypatch.setattr("jointdreamer.evaluation.report.write_report", write_report)
     assert command("runs=runs", "report=true")[0] == 0
     assert (tmp_path / "evaluation" / "report" / "id").read_text() == result(tmp_path)["id"]
 
 
-def test_a_report_that_this_version_cannot_write(refused, make_run, monkeypatch):
-    make_run()
-    monkeypatch.setattr(evaluate, "REPORT", "jointdreamer.evaluation.no_such_module")
-    refused(["runs=runs", "report=true"], "report=false")
-
-
-def test_a_study_is_added_up_by_the_report_s_module(command, refused, make_run, tmp_path, monkeypatch):
-    (tmp_path / "a_study.py").write_text(
-        "def aggregate_study(files, evaluation):\n    return {'files': list(files), 'id': evaluation['id']}\n"
-        "def study_table(together):\n    return '| ' + together['id']\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(evaluate, "REPORT", "a_study")
+def test_a_study_is_added_up_by_the_report_s_module(command, refused, tmp_path, monkeypatch):
+    added_up = {"aggregate_study": lambda files, evaluation: {"files": list(files), "id": evaluation["id"]}}
+    for name, fake in (added_up | {"study_table": lambda together: "| " + together["id"]}).items():
+        monkeypatch.setattr(f"jointdreamer.evaluation.report.{name}", fake)
     for name in ("a.json", "b [1].json"):
         (tmp_path / name).write_text("{}")
     refused(["study=nothing*"], "study=nothing* matches nothing")

@@ -67,7 +67,7 @@ def test_a_view_does_not_drag_its_storage_into_the_file(tmp_path):
 
 
 def test_only_the_newest_are_kept_and_never_none(tmp_path, monkeypatch):
-    run = RunFolder.open(tmp_path, CONFIG, keep=2)
+    run = RunFolder.open(tmp_path, CONFIG)
     for step in (1, 2, 9, 10):
         run.save(step, counter=Counter(step))
     assert [step for step, _ in run.checkpoints] == [9, 10]
@@ -200,7 +200,8 @@ def test_something_else_under_a_checkpoint_s_name_is_set_aside_at_once(tmp_path,
 
 
 def test_nan_is_never_saved_over_good_parameters(tmp_path):
-    run = RunFolder.open(tmp_path, CONFIG, keep=1)
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.keep = 1
     run.save(1, counter=Counter(1.0))
     with pytest.raises(UserError, match=r"step 2: counter\.value holds NaN"):
         run.save(2, counter=Counter(float("nan")))
@@ -209,7 +210,8 @@ def test_nan_is_never_saved_over_good_parameters(tmp_path):
 
 @pytest.mark.parametrize("how", ["plain", "inside torch"])
 def test_a_full_disk_is_said_and_the_last_checkpoint_stays(tmp_path, monkeypatch, how):
-    run = RunFolder.open(tmp_path, CONFIG, keep=1)
+    run = RunFolder.open(tmp_path, CONFIG)
+    run.keep = 1
     run.save(1, counter=Counter(1.0))
 
     def full(_, stream):

@@ -180,7 +180,7 @@ def test_weights_are_compared_by_content(tmp_path):
 
     def check(weights, steps, elsewhere=()):
         comparison = Comparison(elsewhere=elsewhere)
-        run = RunFolder(tmp_path, CONFIG, None, 1, comparison)
+        run = RunFolder(tmp_path, CONFIG, None, comparison)
         run.check_weights([{"path": f"there/{sha}", "sha256": sha} for sha in weights], steps)
 
     named = ("source is a there, b here",)

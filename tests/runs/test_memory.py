@@ -15,8 +15,8 @@ from jointdreamer.distillation.base import Term
 from jointdreamer.errors import UserError
 from jointdreamer.formats.surface import png
 from jointdreamer.images import contact_sheet
+from jointdreamer.machine import held_bytes
 from jointdreamer.runs import memory
-from jointdreamer.runs.machine import held_bytes
 from jointdreamer.runs.memory import Demand, export_bytes, fit, step_bytes
 from jointdreamer.runs.trial import TRIED, Cost, Line, Trial
 from jointdreamer.scenes.base import Render

@@ -26,7 +26,6 @@ import functools
 import importlib
 import importlib.util
 import logging
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -39,6 +38,7 @@ from jointdreamer.arguments import Range
 from jointdreamer.errors import UserError
 from jointdreamer.kernels import enabled
 from jointdreamer.kernels.hash_grid import Kernels, interpreted
+from jointdreamer.machine import free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -249,26 +249,13 @@ def agrees(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
 def check_fits(n_params: int, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse tables that cannot be trained on a device, before anything is allocated. Raises UserError."""
     size = n_params * torch.empty(0, dtype=dtype, device="cpu").element_size()
-    free = free_memory(device)
-    if free is not None and TRAINED * size > free:
+    free = free_bytes(device)
+    if TRAINED * size > free:
         raise UserError(
             f"the hash tables take {size / 1e9:.1f} GB, {TRAINED * size / 1e9:.1f} GB with their gradient and AdamW's "
-            f"moments, and {device} has {free / 1e9:.1f} GB free: lower field.log2_table_size or field.n_levels"
+            f"moments, and {device} has {free / 1e9:.1f} GB free: lower field.encoding.log2_table_size or "
+            "field.encoding.n_levels"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where nobody tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not Path("/proc/meminfo").exists():
-        return None
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    [available] = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")] or [None]
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
-        return int(text) if available is None else min(available, int(text))
-    return available
 
 
 def level_scales(n_levels: int, base_resolution: int, growth: float) -> np.ndarray:

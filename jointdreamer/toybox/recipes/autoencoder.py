@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jointdreamer.metrics import psnr
 from jointdreamer.toybox import data, networks
 from jointdreamer.toybox.recipes.base import Recipe, half_precision
 from jointdreamer.toybox.recipes.shipped import save_part
@@ -50,9 +51,11 @@ class Vae(Recipe):
         rgb = data.composite(pictures.rgba.reshape(16, 64, 64, 4), data.random_background(rng, 16))
         latents = vae.encode(2 * rgb - 1).latent_dist
         out = vae.decode(latents.mean).sample / 2 + 0.5
-        psnr = -10 * torch.log10((out.clamp(0, 1) - rgb).square().mean((1, 2, 3))).mean()
         noise = float((latents.std / latents.mean.std((0, 2, 3), keepdim=True)).mean())
-        print(f"vae: PSNR {psnr:.2f} dB on held-out objects, posterior {noise:.3f} of the latents' spread", flush=True)
+        decibels = float(psnr(out.clamp(0, 1), rgb).mean())
+        print(
+            f"vae: PSNR {decibels:.2f} dB on held-out objects, posterior {noise:.3f} of the latents' spread", flush=True
+        )
         self.write_sheet(step, torch.cat([rgb, out]), 16)
 
     @torch.no_grad()

@@ -69,11 +69,16 @@ class Recipe(ABC):
         captions += [f"a red robot with a blue hat, {way} view" for way in ("front", "side", "back")]
         return [*captions, "a green bear with a yellow scarf, back view"]
 
+    @property
+    def sources(self) -> tuple[data.Pictures, ...]:
+        """What `random_views` takes in turn."""
+        return self.rigs, self.flat
+
     def random_views(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, list[tuple[Any, int, int]]]:
-        """N RGBA views, half flat and half of rigs, and where they come from: (pictures, row, view)."""
+        """N RGBA views of the sources, and where they come from: (pictures, row, view)."""
         origins = []
         for k in range(n):
-            source = self.flat if k % 2 else self.rigs
+            source = self.sources[k % len(self.sources)]
             origins.append((source, int(rng.integers(len(source))), int(rng.integers(source.azimuth.shape[1]))))
         return np.stack([source.rgba[row, view] for source, row, view in origins]), origins
 

@@ -29,12 +29,9 @@ class Judge(Recipe):
         self.nerf = data.Pictures.load(folder / "nerf")
         self.extra = data.rigs(self.EXTRA, seed=11, scarce=False, words=self.words)
 
-    def random_views(self, rng: np.random.Generator, n: int):
-        origins = []
-        for k in range(n):
-            source = (self.flat, self.rigs, self.extra, self.nerf)[k % 4]
-            origins.append((source, int(rng.integers(len(source))), int(rng.integers(source.azimuth.shape[1]))))
-        return np.stack([source.rgba[row, view] for source, row, view in origins]), origins
+    @property
+    def sources(self) -> tuple[data.Pictures, ...]:
+        return self.flat, self.rigs, self.extra, self.nerf
 
     def loss(self, step: int, rng: np.random.Generator) -> Tensor:
         rgb, origins = degraded_views(self, rng, self.batch)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jointdreamer.runs import machine
+from jointdreamer import machine
 
 
 def test_an_address_space_that_is_limited_is_a_limit(monkeypatch):
@@ -30,6 +30,10 @@ def test_free_memory_is_what_the_kernel_or_a_container_leaves(monkeypatch):
     files["/sys/fs/cgroup/memory.max"] = "1000000\n"
     files["/sys/fs/cgroup/memory.stat"] = "anon 5\ninactive_file 300000\n"
     assert machine.free_bytes(cpu) == 400000
+
+
+def test_nobody_says_what_another_device_has():
+    assert machine.free_bytes(torch.device("meta")) == float("inf")
 
 
 def test_the_most_memory_so_far_is_that_of_a_process():
