@@ -108,7 +108,6 @@ def test_depth_is_in_the_range_that_nvdiffrast_draws_and_the_same_faces_are_seen
 def test_half_precision_moves_no_vertex():
     cameras, points = orbit_cameras(4, 16), torch.rand(100, 3) - 0.5
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(to_clip(points, cameras), to_clip(points, cameras).float())
         half = to_clip(points, cameras)
     assert torch.equal(half, to_clip(points, cameras))
 
