@@ -159,3 +159,33 @@ def test_prompt_files_have_sixteen_prompts_and_tuning_shares_none():
     assert len(measured) == len(set(measured)) == 16
     assert captions == draw_prompts(153, PROMPT_SEED) and captions[:16] == measured
     assert not set(measured) & set(tuning)
+
+
+def test_the_second_stages_of_stable_diffusion():
+    """Typed from threestudio's and the official configs; the toybox's prior knows no normal maps."""
+    found = {name: config(f"experiment={name}", "models=sd21") for name in names("experiment")}
+    meshes = {name: (cfg["scene"]["resolution"], cfg["scene"]["distilled"], cfg["scene"]["threshold"])
+              for name, cfg in found.items() if cfg["scene"]["name"] == "dmtet"}  # fmt: skip
+    assert meshes == {
+        "jointdreamer_dmtet": (128, "rgb", 25.0),
+        "magic3d/refine": (128, "rgb", None),
+        "prolificdreamer/geometry": (128, "normal", "auto"),
+        "prolificdreamer/texture": (128, "rgb", "auto"),
+        "image/magic123_refine": (128, "rgb", None),
+    }
+    last, first = found["jointdreamer_dmtet"], found["table2/jointdreamer"]
+    assert last["schedule"]["energy_weight"] == 5 / (last["cameras"]["n_rigs"] * last["cameras"]["n_views"])
+    assert [cfg["models"]["text_to_image"]["cfg_rescale"] for cfg in (first, last)] == [0, 0.7]
+    assert [cfg["background"]["eval_color"] for cfg in (first, last)] == [[1.0] * 3, [0.66] * 3]
+    assert [found[f"image/{name}"]["field"]["encoding_lr"] for name in ("magic123", "magic123_refine")] == [10, 1]
+    assert config("experiment=prolificdreamer/geometry", "models=toybox")["scene"]["distilled"] == "rgb"
+
+
+def test_adam_where_the_authors_take_it():
+    found = {name: config(f"experiment={name}", "models=sd21")["optimizer"] for name in names("experiment")}
+    plain = ["dreamfusion/if", "dreamfusion/sd", "dreamtime", "hifa", "perp_neg", "magic3d/coarse", "magic3d/refine"]
+    plain += ["jointdreamer_dmtet", "prolificdreamer/geometry"]
+    images = [f"image/{name}" for name in ("jsd", "magic123", "magic123_refine", "stable_zero123", "zero123")]
+    for name, optimizer in found.items():
+        eps, decay = 1e-8 if name in images else 1e-15, 0 if name in (*images, *plain) else 0.01
+        assert optimizer == {"betas": [0.9, 0.99], "eps": eps, "weight_decay": decay}, name

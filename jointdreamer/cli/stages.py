@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from jointdreamer.scenes.mesh.inside import samples
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
 SHARED += ("background", "renderer", "memory", "logger", "viewer", "every", "output")
 SHARED += ("image", "mask", "image_camera", "image_fill", "image_sha256")
+# What of these each stage has for itself, as its own experiment says
+OWN = (("models", "text_to_image", "cfg_rescale"), ("field", "encoding_lr"), ("background", "eval_color"))
+GRID = ("resolution", "max_offset")  # of a mesh, whose levels and offsets mean nothing on another one
 SAMPLES = 200_000  # of a mesh: a hundredth of its size apart
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 
@@ -56,7 +60,7 @@ class Start:
             raise UserError(f"init_from={self.path}: that run is not finished; give its command again first")
         first, config = load_scene(self.path)
         other = differing_keys(config.get("field"), self.field)
-        if differing := [said for key, said in other.items() if key.rpartition(".")[2] not in HOW]:
+        if differing := [said for key, said in other.items() if key.rpartition(".")[2] not in (*HOW, "encoding_lr")]:
             raise UserError(
                 f"init_from={self.path}: field.{differing[0]}: wanted the same field, give it as it is there"
             )
@@ -80,7 +84,10 @@ def surface_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def start_of(cfg: Mapping[str, Any]) -> Start | None:
-    """What `init_from` of train.py's config names; None for nothing. Raises UserError if that is not there."""
+    """What `init_from` of train.py's config names; None for nothing.
+
+    Raises UserError if that is not there, and for a mesh on another grid, before it is made.
+    """
     if cfg["init_from"] is None:
         return None
     given, experiments = str(cfg["init_from"]), choices_of("experiment", [CONF])
@@ -93,8 +100,33 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
             f"{', '.join(experiments)}"
         )
     first = resolved("config", [f"experiment={given}", f"models={quoted(cfg['models']['name'])}"])
-    first = with_prompt(first | {key: cfg[key] for key in SHARED})
+    check_grid(given, first["scene"], cfg["scene"])
+    first = with_prompt(with_shared(first, cfg))
     path = folder_for(first)
     if first["name"] == cfg["name"]:
         raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")
     return Start(path, first, cfg["field"])
+
+
+def with_shared(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a first stage with what the second one has in common with it."""
+    config = {**first, **{key: deepcopy(second[key]) for key in SHARED}}
+    for *path, key in OWN:
+        there, here = first, config
+        for part in path:
+            there, here = there.get(part, {}), here.get(part, {})
+        if key in there:
+            here[key] = there[key]
+    return config
+
+
+def check_grid(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """Raise UserError, one line, for a stage on another grid than the mesh that the experiment `name` makes first."""
+    if first["name"] != second["name"]:
+        return
+    for key in GRID:
+        if first.get(key) != second.get(key):
+            raise UserError(
+                f"scene.{key}={second.get(key)}, and init_from={name} makes a mesh of {first.get(key)}: give the same, "
+                f"or make that stage by its own command, with scene.{key}={second.get(key)}, and give its folder"
+            )

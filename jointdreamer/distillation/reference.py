@@ -41,7 +41,7 @@ class ReferenceView(Term):
             return {}
         size, device = getattr(now, "reference_resolution", None) or now.resolution, render.rgb.device
         chunk = RAYS if size * size > RAYS else None
-        plain = SimpleNamespace(**{**vars(now), "shading": False, "loss": SimpleNamespace()})
+        plain = SimpleNamespace(**{**vars(now), "shading": False, "distilled": "rgb", "loss": SimpleNamespace()})
         seen = scene.render(self.reference.cameras(size).to(device), plain, generator, chunk)
         rgba = self.reference.at(size).to(device)
         picture = rgba[:3] + self.ground * (1 - rgba[3:])

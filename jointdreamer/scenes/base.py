@@ -63,7 +63,8 @@ class Scene(nn.Module, ABC):
     ) -> Render:
         """What the cameras see.
 
-        now: the plan at this step (`now.shading`, `now.loss`)
+        now: the plan at this step (`now.shading`, `now.loss`); `now.distilled`, if it is there, is rgb: colours are
+            wanted, also of a scene that shows its priors something else
         generator: every random draw of training comes from it; without one this is evaluation: no random draw, the
             evaluation's background
         chunk: pixels that are in memory at a time, all by default; changes nothing but the last bits

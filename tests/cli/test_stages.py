@@ -12,6 +12,9 @@ import pytest
 import torch
 import trimesh
 
+from jointdreamer.cli.main import composed
+from jointdreamer.cli.stages import start_of
+from jointdreamer.errors import UserError
 from jointdreamer.runs.folder import run_path
 from jointdreamer.runs.records import lock, unlock
 
@@ -67,7 +70,7 @@ def test_the_same_command_again_has_nothing_to_do_even_without_the_first_stage(
 
 
 def test_a_finished_run_is_taken_by_its_folder_and_goes_on_without_it(launcher, tiny_run, two_stages, tmp_path):
-    given = [*MESH[:-2], f"init_from={folder(two_stages, 'smoke')}", "name=other"]
+    given = [*MESH[:-2], f"init_from={folder(two_stages, 'smoke')}", "name=other", "field.encoding_lr=1"]  # 2 there
     assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=1")) == 0, stderr(tmp_path)
     assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=3")) == 0, stderr(tmp_path)
     assert steps(folder(tmp_path, "other")) == [0, 1, 2]
@@ -112,6 +115,35 @@ def test_a_second_stage_that_was_interrupted_goes_on_to_the_same_bits(launcher, 
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
     assert (whole / "metrics.jsonl").read_bytes() == (parts / "metrics.jsonl").read_bytes()
     assert (whole / "mesh" / "mesh.glb").read_bytes() == (parts / "mesh" / "mesh.glb").read_bytes()
+
+
+def first_stage(*words: str) -> dict:
+    """The config of what is made first for these words."""
+    found = start_of(composed("config", ["prompt=a bear", "models=sd21", *words], "sd21"))
+    assert found is not None and found.config is not None
+    return found.config
+
+
+def test_each_stage_keeps_what_is_its_own():
+    """What the second is told of the models is handed on; the rates and rescalings of one stage are not."""
+    own = "models.text_to_image.source=elsewhere"
+    nerf = first_stage("experiment=jointdreamer_dmtet", own, "models.text_to_image.image_size=256")
+    assert nerf["models"]["text_to_image"]["cfg_rescale"] == 0 and nerf["background"]["eval_color"] == [1.0] * 3
+    assert nerf["models"]["text_to_image"]["source"] == "elsewhere"
+    assert nerf["models"]["text_to_image"]["image_size"] == 256
+    alone = composed("config", ["experiment=table2/jointdreamer", own, "models.text_to_image.image_size=256"], "sd21")
+    assert all(nerf[key] == alone[key] for key in ("models", "field", "background"))
+    assert first_stage("experiment=image/magic123_refine")["field"]["encoding_lr"] == 10
+
+
+def test_three_stages_agree_on_the_grid_or_are_refused_before_the_first():
+    geometry = first_stage("experiment=prolificdreamer/texture")
+    assert geometry["scene"]["distilled"] == "normal" and geometry["scene"]["resolution"] == 128
+    nerf = start_of(geometry)
+    assert nerf is not None and nerf.config is not None and nerf.config["scene"] == {"name": "nerf"}
+    for word, there in (("scene.resolution=64", "128"), ("scene.max_offset=0.3", "0.44")):
+        with pytest.raises(UserError, match=f"{word}, and init_from=prolificdreamer/geometry makes a mesh of {there}"):
+            first_stage("experiment=prolificdreamer/texture", word)
 
 
 FULL_DISK = """

@@ -8,18 +8,36 @@ from jointdreamer.errors import UserError
 
 
 def welded(corners: np.ndarray) -> trimesh.Trimesh:
-    """The mesh of faces (F, 3, 3), corners in one place as one vertex. Raises UserError unless it is closed."""
+    """The mesh of faces (F, 3, 3), corners in one place as one vertex.
+
+    Raises UserError unless it is closed, and its faces are wound alike: then the winding number has a meaning.
+    """
     mesh = trimesh.Trimesh(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3), process=False)
     mesh.merge_vertices(digits_vertex=6)
-    mesh.update_faces(mesh.nondegenerate_faces())
-    _, count = np.unique(np.sort(mesh.edges, axis=1), axis=0, return_counts=True)
+    faces = np.asarray(mesh.faces)
+    mesh.update_faces((faces != np.roll(faces, 1, axis=1)).all(1))  # one without an area may close a gap: it stays
+    face_areas(np.asarray(mesh.triangles))
+    edges = np.asarray(mesh.edges)
+    _, edge, count = np.unique(np.sort(edges, axis=1), axis=0, return_inverse=True, return_counts=True)
     if open_edges := int((count == 1).sum()):
         raise UserError(f"the mesh is open: {open_edges} of its edges belong to one face only; wanted a closed surface")
     if odd := int((count % 2 == 1).sum()):
         raise UserError(f"the mesh is no surface: {odd} of its edges belong to an odd number of faces")
-    if not len(mesh.faces):
-        raise UserError("the mesh is empty: none of its faces has an area")
+    there_and_back = np.bincount(edge.reshape(-1), np.sign(edges[:, 1] - edges[:, 0]), minlength=1)
+    if crossed := int((there_and_back != 0).sum()):
+        raise UserError(
+            f"the mesh has faces that are turned over: {crossed} of its edges run in one direction in both of their "
+            "faces; wanted all counter-clockwise seen from outside (in Blender: Mesh, Normals, Recalculate Outside)"
+        )
     return mesh
+
+
+def face_areas(corners: np.ndarray) -> np.ndarray:
+    """(F,) of faces (F, 3, 3). Raises UserError, one line, if none has an area."""
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 2
+    if not (area > 1e-12).any():
+        raise UserError("the mesh is empty: none of its faces has an area")
+    return area
 
 
 def inside(corners: np.ndarray, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
@@ -56,9 +74,12 @@ def inside(corners: np.ndarray, axes: tuple[np.ndarray, np.ndarray, np.ndarray])
 
 
 def samples(corners: np.ndarray, n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Points spread evenly over the surface: numbers of faces (n,) and weights of their corners (n, 3)."""
+    """Points spread evenly over the surface: numbers of faces (n,) and weights of their corners (n, 3).
+
+    Raises UserError for a surface without an area.
+    """
     rng = np.random.default_rng(seed)
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    area = face_areas(corners)
     face = rng.choice(len(corners), n, p=area / area.sum())
     u, v = rng.random((2, n))
     root = np.sqrt(u)

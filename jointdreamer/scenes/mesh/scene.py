@@ -29,6 +29,8 @@ from jointdreamer.scenes.shading import Shading, sample_shading, shade
 
 MESH_SIZE = 1.3  # of the longest side of a mesh to start from, in radii of the field: a NeRF's objects are as large
 EMPTY_STEPS = 10  # without a surface, after which training ends: nothing is seen, so nothing is taught
+FINDING = 64  # points at least along each axis of a NeRF, which find its object: less would step over a plate
+NEAR = 0.01  # world units before a perspective camera: what is nearer is cut off by a rasteriser with a depth range
 
 
 class DMTet(Scene):
@@ -73,7 +75,7 @@ class DMTet(Scene):
         self.level = nn.Parameter((vertices.norm(dim=1) - 0.5 * field.radius).clamp(-1, 1))
         self.offset = nn.Parameter(torch.zeros_like(vertices))
         self.lr_scale = {"appearance:encoding": field.lr_scale.get("geometry:encoding", 1.0)}
-        self.empty_steps = 0
+        self.empty_steps, self.n_faces = 0, 0  # n_faces: of the last render in training
 
     @classmethod
     def build(
@@ -122,10 +124,10 @@ class DMTet(Scene):
         self.background.load_state_dict(other.background.state_dict())
 
     def _take_mesh(self, other: "DMTet") -> None:
-        if other.resolution != self.resolution:
-            raise UserError(
-                f"scene.resolution={self.resolution}, and the mesh to start from has {other.resolution}: give the same"
-            )
+        for key in ("resolution", "max_offset"):
+            here, there = getattr(self, key), getattr(other, key)
+            if here != there:
+                raise UserError(f"scene.{key}={here}, and the mesh to start from has {there}: give the same")
         self.load_state_dict(other.state_dict())
 
     def _take_nerf(self, other: NeRF) -> None:
@@ -133,17 +135,17 @@ class DMTet(Scene):
         from jointdreamer.scenes.export import choose_threshold, density_grid, opacities, solid
 
         radius = other.field.radius
-        sigma = density_grid(other.field, min(128, self.resolution))
+        sigma = density_grid(other.field, min(128, max(FINDING, self.resolution)))
+        chosen = choose_threshold(sigma, radius)  # an empty field is refused here
+        if (opacity := opacities(sigma, radius).max()) < 0.5:
+            raise UserError(
+                f"the NeRF to start from is fog: its densest ray is {opacity:.0%} opaque, so it has no surface; train "
+                "it longer, or start from the mesh that it exported, init_from=RUN/mesh/mesh.glb"
+            )
         if self.threshold is None:
-            threshold = float(sigma[sigma > 1e-5].mean()) if bool((sigma > 1e-5).any()) else np.inf
+            threshold = float(sigma[sigma > 1e-5].mean())
         else:
-            threshold = choose_threshold(sigma, radius) if self.threshold == "auto" else float(self.threshold)
-            opacity = opacities(sigma, radius).max()
-            if self.threshold == "auto" and opacity < 0.5:
-                raise UserError(
-                    f"the NeRF to start from is fog: its densest ray is {opacity:.0%} opaque, so it has no surface; "
-                    f"train it longer, or say where it is, scene.threshold={threshold:.3g}"
-                )
+            threshold = chosen if self.threshold == "auto" else float(self.threshold)
         inside = np.argwhere(solid(sigma, threshold) > threshold)
         if len(inside) == 0:
             raise UserError(
@@ -157,13 +159,27 @@ class DMTet(Scene):
         self.field.load_state_dict(other.field.state_dict())
         self.box.copy_(torch.from_numpy(box))
         self.offset.zero_()
-        vertices = self.grid_vertices().clamp(-radius, radius)
-        density = torch.cat([other.field.density(part) for part in vertices.split(2**17)]).float().clamp(0, 1e6)
+        vertices = self.grid_vertices()
+        parts = vertices.clamp(-radius, radius).split(2**17)
+        density = torch.cat([other.field.density(part) for part in parts]).float().clamp(0, 1e6)
         # threshold - density as the official implementation has it, but between -1 and 1 without a clamp, so that the
         # surface lies where it should between two vertices, also where the density jumps
         level = (threshold - density) / (threshold + density)
         level = smoothed(level, self.grid.edges, self.smoothing)
-        self.level.copy_(main_pieces(level, self.grid.edges, self.grid.outer))
+        # where the field ends the object does, before the grid's margin; a tenth of a unit later, since vertices of the
+        # grid lie on the field's box
+        unit = self.grid.spacing * (self.box[1] - self.box[0]) / 2
+        beyond = ((vertices.abs() - radius) / unit).amax(1) - 0.1
+        self._take_level(torch.maximum(level, beyond.clamp(-1, 1)))
+
+    def _take_level(self, level: Tensor) -> None:
+        level = main_pieces(level, self.grid.edges, self.grid.outer)
+        if not bool((level <= 0).any()):
+            raise UserError(
+                f"the object to start from is too thin for the grid, and nothing of it is left: wanted a larger "
+                f"scene.resolution than {self.resolution}, or a thicker object"
+            )
+        self.level.copy_(level)
 
     def start_from_mesh(self, corners: np.ndarray, points: np.ndarray, albedo: np.ndarray) -> None:
         from jointdreamer.scenes.mesh.inside import distance, inside, welded
@@ -176,10 +192,8 @@ class DMTet(Scene):
         vertices = self.field.radius * self.grid.vertices.cpu().numpy()
         far = distance(vertices, scale * points) / (self.grid.spacing * self.field.radius)
         level = np.where(solid[tuple(units.cpu().numpy().T)], -far, far).clip(-1, 1)
-        if not (level < 0).any():
-            raise UserError("the mesh is too thin for the grid: wanted a larger scene.resolution, or a thicker object")
         with torch.no_grad():
-            self.level.copy_(main_pieces(torch.from_numpy(level).to(self.level), self.grid.edges, self.grid.outer))
+            self._take_level(torch.from_numpy(level).to(self.level))
             self.offset.zero_()
         self._fit_colors(torch.from_numpy(scale * points).to(self.level), torch.from_numpy(albedo).to(self.level))
 
@@ -217,17 +231,14 @@ class DMTet(Scene):
         chunk: int | None = None,  # points of the field at a time
         normals: bool = True,
     ) -> Render:
-        """Draws from the generator: the shading, the background.
-
-        Raises UserError after `EMPTY_STEPS` steps of training without a surface.
-        """
+        """Draws from the generator: the shading, the background. `now.distilled` goes before the scene's own."""
         training, shading = False, Shading()
         if generator is not None and now is not None:
             training, shading = True, sample_shading(generator, now.shading)
         background = self.background.draw(generator)
         vertices, faces = self.surface()
         if training:
-            self._count_empty(len(faces))
+            self.n_faces = len(faces)
         shape, size = cameras.azimuth.shape, cameras.resolution
         views = rays(cameras.c2w, cameras.fovy, size, cameras.orthographic)
         rays_o, rays_d = (x.flatten(0, 1) for x in views)  # (M, R, R, 3)
@@ -238,7 +249,7 @@ class DMTet(Scene):
         position, normal = interpolate(attributes, raster, faces)[seen].split(3, 1)  # (S, 3) at the pixels that see it
         normal = F.normalize(normal, dim=1)
 
-        if training and self.distilled == "normal":
+        if training and getattr(now, "distilled", self.distilled) == "normal":
             color, behind = (normal + 1) / 2, torch.zeros_like(rays_d)
         else:
             parts = [self.field.albedo(part) for part in position.split(chunk or max(1, len(position)))]
@@ -255,9 +266,10 @@ class DMTet(Scene):
         )
         return Render(rgb, opacity, depth_map, normal_map, n_samples=int(seen.sum()))
 
-    def _count_empty(self, n_faces: int) -> None:
-        self.empty_steps = 0 if n_faces else self.empty_steps + 1
-        if self.empty_steps > EMPTY_STEPS:
+    def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Raises UserError after `EMPTY_STEPS` steps without a surface."""
+        self.empty_steps = 0 if self.n_faces else self.empty_steps + 1
+        if self.empty_steps >= EMPTY_STEPS:
             raise UserError(
                 f"the surface is gone for {EMPTY_STEPS} steps, so nothing can be taught: lower schedule.lr.geometry, "
                 "or start from an object that is denser; the checkpoints before stay"
@@ -315,11 +327,16 @@ class DMTet(Scene):
 
 
 def to_clip(points: Tensor, cameras: Cameras) -> Tensor:
-    """World points (P, 3) -> clip coordinates (B, V, P, 4) for `rasterize`: y up, z / w growing with the distance."""
-    rotation, position = cameras.c2w[..., :3, :3], cameras.c2w[..., :3, 3]
-    x, y, z = ((points - position[..., None, :]) @ rotation).unbind(-1)  # (B, V, P); the camera looks along -z
-    half = torch.tan(cameras.fovy / 2)[..., None]
-    if cameras.orthographic:
-        half = half * position.norm(dim=-1, keepdim=True)
-        return torch.stack([x / half, y / half, -z, torch.ones_like(z)], -1)
-    return torch.stack([x / half, y / half, -z - 1, -z], -1)  # z / w = 1 - 1 / distance
+    """World points (P, 3) -> clip coordinates (B, V, P, 4) for `rasterize`: y up, z / w growing with the distance.
+
+    z / w is within (-1, 1), where rasterisers with a depth range cut nothing off: before a perspective camera from
+    `NEAR` on, before and behind an orthographic one at D from the origin between -3 D and 5 D.
+    """
+    with torch.autocast(points.device.type, enabled=False):  # half precision would move the points by whole pixels
+        rotation, position = cameras.c2w[..., :3, :3], cameras.c2w[..., :3, 3]
+        x, y, z = ((points - position[..., None, :]) @ rotation).unbind(-1)  # (B, V, P); the camera looks along -z
+        half = torch.tan(cameras.fovy / 2)[..., None]
+        if cameras.orthographic:
+            far = position.norm(dim=-1, keepdim=True)
+            return torch.stack([x / (half * far), y / (half * far), -(z / far + 1) / 4, torch.ones_like(z)], -1)
+        return torch.stack([x / half, y / half, torch.full_like(z, -NEAR), -z], -1)  # z / w = -NEAR / distance

@@ -69,3 +69,31 @@ def test_what_is_not_closed_is_refused_in_one_line(change, said):
 def test_corners_in_one_place_are_welded():
     soup = trimesh.creation.icosphere(2)
     assert welded(corners(soup)).is_watertight
+
+
+def test_a_gap_that_a_face_without_an_area_closes_is_closed():
+    """A corner half way along an edge: one of its two faces is cut in two there, and a flat one joins both halves."""
+    box = trimesh.creation.box()
+    a, b, c = faces = corners(box)[0]
+    middle = (a + b) / 2
+    halves = np.array([[a, middle, c], [middle, b, c], [a, b, middle]])
+    mesh = welded(np.concatenate([corners(box)[1:], halves]))
+    assert np.array_equal(inside(np.asarray(mesh.triangles), AXES), inside(corners(box), AXES))
+    with pytest.raises(UserError, match="is open: 3 of its edges"):
+        welded(np.concatenate([corners(box)[1:], halves[:2]]))
+    twice = np.array([[a, b, a]])
+    assert len(welded(np.concatenate([corners(box), twice])).faces) == 12 and len(faces) == 3
+
+
+def test_faces_that_are_turned_over_are_refused_in_one_line():
+    box = corners(trimesh.creation.box()).copy()
+    box[[0, 5]] = box[[0, 5], ::-1]
+    with pytest.raises(UserError, match="turned over: 6 of its edges"):
+        welded(box)
+
+
+def test_a_surface_without_an_area_is_refused_in_one_line():
+    line = np.array([[[0.0, 0, 0], [1, 0, 0], [0.5, 0, 0]]])
+    for function in (welded, lambda mesh: samples(mesh, 10)):
+        with pytest.raises(UserError, match="the mesh is empty: none of its faces has an area"):
+            function(line)

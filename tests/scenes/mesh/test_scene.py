@@ -10,10 +10,13 @@ import trimesh
 from torch import nn
 
 from jointdreamer.cameras import Rig, orbit_cameras, rays, sample_cameras
+from jointdreamer.distillation.reference import ReferenceView
 from jointdreamer.errors import UserError
+from jointdreamer.reference import ImageCamera, Reference
 from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.base import check_render
 from jointdreamer.scenes.mesh.inside import samples
+from jointdreamer.scenes.mesh.raster import rasterize
 from jointdreamer.scenes.mesh.scene import EMPTY_STEPS, DMTet, to_clip
 from jointdreamer.scenes.nerf.base import Field, FieldOutput
 from jointdreamer.scenes.nerf.field import HashGridField
@@ -82,6 +85,33 @@ def test_clip_coordinates_are_those_of_the_rays(projection):
     assert (torch.stack(depths[8:]) > torch.stack(depths[:8])).all()
 
 
+@pytest.mark.parametrize("projection", ["perspective", "orthographic"])
+def test_depth_is_in_the_range_that_nvdiffrast_draws_and_the_same_faces_are_seen(projection):
+    cameras = sample_cameras(Rig(n_rigs=2, projection=projection), 48, torch.Generator().manual_seed(0))
+    rays_o, rays_d = rays(cameras.c2w[:1, :1], cameras.fovy[:1, :1], 48, cameras.orthographic)
+    line = rays_o + torch.tensor([0.02, 0.1, 1.0, 2.5, 4.0])[:, None, None, None, None] * rays_d
+    clip = to_clip(line.reshape(-1, 3), cameras[:1].select(torch.tensor([[0]])))
+    assert (clip[..., 3] > 0).all() and (clip[..., 2].abs() < clip[..., 3]).all()
+
+    ball = trimesh.creation.icosphere(3, radius=0.8)
+    vertices, faces = torch.tensor(ball.vertices, dtype=torch.float32), torch.tensor(ball.faces)
+    clip = to_clip(vertices, cameras).flatten(0, 1)
+    backward, position = cameras.c2w[..., :3, 2].flatten(0, 1), cameras.c2w[..., :3, 3].flatten(0, 1)
+    distance = ((position[:, None] - vertices) * backward[:, None]).sum(-1)  # along the axis of the camera
+    plain = torch.stack(
+        [*clip[..., :2].unbind(-1), distance if cameras.orthographic else distance - 1, clip[..., 3]], -1
+    )
+    one, two = (rasterize(x, faces, (48, 48)).triangle for x in (clip, plain))
+    assert one.any() and torch.equal(one, two)
+
+
+def test_half_precision_moves_no_vertex():
+    cameras, points = orbit_cameras(4, 16), torch.rand(100, 3) - 0.5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = to_clip(points, cameras)
+    assert torch.equal(half, to_clip(points, cameras))
+
+
 def test_a_ball_looks_like_a_ball_from_every_side():
     scene, cameras = mesh_scene(), orbit_cameras(4, 64)
     render = scene.render(cameras)
@@ -134,6 +164,12 @@ def test_the_normals_can_be_what_is_distilled():
     assert torch.allclose(image[0, :, :, 16, 16], (towards + 1) / 2, atol=0.05)
     assert torch.equal(image[..., 0, 0], torch.zeros(1, 4, 3))
     assert torch.allclose(scene.render(cameras).rgb[0, 0, :, 16, 16], torch.tensor([1.0, 0, 0]))  # evaluation: colours
+    # and a given picture is compared with colours too
+    rgba = torch.tensor([1.0, 0, 0, 1])[:, None, None].expand(4, 33, 33)
+    term = ReferenceView(Reference(rgba, ImageCamera(elevation_deg=0, azimuth_deg=0, distance=1.2, fovy_deg=20)))
+    now = SimpleNamespace(resolution=33, shading=False, loss=SimpleNamespace(rgb=1))
+    found = term(scene, scene.render(cameras), cameras, now, torch.Generator().manual_seed(0))
+    assert float(found["rgb"].detach()) < 1e-3
 
 
 def surface_of_ball(size, threshold):
@@ -177,14 +213,48 @@ def test_the_surface_does_not_hold_the_steps_of_the_grid():
     assert radius.std() < 0.01
 
 
+class Plate(Ball):
+    """Density 400 in a plate as thick as `size`, half as wide as the box."""
+
+    def density(self, x):
+        wide = x.new_tensor([0.5, 0.5, self.size / 2])
+        return 400 * ((x - self.center).abs() < wide).all(-1).float()
+
+
+def test_a_thin_plate_is_found_on_a_coarse_grid():
+    for resolution in (16, 32):
+        scene = mesh_scene(resolution=resolution)
+        scene.start_from(nerf(Plate(0.06, center=(0.0, 0.0, 0.05))))
+        assert surface(scene).bounds == pytest.approx(
+            np.array([[-0.5, -0.5, 0.02], [0.5, 0.5, 0.08]]), abs=1.2 / resolution
+        )
+
+
+def test_a_nerf_that_reaches_its_box_ends_there():
+    for size, center in ((3.0, 0.0), (1.0, 0.8)):
+        scene = mesh_scene(resolution=16)
+        scene.start_from(nerf(Ball(size, center=(center, center, center))))
+        found, unit = surface(scene), scene.grid.spacing  # beyond it the grid goes on for two units
+        assert found.is_watertight and found.bounds[1] == pytest.approx([1.0] * 3, abs=0.2 * unit)
+
+
+def test_a_start_of_which_nothing_is_left_is_refused_at_once():
+    with pytest.raises(UserError, match="too thin for the grid.*larger scene.resolution than 8"):
+        mesh_scene(resolution=8, smoothing=100).start_from(nerf(Ball(0.4)))
+    needle = trimesh.creation.box(extents=(0.01, 0.01, 1.0)).apply_translation((0.03, 0.04, 0))
+    triangles = np.asarray(needle.triangles)
+    with pytest.raises(UserError, match="too thin for the grid.*larger scene.resolution than 16"):
+        mesh_scene(resolution=16).start_from_mesh(triangles, triangles[:, 0], np.zeros((12, 3)))
+
+
 def test_empty_and_foggy_nerfs_are_refused_in_one_line():
     with pytest.raises(UserError, match="empty"):
         mesh_scene().start_from(nerf(Ball(density=1e-5)))
-    with pytest.raises(UserError, match="fog"):
-        mesh_scene().start_from(nerf(Ball(density=0.5)))
+    for threshold in ("auto", None, 0.25):
+        with pytest.raises(UserError, match=r"is fog: its densest ray is 33% opaque.*init_from=RUN/mesh/mesh.glb"):
+            mesh_scene(threshold=threshold).start_from(nerf(Ball(density=0.5)))
     with pytest.raises(UserError, match=r"no density above scene.threshold=1e\+03"):
         mesh_scene(threshold=1000.0).start_from(nerf(Ball()))
-    mesh_scene(threshold=0.25).start_from(nerf(Ball(density=0.5)))  # whoever says which density it is gets it
 
 
 def test_a_mesh_scene_is_taken_over_whole_and_only_on_the_same_grid():
@@ -195,8 +265,12 @@ def test_a_mesh_scene_is_taken_over_whole_and_only_on_the_same_grid():
         first.box.mul_(0.5)
     scene.start_from(first)
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), scene.state_dict().values(), strict=True))
-    with pytest.raises(UserError, match="scene.resolution=16, and the mesh to start from has 32"):
-        mesh_scene(resolution=16).start_from(first)
+    for other, says in (
+        ({"resolution": 16}, "resolution=16, .* has 32"),
+        ({"max_offset": 1.0}, "max_offset=1.0, .* has 0.44"),
+    ):
+        with pytest.raises(UserError, match=f"scene.{says}: give the same"):
+            mesh_scene(**other).start_from(first)
 
 
 def test_a_closed_mesh_is_taken_over_with_its_colours():
@@ -227,16 +301,23 @@ def test_a_surface_that_vanishes_stops_training_and_is_never_saved():
     with torch.no_grad():
         kept = scene.level.clone()
         scene.level.fill_(1.0)
-    for _ in range(EMPTY_STEPS):
-        render = scene.render(cameras, NOW, generator)
-        assert not render.opacity.any()
+
+    def step():
+        for _ in range(2):  # a reference view renders as well
+            render = scene.render(cameras, NOW, generator)
+        scene.after_step(0, optimizer)
+        return render
+
+    optimizer = torch.optim.SGD([scene.level])
+    for _ in range(EMPTY_STEPS - 1):
+        assert not step().opacity.any()
     with pytest.raises(UserError, match="no checkpoint"):
         scene.check_state()
     with pytest.raises(UserError, match="the surface is gone for 10 steps"):
-        scene.render(cameras, NOW, generator)
+        step()
     with torch.no_grad():
         scene.level.copy_(kept)
-    scene.render(cameras, NOW, generator)
+    step()
     scene.check_state()
     with torch.no_grad():
         scene.level.fill_(1.0)
