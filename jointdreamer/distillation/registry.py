@@ -78,7 +78,7 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
     names = loss_names(terms)
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(
-            f"distillation.terms: two of them have a loss {twice!r}, of one weight: wanted one of these terms"
+            f"distillation.terms: two of them return the loss {twice!r}, which has one weight: wanted only one of them"
         )
 
 
@@ -115,7 +115,7 @@ def check_part(part: str, given: Any, family: str) -> None:
     check_arguments(function_of(given["name"], known, base, family), own, family, whole=False)
     if given.get("prior") and part == "target":
         raise UserError(
-            f"{family}.prior={given['prior']}: what a target wants is of the term's own prior, leave it out"
+            f"{family}.prior={given['prior']}: a target is told what the term's own prior predicts, leave it out"
         )
     if given.get("prior") and "prior" not in parameters_of(given["name"], known, base, family):
         raise UserError(f"{family}.prior={given['prior']}: {given['name']} asks no prior, leave it out")

@@ -72,7 +72,7 @@ def test_a_target_is_of_the_term_s_own_prior():
 
 def test_two_terms_with_a_loss_of_one_name_are_refused():
     lora = {"prior": "first", "baseline": {"name": "lora"}}
-    with pytest.raises(UserError, match="two of them have a loss 'lora'"):
+    with pytest.raises(UserError, match="two of them return the loss 'lora'"):
         check_terms({"vsd": lora, "other": {**lora, "prior": "second"}})
     check_terms({"vsd": lora, "sds": {"prior": "second"}})
 
