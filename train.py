@@ -25,7 +25,7 @@ from jointdreamer.cli.objective import objective_of
 from jointdreamer.cli.stages import start_of
 from jointdreamer.cli.training import Every, Output, check_ranks, check_training, ground_of, reference_of
 from jointdreamer.comparison import compare
-from jointdreamer.distillation.base import Term, TrainedBeside, metrics_of, pictures_of, weighted_sum
+from jointdreamer.distillation.base import Term, TrainedBeside, merged_groups, metrics_of, pictures_of, weighted_sum
 from jointdreamer.distillation.registry import build_terms, loss_names
 from jointdreamer.energies.registry import build_energy
 from jointdreamer.errors import printable
@@ -209,9 +209,7 @@ def prepare(
     weights = checksums(list(dict.fromkeys(source for term in terms for source in term.sources())))
     run.check_weights(weights, plan.steps)
     run.write_environment(weights=weights, **scene.describe(), networks=networks, device=str(device))
-    groups = scene.parameter_groups()
-    for term in terms:
-        groups |= term.parameter_groups()
+    groups = merged_groups(part.parameter_groups() for part in (scene, *terms))
     optimizer = build_optimizer(groups, scene.lr_scale, **cfg["optimizer"])
     optimizer.check(plan.at(0).lr)
     optimizer.ranks = ranks

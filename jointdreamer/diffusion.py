@@ -146,6 +146,12 @@ def draw_timesteps(
     return per_rig(partial(torch.randint, lowest, highest + 1), (n_rigs,), generator)
 
 
+def check_timesteps(n: int, others: int, what: str) -> None:
+    """Raise UserError, one line, for a model of another number of timesteps than n, by which it is to be asked."""
+    if others != n:
+        raise UserError(f"the {what} has {others} timesteps, and the prior that draws them {n}: wanted as many")
+
+
 def add_noise(
     process: NoiseProcess,
     latents: Tensor,  # (B, V, C, h, w)

@@ -102,6 +102,50 @@ def test_the_baselines_take_no_energy():
     assert (models["guidance_scale"], models["rescale"]) == (50.0, 0.5)  # MVDream's own distillation
 
 
+def test_prolificdreamer_s_rates():
+    """threestudio's: NeRF and texture, .01 for the encoding and .001 for the networks; geometry, .005 for all."""
+    rates = {}
+    for stage in ("nerf", "geometry", "texture"):
+        cfg = config(f"experiment=prolificdreamer/{stage}", "models=sd21")
+        lr, factor = Plan(cfg["schedule"]).at(0).lr, cfg["field"]["encoding_lr"]
+        role = lr.geometry if stage == "nerf" else lr.appearance  # whose part the encoding is there
+        rates[stage] = (pytest.approx(role * factor), lr.geometry, lr.appearance, lr.background)
+    assert rates == {
+        "nerf": (1e-2, 1e-3, 1e-3, 1e-3), "geometry": (5e-3,) * 4, "texture": (1e-2, 0, 1e-3, 1e-3)
+    }  # fmt: skip
+    others = ("experiment=table1/prolificdreamer", "schedule=jointdreamer")
+    assert all(config(one, "models=sd21")["field"]["encoding_lr"] == 1 for one in others)
+
+
+def test_nfsd_s_negative_prompt_is_its_paper_s_where_the_models_know_the_words():
+    found = config("experiment=nfsd", "models=sd21")
+    assert found["negative_prompt"].startswith("unrealistic, blurry, low quality, out of focus, ugly")
+    assert found["negative_prompt"].endswith("low-resolution, gloomy") and found["schedule"]["guidance_scale"] == 6.5
+    assert config("experiment=nfsd", "models=toybox")["negative_prompt"] == ""
+    assert config("experiment=nfsd", "models=sd21", "negative_prompt=mine")["negative_prompt"] == "mine"
+    assert config("models=sd21")["negative_prompt"].startswith("shadow, oversaturated")
+
+
+def test_the_noise_levels_of_sdi_pfd_and_ism():
+    sdi, pfd = (Plan(config(f"distillation={name}", "models=sd21")["schedule"]) for name in ("sdi", "pfd"))
+    for step, t in ((0, 0.98), (sdi.steps // 2, 0.615)):
+        assert (sdi.at(step).t_min, sdi.at(step).t_max) == pytest.approx((t, t), abs=1e-3)
+    for step, t in ((0, 0.98), (pfd.steps // 2 - 1, 0.98), (pfd.steps // 2, 0.70), (pfd.steps - 1, 0.70)):
+        assert (pfd.at(step).t_min, pfd.at(step).t_max) == (0.02, t)
+    ism = Plan(config("experiment=ism", "models=sd21")["schedule"])
+    assert [ism.at(s).t_max for s in (0, 750, 1500, 4999)] == pytest.approx([0.98, 0.74, 0.5, 0.5])
+
+
+def test_threestudio_s_sdi():
+    cfg = config("experiment=sdi", "models=sd21")
+    plan, (term,) = Plan(cfg["schedule"]), cfg["distillation"]["terms"].values()
+    assert (plan.steps, plan.at(0).resolution, plan.at(0).guidance_scale) == (10000, 512, 7.5)
+    assert [plan.at(step).shading for step in (999, 1000)] == [False, True]
+    assert vars(plan.at(0).lr) == {"geometry": 1e-2, "appearance": 1e-2, "background": 1e-3}
+    assert cfg["optimizer"]["weight_decay"] == 0  # Adam
+    assert term["target"]["name"] == "perp_neg" and term["baseline"]["name"] == "inverted"
+
+
 def test_the_energies_of_the_registry_and_of_conf_are_the_same():
     assert set(names("energy")) == set(ENERGIES)
     assert all(config(f"energy={name}")["energy"]["name"] == name for name in ENERGIES)
@@ -184,7 +228,7 @@ def test_the_second_stages_of_stable_diffusion():
 def test_adam_where_the_authors_take_it():
     found = {name: config(f"experiment={name}", "models=sd21")["optimizer"] for name in names("experiment")}
     plain = ["dreamfusion/if", "dreamfusion/sd", "dreamtime", "hifa", "perp_neg", "magic3d/coarse", "magic3d/refine"]
-    plain += ["jointdreamer_dmtet", "prolificdreamer/geometry"]
+    plain += ["jointdreamer_dmtet", "prolificdreamer/geometry", "sdi"]
     images = [f"image/{name}" for name in ("jsd", "magic123", "magic123_refine", "stable_zero123", "zero123")]
     for name, optimizer in found.items():
         eps, decay = 1e-8 if name in images else 1e-15, 0 if name in (*images, *plain) else 0.01

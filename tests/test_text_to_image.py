@@ -121,8 +121,12 @@ def test_the_official_constants():
     assert sd35["negative_prompt"] == "unrealistic, blurry, low quality, oversaturation."
     t_max = plan.at(0).t_max
     assert 3 * t_max / (1 + 2 * t_max) == pytest.approx(0.875)
+    assert (plan.at(0).lr.geometry, plan.at(0).lr.appearance) == (1e-3, 1e-3)  # of the networks
+    assert sd35["field"]["encoding_lr"] * plan.at(0).lr.geometry == pytest.approx(1e-2)
     plan = Plan(pixel["schedule"])
     assert (plan.steps, plan.at(0).guidance_scale, plan.at(0).t_min, plan.at(0).t_max) == (10000, 21, 0.02, 0.98)
+    assert [plan.at(step).shading for step in (2000, 2001)] == [False, True]
+    assert (plan.at(0).lr.geometry, plan.at(0).lr.appearance, plan.at(0).lr.background) == (1e-2, 1e-2, 1e-3)
     assert plan.max("resolution") == pixel["models"]["text_to_image"]["image_size"] == 64
     assert config("models=sdxl")["models"]["text_to_image"]["image_size"] == 1024
 

@@ -17,7 +17,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.machine import free_bytes
 from jointdreamer.optim import build_optimizer
 from jointdreamer.priors.prompts import Prompts
-from jointdreamer.priors.registry import check_prior
+from jointdreamer.priors.registry import check_prior, with_shared
 from jointdreamer.priors.t5 import check_t5
 from jointdreamer.ranks import Ranks
 from jointdreamer.reference import ImageCamera, Reference, read_reference, warn_of_elevation
@@ -128,7 +128,8 @@ def check_training(cfg: dict[str, Any]) -> None:
     check_terms(**cfg["distillation"])
     check_image(cfg)
     check_prior("text_to_image", cfg["models"])
-    check_t5(cfg["models"]["text_to_image"], free)
+    device = "cuda" if cfg["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+    check_t5(with_shared(cfg["models"], cfg["models"]["text_to_image"]), free, device)
 
 
 def check_ranks(ranks: Ranks, cfg: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What a term is: one thing that teaches the scene. A step adds up the terms' losses."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,24 +68,41 @@ class TrainedBeside:
     """What terms train beside the scene, as a checkpoint holds it: their parameters by role, and nothing frozen."""
 
     def __init__(self, terms: Sequence[Term]):
-        self.groups: dict[str, list[nn.Parameter]] = {}
-        for term in terms:
-            self.groups |= {role: group for role, group in term.parameter_groups().items() if group}
+        found = merged_groups(term.parameter_groups() for term in terms)
+        self.groups = {role: group for role, group in found.items() if group}
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         return {role: [parameter.detach() for parameter in group] for role, group in self.groups.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Raises UserError, one line, for parameters of other shapes, e.g. a LoRA of another rank."""
+        """Raises UserError, one line, for other roles, or other shapes, e.g. a LoRA of another rank."""
+        if state.keys() != self.groups.keys():
+            there, here = (", ".join(sorted(of)) or "nothing" for of in (state, self.groups))
+            raise UserError(
+                f"the checkpoint holds {there} beside the scene, this run trains {here}: wanted the same terms"
+            )
         shapes = [{role: [tuple(p.shape) for p in group] for role, group in of.items()} for of in (state, self.groups)]
         if shapes[0] != shapes[1]:
-            role = next(role for role in self.groups if shapes[0].get(role) != shapes[1][role])
-            there, here = (of.get(role, [()])[:1] for of in shapes)
+            role = next(role for role in self.groups if shapes[0][role] != shapes[1][role])
+            there, here = (of[role][:1] for of in shapes)
             raise UserError(f"the checkpoint's {role!r} has parameters of other shapes: {there} there, {here} here")
         for role, group in self.groups.items():
             for parameter, saved in zip(group, state[role], strict=True):
                 parameter.copy_(saved)
+
+
+def merged_groups(groups: Iterable[Mapping[str, list[nn.Parameter]]]) -> dict[str, list[nn.Parameter]]:
+    """Parameters by role, of a scene and its terms together. Raises UserError, one line, for a role of two of them."""
+    merged: dict[str, list[nn.Parameter]] = {}
+    for group in groups:
+        if twice := sorted(merged.keys() & group):
+            raise UserError(
+                f"two of the scene and its terms train parameters of the role {twice[0]!r}, which has one rate, "
+                f"schedule.lr.{twice[0]}, and one place in a checkpoint: wanted one of them, as of distillation.terms"
+            )
+        merged |= group
+    return merged
 
 
 def metrics_of(terms: Sequence[Term]) -> dict[str, Tensor]:

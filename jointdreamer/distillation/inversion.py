@@ -31,7 +31,8 @@ def invert(
 
     Returns x at the last timestep and the noise that was predicted before the last step, both (B, V, C, h, w). Each
     step asks for the noise where it starts, the first one at timestep 0.
-    eta: share of the DDIM standard deviation that is added afresh at each step
+    eta: share of the DDIM standard deviation, that of x before a step given x after it and the clean latents, which is
+        added afresh at each step
     """
     x, t = latents, torch.zeros_like(timesteps[0])
     alpha, sigma = torch.ones_like(process.at(t)[0]), torch.zeros_like(process.at(t)[1])
@@ -41,7 +42,8 @@ def invert(
         alpha_after, sigma_after = process.at(after)
         x = alpha_after * x0_from_noise(x, noise, alpha, sigma) + sigma_after * noise
         if eta:
-            spread = sigma / sigma_after * (1 - (alpha_after / alpha).square()).clamp_min(0).sqrt()
+            between = sigma_after.square() - (alpha_after / alpha * sigma).square()  # variance that the noising adds
+            spread = sigma / sigma_after * between.clamp_min(0).sqrt()
             x = x + eta * spread * noise_like(x, generator)
         t, alpha, sigma = after, alpha_after, sigma_after
     return x, noise

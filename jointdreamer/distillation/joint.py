@@ -31,7 +31,7 @@ from torch.nn.functional import interpolate
 
 from jointdreamer.arguments import Positive, Share
 from jointdreamer.cameras import Cameras, Rig
-from jointdreamer.diffusion import Noised, draw_timesteps, noise_from_x0
+from jointdreamer.diffusion import Noised, check_timesteps, draw_timesteps, noise_from_x0
 from jointdreamer.distillation.base import Term
 from jointdreamer.distillation.baselines import AddedNoise, Baseline
 from jointdreamer.distillation.targets import ClassifierFree, Target
@@ -77,7 +77,7 @@ class JointScoreDistillation(Term):
     timesteps: another term whose timesteps this one takes instead of drawing its own
     chunk: images in the autoencoder at a time, all by default
 
-    Raises UserError for an unknown weighting or mask.
+    Raises UserError for an unknown weighting or mask, and models that are asked together with other timesteps.
     """
 
     def __init__(
@@ -102,6 +102,10 @@ class JointScoreDistillation(Term):
             raise UserError(f"unknown weighting {weighting!r}: choose one of {', '.join(WEIGHTINGS)}")
         if mask not in get_args(Mask):
             raise UserError(f"unknown energy mask {mask!r}: choose input, gradient or none")
+        if timesteps is not None:
+            check_timesteps(len(timesteps.prior.process), len(prior.process), f"prior of {name}")
+        if energy is not None:
+            energy.check_timesteps(len(prior.process))
         self.prior, self.text, self.name = prior, text, name
         self.energy, self.baseline = energy or NoEnergy(), baseline or AddedNoise()
         self.target = target or ClassifierFree()
@@ -170,7 +174,7 @@ class JointScoreDistillation(Term):
     def draw_timesteps(self, n_rigs: int, now: SimpleNamespace, generator: torch.Generator) -> Tensor:
         """(B,) drawn from [t_min, t_max] of this step; or those of another term that has a weight in it."""
         if (partner := self.partner[0]) is not None and getattr(now.loss, partner.name, 0):
-            return partner.t
+            return partner.t.clamp_max(self.prior.process.last)
         return draw_timesteps(self.prior.process, n_rigs, now.t_min, now.t_max, generator)
 
     def check(self, rig: Rig) -> None:

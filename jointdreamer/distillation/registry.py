@@ -75,6 +75,11 @@ def check_terms(terms: Mapping[str, Any], **shared: Any) -> None:
         for key, value in options.items():
             if key not in BUILT:  # under the name by which the user said it
                 check_arguments(function, {key: value}, family if key in given else "distillation", whole=False)
+    names = loss_names(terms)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"distillation.terms: two of them return the loss {twice!r}, which has one weight: wanted only one of them"
+        )
 
 
 def loss_names(terms: Mapping[str, Any]) -> list[str]:
@@ -108,6 +113,10 @@ def check_part(part: str, given: Any, family: str) -> None:
         raise UserError(f"{family}={given!r}: wanted a group with a name, {family}.name={next(iter(known))}")
     own = {key: value for key, value in given.items() if key not in ("name", "prior")}
     check_arguments(function_of(given["name"], known, base, family), own, family, whole=False)
+    if given.get("prior") and part == "target":
+        raise UserError(
+            f"{family}.prior={given['prior']}: a target is told what the term's own prior predicts, leave it out"
+        )
     if given.get("prior") and "prior" not in parameters_of(given["name"], known, base, family):
         raise UserError(f"{family}.prior={given['prior']}: {given['name']} asks no prior, leave it out")
 
@@ -206,6 +215,7 @@ def build_terms(
         for part in PARTS:
             if (given := options.get(part)) is not None:
                 family, asked, text = f"distillation.terms.{name}.{part}", options["prior"], options.get("text")
+                check_part(part, given, family)
                 if given.get("prior"):
                     asked = priors[given["prior"]]
                     check_same_latents(options["prior"], asked, family)

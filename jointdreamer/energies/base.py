@@ -43,6 +43,9 @@ class Energy(nn.Module, ABC):
     def check_rig(self, rig: Rig) -> None:
         """Raise UserError, one line, for a rig whose views this energy cannot compare. Asked before training."""
 
+    def check_timesteps(self, n: int) -> None:
+        """Raise UserError, one line, for views at n timesteps, if a model behind this energy has another number."""
+
     def give_prompt(self, prompts: Prompts) -> None:
         """The prompt of a run, for a model with a text encoder of its own. Given before training."""
 

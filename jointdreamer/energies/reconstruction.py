@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from jointdreamer.arguments import Pixels, Positive, Range, Scale
 from jointdreamer.cameras import Cameras, Rig, look_at
-from jointdreamer.diffusion import noise_from_x0, noise_like
+from jointdreamer.diffusion import check_timesteps, noise_from_x0, noise_like
 from jointdreamer.energies.base import Energy, Views
 from jointdreamer.errors import UserError
 from jointdreamer.priors.autoencoder import encode_mean
@@ -92,6 +92,9 @@ class ReconstructionEnergy(Energy):
         if isinstance(self.reference, int) and not 0 <= self.reference < rig.n_views:
             raise UserError(f"reference={self.reference}: cameras.n_views={rig.n_views} views count from 0")
 
+    def check_timesteps(self, n: int) -> None:
+        check_timesteps(n, len(self.prior.process), self.prior.what)
+
     def give_prompt(self, prompts: Prompts) -> None:
         self.prompts = prompts
         if self.own_text and not isinstance(self.prior, ImageDream):  # which is given its picture first
@@ -138,7 +141,8 @@ class ReconstructionEnergy(Energy):
         Draws from `views.generator`: the reference, the autoencoder's posterior, the noise, then what the model draws.
         """
         rgb = views.rgb * views.opacity + 1 - views.opacity if self.white else views.rgb
-        cameras, t = views.cameras.to(rgb.device), views.timesteps
+        cameras = views.cameras.to(rgb.device)
+        t = first_t = views.timesteps.clamp_max(self.prior.process.last)
         rows = torch.arange(len(rgb), device=rgb.device)[:, None]
         drawn = torch.arange(rgb.shape[1], device=rgb.device).expand(rgb.shape[:2])  # (B, V)
         first = 0  # of the views that are compared
@@ -159,7 +163,7 @@ class ReconstructionEnergy(Energy):
         x0 = self._x0(x_t, t, condition, nothing, cameras)
         for k in range(1, self.steps):
             noise = noise_from_x0(x_t, x0, *self.prior.process.at(t))
-            t = views.timesteps * (self.steps - k) // self.steps
+            t = first_t * (self.steps - k) // self.steps
             alpha_t, sigma_t = self.prior.process.at(t)
             x_t = alpha_t * x0 + sigma_t * noise
             x0 = self._x0(x_t, t, condition, nothing, cameras)

@@ -27,6 +27,7 @@ from jointdreamer.priors.prompts import Prompts, TextEmbeddings, embed_by_all, e
 from jointdreamer.priors.t5 import WITHOUT_T5, embed_t5
 from jointdreamer.reading import Unreadable, read_json
 from jointdreamer.weights.find import find_weights
+from jointdreamer.weights.folders import refuse_distilled_folder
 from jointdreamer.weights.noise_process import load_rectified_flow
 from jointdreamer.weights.parts import load_part
 from jointdreamer.weights.roles import about
@@ -100,9 +101,9 @@ class RectifiedFlow(LatentDiffusion):
         dtype = network_dtype(dtype, device)
         known = about("text_to_image", {"kind": "flow", "text_encoders": text_encoders, "vae": vae})
         download = device.type == "cuda"
-        refuse_distilled(source)
+        check_transformer(source)
         folder = find_weights(source, "text_to_image", needs=known.needs, download=download, known=known)
-        refuse_distilled(folder)
+        check_transformer(folder)
         process = load_rectified_flow(folder).to(device)
         unet: Any = load_part(SD3Transformer2DModel, folder, "transformer", dtype)
         cls.check_unet(unet, folder / "transformer")
@@ -179,23 +180,20 @@ class RectifiedFlow(LatentDiffusion):
         )[0]
 
 
-def refuse_distilled(folder: Any) -> None:
-    """Raise UserError, one line, for a model that is distilled for one guidance (FLUX): it has no direction to guide.
+def check_transformer(folder: Any) -> None:
+    """Raise UserError, one line, for another transformer than this prior asks, such as FLUX's.
 
     folder: what is no folder here, or has no transformer, passes.
     """
-    path = Path(folder) / "transformer" / "config.json" if isinstance(folder, str | Path) else None
+    if not isinstance(folder, str | Path):
+        return
+    refuse_distilled_folder(Path(folder))
+    path = Path(folder) / "transformer" / "config.json"
     try:
-        config = read_json(path) if path is not None and path.exists() else {}
+        config = read_json(path) if path.exists() else {}
     except Unreadable:  # whoever loads it says what is wrong
         return
-    if not isinstance(config, dict):
-        return
-    if config.get("guidance_embeds"):
-        raise UserError(
-            f"{path}: guidance_embeds: this model is distilled for one guidance, so it has no prediction without the "
-            "text to guide from, which score distillation needs: take Stable Diffusion 3.5, models=sd35"
-        )
-    name = str(config.get("_class_name", "SD3Transformer2DModel"))
-    if name != "SD3Transformer2DModel":
-        raise UserError(f"{path}: wanted an SD3Transformer2DModel (Stable Diffusion 3 or 3.5), got {name[:60]}")
+    wanted = "SD3Transformer2DModel"
+    name = str(config.get("_class_name", wanted)) if isinstance(config, dict) else wanted
+    if name != wanted:
+        raise UserError(f"{path}: wanted an {wanted} (Stable Diffusion 3 or 3.5), got {name[:60]}")

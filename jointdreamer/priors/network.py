@@ -12,6 +12,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.priors.base import Prior
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.guidance import Guidance
+from jointdreamer.weights.folders import refuse_distilled
 
 
 class NetworkPrior(Prior):
@@ -21,13 +22,14 @@ class NetworkPrior(Prior):
     process: noise process and prediction type
     guidance: how its predictions with and without the text become one
 
-    Raises UserError for a network that needs other inputs.
+    Raises UserError for a network that needs other inputs, or is distilled for one guidance.
     """
 
     what = "text-to-image model"
 
     def __init__(self, unet: Any, process: NoiseProcess, image_size: int, guidance: Guidance):
         super().__init__()
+        refuse_distilled(dict(unet.config), f"the {self.what}")
         self.check_unet(unet)
         self.unet, self.process = unet, process
         self.image_size, self.guidance = image_size, guidance

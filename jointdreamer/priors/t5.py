@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from jointdreamer.errors import UserError, one_line
+from jointdreamer.precision import network_dtype
 from jointdreamer.project import PACKAGE
 from jointdreamer.reading import is_out_of_memory
 from jointdreamer.weights.checkpoint import first_line
@@ -48,7 +50,7 @@ def embed_t5(
 
     Raises UserError, one line, if it is missing or damaged, or does not fit into memory.
     """
-    dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+    dtype = t5_dtype(dtype)
     with tempfile.TemporaryDirectory(prefix="jointdreamer-") as scratch:
         job = {
             "folder": str(folder), "encoder": encoder, "tokenizer": tokenizer, "texts": list(texts), "length": length,
@@ -66,28 +68,47 @@ def embed_t5(
             return load_file(Path(scratch) / "embeddings.safetensors")["embeddings"]
     said = done.stderr.strip().splitlines()
     if done.returncode < 0 or is_out_of_memory(RuntimeError(done.stderr)):
-        raise UserError(too_large(folder / encoder, spare))
+        raise UserError(too_large(folder / encoder, dtype, spare))
     if done.returncode == MISTAKE and said:
         raise UserError(said[-1])
     raise RuntimeError(f"T5's process ended with status {done.returncode}: {done.stderr}")
 
 
-def t5_bytes(where: Path) -> int:
-    """What a T5 takes in memory at least: its weights as they are stored."""
-    return sum(file.stat().st_size for file in weight_files(where))
+def t5_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In which T5 runs beside a prior of this dtype: not in float16, in which it overflows."""
+    return torch.bfloat16 if dtype == torch.float16 else dtype
 
 
-def too_large(where: Path, spare: str = "", free: float | None = None) -> str:
+def t5_bytes(where: Path, dtype: torch.dtype) -> int:
+    """What a T5 takes in memory at least: its weights as they are stored, or in the dtype that it runs in."""
+    return sum(max(file.stat().st_size, _numbers(file) * dtype.itemsize) for file in weight_files(where))
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a file of weights holds; 0 if it cannot be read, which whoever loads it says."""
+    if file.suffix != ".safetensors":
+        return file.stat().st_size // (2 if ".fp16" in file.name else 4)
+    from safetensors import safe_open
+
+    try:
+        with safe_open(file, "pt") as stored:
+            return sum(prod(stored.get_slice(key).get_shape()) for key in stored.keys())  # noqa: SIM118
+    except Exception:  # whatever a damaged file provokes
+        return 0
+
+
+def too_large(where: Path, dtype: torch.dtype, spare: str = "", free: float | None = None) -> str:
     """What to say of a T5 that does not fit into memory."""
-    need = f"{t5_bytes(where) / 1e9:.1f} GB while the prompt is embedded"
+    need = f"{t5_bytes(where, dtype) / 1e9:.1f} GB while the prompt is embedded"
     there = "" if free is None else f", and {free / 1e9:.1f} GB are free"
     return f"the T5 in {where} does not fit into memory: it needs about {need}{there}; {spare or 'free some'}"
 
 
-def check_t5(settings: Mapping[str, Any], free: float) -> None:
+def check_t5(settings: Mapping[str, Any], free: float, device: torch.device | str) -> None:
     """Refuse a T5 that is at hand and takes more than the free bytes, before anything is loaded. Raises UserError.
 
-    settings: of the text-to-image model, in conf/models
+    settings: of the text-to-image model, in conf/models, and what its models share
+    device: the prior's, by which a dtype of auto is chosen; T5 itself runs on the CPU
     """
     if not about("text_to_image", settings).t5_gb:
         return
@@ -97,8 +118,9 @@ def check_t5(settings: Mapping[str, Any], free: float) -> None:
         return
     flow = settings.get("kind") == "flow"
     where = folder / ("text_encoder_3" if flow else "text_encoder")
-    if t5_bytes(where) > free:
-        raise UserError(too_large(where, WITHOUT_T5 if flow else "", free))
+    dtype = t5_dtype(network_dtype(settings.get("dtype", "auto"), device))
+    if t5_bytes(where, dtype) > free:
+        raise UserError(too_large(where, dtype, WITHOUT_T5 if flow else "", free))
 
 
 def load_t5_tokenizer(where: Path) -> Any:

@@ -15,7 +15,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.project import PACKAGE
 from jointdreamer.weights.checkpoint import advice, cache_folder, file_keys, first_line
 from jointdreamer.weights.download import download_hub_files, download_url, downloaded_url
-from jointdreamer.weights.folders import WEIGHTS, lacking, wanted_files
+from jointdreamer.weights.folders import NETWORKS, WEIGHTS, lacking, refuse_distilled_folder, wanted_files
 from jointdreamer.weights.roles import GATED, ROLES, SHA256, Role, about
 
 HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
@@ -49,7 +49,7 @@ def find_weights(
     download: whether the network may be asked for what is neither local nor in a cache
     known: what is known of the role; by default what ROLES says
 
-    Raises UserError, one line, with everything that was tried.
+    Raises UserError, one line, with everything that was tried, and for a network that is distilled for one guidance.
     """
     known = known or ROLES.get(role)
     if needs is None:
@@ -63,12 +63,14 @@ def find_weights(
         if found is not None:
             if folder_only and found.is_file():
                 raise UserError(_not_a_folder(found, known.title if known else role, needs, file_keys(found)))
+            refuse_distilled_folder(found, wanted)
             return found
     for one in all_sources:
         if folder_only and _is_url(one):
             raise UserError(_not_a_folder(one, known.title if known else role, needs, []))
         found = _from_network(one, file, wanted, tried[str(one)], download)
         if found is not None:
+            refuse_distilled_folder(found, wanted)
             return found
     raise UserError(_not_found(role, known, file, tried, hint))
 
@@ -115,9 +117,12 @@ def gate(source: str | Path) -> str | None:
     from huggingface_hub import get_token
 
     hub = _hub_id(source)
-    if hub is None or hub[0] not in GATED or get_token():
-        return None
-    return f"gated: accept its licence on https://huggingface.co/{hub[0]} and log in, `hf auth login` or HF_TOKEN=..."
+    return None if hub is None or hub[0] not in GATED or get_token() else _closed(hub[0])
+
+
+def _closed(repo: str) -> str:
+    """What to do for a gated repository without a token."""
+    return f"gated: accept its licence on https://huggingface.co/{repo} and log in, `hf auth login` or HF_TOKEN=..."
 
 
 def local_path(source: str | Path) -> Path | None:
@@ -157,6 +162,7 @@ def _at_hand(source: str | Path, file: str | None, wanted: list[str], tried: lis
             missing = [name for name in wanted if not (path / name).exists()]
             if not missing:
                 return path / file if file else path
+            refuse_distilled_folder(path, wanted)
             tried.append(f"folder {path} lacks {', '.join(missing)}")
         else:
             tried.append("no such folder" if _hub_id(source) else f"no file or folder {path}")
@@ -168,6 +174,9 @@ def _at_hand(source: str | Path, file: str | None, wanted: list[str], tried: lis
     repo, revision = hub
     names = wanted or ["model_index.json"]
     for version in dict.fromkeys((revision, None)):  # what other programs fetched of its main branch is good enough
+        for name in NETWORKS:
+            if isinstance(config := try_to_load_from_cache(repo, name, revision=version), str):
+                refuse_distilled_folder(Path(config).parents[1], wanted)
         cached = [try_to_load_from_cache(repo, name, revision=version) for name in names]
         if all(isinstance(path, str) for path in cached):
             first = Path(str(cached[0]))
@@ -192,11 +201,14 @@ def _from_network(source: str | Path, file: str | None, wanted: list[str], tried
         return None
     if closed:
         return None
+    from huggingface_hub import get_token
+
     try:
         return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())
     except Exception as error:  # the hub's client lets the errors of its HTTP library through, whatever that is
-        if type(error).__name__ == "GatedRepoError":  # with a token
-            tried.append(f"gated: this account has not accepted the licence on https://huggingface.co/{hub and hub[0]}")
+        if hub and type(error).__name__ == "GatedRepoError":
+            not_accepted = f"gated: this account has not accepted the licence on https://huggingface.co/{hub[0]}"
+            tried.append(not_accepted if get_token() else _closed(hub[0]))
             return None
         kind = f"{'hub' if hub else 'download'}: {type(error).__name__}"
         tried.append(str(error) if isinstance(error, UserError) else f"{kind}: {first_line(error)}")

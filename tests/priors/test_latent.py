@@ -12,8 +12,12 @@ from torch.nn.functional import interpolate
 from jointdreamer.diffusion import add_noise, draw_timesteps
 from jointdreamer.errors import UserError
 from jointdreamer.priors.condition import Condition
+from jointdreamer.priors.flow import RectifiedFlow
 from jointdreamer.priors.latent import LatentDiffusion
+from jointdreamer.priors.multi_view import MultiViewDiffusion
+from jointdreamer.priors.pixel import PixelDiffusion
 from jointdreamer.priors.prompts import Prompts, TextPair
+from jointdreamer.priors.sdxl import SDXL
 
 B, V = 2, 3
 
@@ -262,3 +266,26 @@ def test_cuda_agrees_with_the_cpu(tiny_sd_folder):
     torch.testing.assert_close(
         gpu.encode(rgb.cuda(), generator()).cpu(), cpu.encode(rgb, generator()), atol=0.02, rtol=0.05
     )
+
+
+@pytest.mark.parametrize("kind", [LatentDiffusion, SDXL, PixelDiffusion, RectifiedFlow, MultiViewDiffusion])
+def test_what_is_distilled_for_one_guidance_is_refused(
+    tiny_text_to_image, tiny_sd_folder, tiny_mv_folder, tmp_path, kind
+):
+    """A latent consistency model is told its guidance, as FLUX is."""
+    small = {SDXL: "sdxl", PixelDiffusion: "if", RectifiedFlow: "sd35"}
+    other = {LatentDiffusion: tiny_sd_folder, MultiViewDiffusion: tiny_mv_folder}
+    folder = other[kind]() if kind in other else tiny_text_to_image(small[kind])
+    shutil.copytree(folder, tmp_path / "lcm")
+    (path,) = (found for part in ("unet", "transformer") for found in (tmp_path / "lcm" / part).glob("config.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "time_cond_proj_dim": 256}))
+    for source in (tmp_path / "lcm", [str(tmp_path / "lcm")]):
+        with pytest.raises(UserError, match=f"{path.parent.name}/config.json: time_cond_proj_dim: .*for one guidance"):
+            kind.build(source)
+
+
+def test_a_unet_that_is_told_its_guidance_is_refused(tiny_sd_folder):
+    prior = LatentDiffusion.build(tiny_sd_folder())
+    prior.unet.register_to_config(time_cond_proj_dim=256)
+    with pytest.raises(UserError, match="the text-to-image model: time_cond_proj_dim: .*for one guidance"):
+        LatentDiffusion(prior.unet, prior.vae, prior.process, prior.text_parts)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from jointdreamer.errors import UserError
 from jointdreamer.priors import t5
@@ -99,15 +100,33 @@ def test_a_tokenizer_that_needs_sentencepiece_says_so(folder, tmp_path, monkeypa
 
 
 def test_too_little_memory_is_found_before_anything_is_loaded(folder, tiny_text_to_image):
-    need = t5_bytes(folder / "text_encoder")
+    need = t5_bytes(folder / "text_encoder", torch.float32)
     assert need > 10_000
     of_if = {"kind": "pixel", "source": str(folder)}
-    check_t5(of_if, need)
+    check_t5(of_if, need, "cpu")
     with pytest.raises(UserError, match=r"text_encoder does not fit.*0.0 GB are free; free some"):
-        check_t5(of_if, need - 1)
+        check_t5(of_if, need - 1, "cpu")
     of_sd35 = {"kind": "flow", "source": str(tiny_text_to_image("sd35"))}
     with pytest.raises(UserError, match=r"text_encoder_3 does not fit.*models.text_to_image.text_encoders=2"):
-        check_t5(of_sd35, 1)
-    check_t5({**of_sd35, "text_encoders": 2}, 1)
-    check_t5({"source": "nowhere"}, 0)
-    check_t5({**of_if, "source": "nowhere"}, 0)
+        check_t5(of_sd35, 1, "cpu")
+    check_t5({**of_sd35, "text_encoders": 2}, 1, "cpu")
+    check_t5({"source": "nowhere"}, 0, "cpu")
+    check_t5({**of_if, "source": "nowhere"}, 0, "cpu")
+
+
+def test_what_is_stored_in_half_precision_takes_twice_that_where_it_runs_in_full(folder, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    state = {key: value.half() for key, value in load_file(half / "text_encoder" / "model.safetensors").items()}
+    numbers = sum(value.numel() for value in state.values())
+    save_file(state, half / "text_encoder" / "model.safetensors", {"format": "pt"})
+    where = half / "text_encoder"
+    assert t5_bytes(where, torch.float32) == 4 * numbers
+    assert t5_bytes(where, torch.bfloat16) == (where / "model.safetensors").stat().st_size < 3 * numbers
+    of_if = {"kind": "pixel", "source": str(half), "dtype": "float32"}
+    check_t5(of_if, 4 * numbers, "cuda")
+    with pytest.raises(UserError, match="does not fit"):
+        check_t5(of_if, 4 * numbers - 1, "cuda")
+    check_t5({**of_if, "dtype": "auto"}, 3 * numbers, "cuda")  # float16 beside a GPU, where T5 takes bfloat16
+    (where / "model.safetensors").write_bytes(b"nothing")  # whoever loads it says so
+    check_t5(of_if, 100, "cpu")

@@ -1,5 +1,6 @@
 """Where weights are looked for, and what is said when they are nowhere."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -146,3 +147,47 @@ def test_an_address_of_one_file_is_no_folder_either(monkeypatch):
     monkeypatch.setattr(weights, "download_url", None)
     with pytest.raises(UserError, match="is one file: wanted a folder"):
         find_weights("https://example.org/sd.safetensors", "text_to_image")
+
+
+class GatedRepoError(Exception):
+    """The hub's client raises one of this name, with and without a token."""
+
+
+@pytest.mark.parametrize(("token", "says"), [(None, "hf auth login"), ("hf_mine", "this account has not accepted")])
+def test_a_gated_repository_says_to_log_in_or_to_accept_its_licence(monkeypatch, token, says):
+    def refused(self, repo, timeout):
+        raise GatedRepoError("403 and a long story")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refused)
+    for repo in ("org/new", "stabilityai/stable-zero123"):  # the second one is known to be gated
+        with pytest.raises(UserError, match=f"gated: .*https://huggingface.co/{repo}") as error:
+            find_weights(repo, "model", needs=("unet/config.json",))
+        assert says in str(error.value) and "long story" not in str(error.value)
+
+
+def configured(folder, part, **config):
+    touch(folder / part / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_what_is_distilled_for_one_guidance_is_refused_whatever_kind_is_wanted(tmp_path, monkeypatch):
+    needs = ("unet/config.json", "vae/config.json")
+    flux = configured(tmp_path / "flux", "transformer", guidance_embeds=True)
+    lcm = configured(configured(tmp_path / "lcm", "unet", time_cond_proj_dim=256), "vae")
+    plain = configured(configured(tmp_path / "plain", "unet", time_cond_proj_dim=None), "vae")
+    snapshot = cache(monkeypatch, tmp_path, "org/flux")
+    configured(snapshot, "transformer", guidance_embeds=True)
+    for source, mark in (
+        (flux, "guidance_embeds"),
+        ([tmp_path / "nowhere", str(flux), plain], "guidance_embeds"),
+        ("org/flux", "guidance_embeds"),
+        (lcm, "time_cond_proj_dim"),
+        ([lcm], "time_cond_proj_dim"),
+    ):
+        with pytest.raises(UserError, match=f"{mark}: .*no prediction without the text.*models=sd21") as error:
+            find_weights(source, "text_to_image", needs=needs)
+        assert "\n" not in str(error.value)
+    assert find_weights([plain, flux], "text_to_image", needs=needs) == plain
+    assert find_weights(lcm, "autoencoder", needs=("vae/config.json",)) == lcm  # its network is not asked for
