@@ -24,6 +24,8 @@ from jointdreamer.reading import DAMAGED, NOT_NOW, TOO_LARGE, Unreadable, open_f
 
 # of a picture that is read: 268 MB of RGBA, and a few kB of a file can ask for a thousand times that
 MOST_PIXELS = 2**26
+# the one transparent colour of a PNG is in the file's numbers; what makes Pillow's of them
+CLEAR_SCALE = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 PAPER = 255  # the colour between and around the cells
 INK = (20, 20, 20)
 
@@ -258,10 +260,19 @@ def decode_picture(stream: BinaryIO, name: str | Path) -> np.ndarray:
         image = Image.open(stream)
         if image.width * image.height > MOST_PIXELS:
             raise Unreadable(name, TOO_LARGE, f"{image.width} x {image.height} pixels")
-        image = ImageOps.exif_transpose(image)
+        coding = image.tile[0][3] if image.tile else None  # which loading forgets
+        image.load()
+        with suppress(Exception):  # junk where EXIF should be says nothing, and the picture is whole
+            image = ImageOps.exif_transpose(image)
+        clear = image.info.get("transparency")
         if image.mode[0] in "IF":
-            gray = np.asarray(image, np.float64) / (1 if image.mode == "F" else 2**16 - 1)
-            image = Image.fromarray(np.round(np.nan_to_num(gray).clip(0, 1) * 255).astype(np.uint8))
+            values = np.asarray(image, np.float64)
+            gray = np.nan_to_num(values / (1 if image.mode == "F" else 2**16 - 1)).clip(0, 1)
+            alpha = np.ones_like(gray) if clear is None else values != clear
+            image = Image.fromarray(np.round(np.stack([gray, alpha], -1) * 255).astype(np.uint8))
+        elif clear is not None and coding in CLEAR_SCALE:
+            scaled = (np.array(clear) * CLEAR_SCALE[coding]).astype(int).tolist()  # of grey, or of three channels
+            image.info["transparency"] = tuple(scaled) if isinstance(scaled, list) else scaled
         return np.asarray(image.convert("RGBA"))
     except Unreadable:
         raise

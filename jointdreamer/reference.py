@@ -194,7 +194,12 @@ def _squared(rgba: Tensor, fill: float | None) -> Tensor:
         side = max(1, round((max(bottom - top, right - left) + 1) / fill))
         middle = (top + bottom) / 2, (left + right) / 2
     up, aside = (round(x - (side - 1) / 2) for x in middle)
-    square = pad(rgba, (-aside, aside + side - width, -up, up + side - height))  # a negative margin cuts
     if side <= MOST_SIDE:
-        return square
-    return interpolate(square[None], (MOST_SIDE,) * 2, mode="bilinear", align_corners=False, antialias=True)[0]
+        return pad(rgba, (-aside, aside + side - width, -up, up + side - height))  # a negative margin cuts
+    inside = rgba[:, max(0, up) : up + side, max(0, aside) : aside + side]
+    # made smaller before the margins are there: they grow with the square of the longer side
+    corner = [round(max(0, -x) * MOST_SIDE / side) for x in (up, aside)]
+    size = [max(1, round(length * MOST_SIDE / side)) for length in inside.shape[1:]]
+    (top, low), (left, right) = ((x, MOST_SIDE - x - n) for x, n in zip(corner, size, strict=True))
+    small = interpolate(inside[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return pad(small, (left, right, top, low))

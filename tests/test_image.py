@@ -129,7 +129,8 @@ def test_what_cannot_be_is_one_line(launcher, tiny_run, bear, tmp_path):
         ([*zero, "image=busy.png"], ["mask=FILE", "rembg"]),
         ([*zero, "image=nowhere.png"], ["no such file"]),
         ([*zero, f"image={bear}", "image=text.png"], ["two images"]),
-        ([*zero, "prompt=a red robot"], ["image=FILE"]),
+        (zero, ["distillation.terms.reference wants a picture", "image=FILE"]),
+        ([*zero, "image=5"], ["image=5", "no such file"]),
         (["prompt=a red robot", "mask=text.png"], ["mask=text.png", "image=FILE"]),
         (["experiment=image/jsd", f"image={bear}"], ["no prompt", "terms.jsd"]),
         (["prompt=a red robot", f"image={bear}"], ["must be one grey", "experiment=image/zero123"]),
@@ -167,3 +168,58 @@ def test_the_first_stage_is_of_the_same_picture(bear):
     assert first is not None and first.config is not None
     assert first.config["image"] == str(bear) and first.config["image_camera"]["distance"] == 3
     assert first.path.parent.name.startswith("a_red_robot_bear-") and len(first.config["image_sha256"]) == 16
+
+
+def test_the_height_is_of_no_account_to_a_model_that_is_not_asked(bear, caplog):
+    from jointdreamer.cli.main import composed
+    from jointdreamer.cli.training import reference_of
+
+    words = [f"image={bear}", "prompt=a red robot", "image_camera.elevation_deg=85"]
+    for more, warned in (
+        (["experiment=image/imagedream"], False),
+        (["experiment=image/imagedream", "distillation=jsd", "energy=imagedream"], False),
+        (["experiment=image/imagedream", "distillation=jsd", "energy=i2i"], True),
+        (["experiment=image/zero123"], True),
+    ):
+        caplog.clear()
+        assert reference_of(composed("config", [*more, *words], "sd21")) is not None
+        assert ("knows pictures taken from" in caplog.text) == warned, more
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["energy=imagedream", "prompt=a robot"], "energy=imagedream wants a picture: give one, image=FILE"),
+        (["experiment=image/zero123", "prompt=a robot"], "terms.reference wants a picture: give one, image=FILE"),
+        (["distillation=imagedream", "prompt=a robot"], "terms.imagedream wants a picture: give one, image=FILE"),
+        (["energy=none", "prompt=a robot", "image=a.png"], "image=a.png: no term and no energy of this run looks at"),
+        (["distillation=mvdream", "prompt=a robot", "image=a.png"], "no term and no energy of this run looks at"),
+        (["distillation=vsd", "prompt=a robot", "image=a.png"], "no term and no energy of this run looks at"),
+        (["energy=i2i", "prompt=a robot", "image=a.png"], "must be one grey"),
+        (["experiment=image/jsd", "image=a.png"], "no prompt, and distillation.terms.jsd reads one"),
+    ],
+)
+def test_a_picture_that_is_missing_or_that_nothing_reads(words, says):
+    from jointdreamer.cli.main import composed
+    from jointdreamer.cli.training import check_image
+    from jointdreamer.errors import UserError
+
+    with pytest.raises(UserError, match=says):
+        check_image(composed("config", words, "sd21"))
+
+
+def test_the_published_constants_of_sd21(bear):
+    from jointdreamer.cli.main import composed
+
+    def of(method: str, models: str = "sd21"):
+        return composed("config", [f"experiment=image/{method}", f"image={bear}", "prompt=a red robot"], models)
+
+    for method in ("magic123", "magic123_refine"):
+        assert of(method)["distillation"]["terms"]["reference"] == {"kind": "reference", "mask_loss": "bce"}
+        assert "mask_loss" not in of(method, "toybox")["distillation"]["terms"]["reference"]
+    for method in ("magic123", "imagedream"):
+        rates, scale = of(method)["schedule"]["lr"], of(method)["field"]["encoding_lr"]
+        assert (rates["geometry"] * scale, rates["geometry"], rates["appearance"]) == pytest.approx(
+            (0.01, 0.001, 0.001)
+        )
+    assert of("jsd")["optimizer"] == {"betas": [0.9, 0.99], "eps": 1e-15, "weight_decay": 0.01}

@@ -1,6 +1,8 @@
 """Pictures: exact pixels, any size, and files that are whole or not there."""
 
 import os
+import struct
+import zlib
 
 import imageio.v3 as imageio
 import numpy as np
@@ -163,6 +165,43 @@ def test_a_picture_stands_as_its_camera_was_held(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # turned by a quarter
     assert as_read(tmp_path, image, "a.jpg", exif=exif).shape == (3, 2, 4)
+
+
+def png(bits: int, kind: int, row: bytes, **chunks: bytes) -> bytes:
+    """A PNG of two pixels, kind 0 of grey and 2 of colours, with further chunks."""
+
+    def chunk(name: str, data: bytes) -> bytes:
+        body = name.encode() + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk("IHDR", struct.pack(">IIBBBBB", 2, 1, bits, kind, 0, 0, 0))
+    more = b"".join(chunk(name, data) for name, data in chunks.items())
+    return b"\x89PNG\r\n\x1a\n" + header + more + chunk("IDAT", zlib.compress(b"\0" + row)) + chunk("IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "clear"),
+    [
+        (16, 0, [1000, 60000], [1000]),
+        (8, 0, [3, 234], [3]),
+        (4, 0, [0x3C], [3]),
+        (2, 0, [0x70], [1]),
+        (16, 2, [1000, 2000, 3000, 60000, 1, 2], [1000, 2000, 3000]),
+        (8, 2, [1, 2, 3, 4, 5, 6], [1, 2, 3]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_of_any_depth(tmp_path, bits, kind, row, clear):
+    file, of = tmp_path / "a.png", "H" if bits == 16 else "B"
+    file.write_bytes(
+        png(bits, kind, struct.pack(f">{len(row)}{of}", *row), tRNS=struct.pack(f">{len(clear)}H", *clear))
+    )
+    assert read_picture(file)[0, :, 3].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("exif", [b"junk", b"MM\0*" + b"\xff" * 20, b"Exif\0\0junkjunk"])
+def test_junk_for_exif_turns_nothing(tmp_path, exif):
+    (tmp_path / "a.png").write_bytes(png(8, 0, bytes([10, 200]), eXIf=exif))
+    assert read_picture(tmp_path / "a.png")[0, :, 0].tolist() == [10, 200]
 
 
 def test_what_is_no_picture_or_too_much_of_one(tmp_path):

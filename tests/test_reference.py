@@ -118,6 +118,44 @@ def test_a_picture_that_is_not_square_gets_margins(save):
     assert found.rgba.shape == (4, 128, 128) and found.rgba[3, 32 + 32, 32] == 1
 
 
+def padded_first(rgba, fill=None):
+    """The square as it was made before: margins, then MOST_SIDE pixels."""
+    height, width = rgba.shape[1:]
+    side = max(height, width)
+    up, aside = (round((length - 1) / 2 - (side - 1) / 2) for length in (height, width))
+    square = torch.nn.functional.pad(rgba, (-aside, aside + side - width, -up, up + side - height))
+    if side <= reference.MOST_SIDE:
+        return square
+    size = (reference.MOST_SIDE,) * 2
+    return torch.nn.functional.interpolate(square[None], size, mode="bilinear", antialias=True)[0]
+
+
+def test_margins_do_not_grow_with_the_square_of_a_picture_s_longer_side(monkeypatch):
+    generator, sizes = torch.Generator().manual_seed(0), []
+
+    def pad(image, margins):
+        sizes.append(torch.nn.functional.pad(image, margins).shape[-2:])
+        return torch.nn.functional.pad(image, margins)
+
+    monkeypatch.setattr(reference, "pad", pad)
+    ordinary = torch.rand(4, 90, 61, generator=generator)
+    assert torch.equal(reference._squared(ordinary, None), padded_first(ordinary))
+    square = torch.rand(4, 1100, 1100, generator=generator)
+    assert torch.equal(reference._squared(square, None), padded_first(square))
+    smooth = torch.linspace(0, 1, 1536).expand(4, 768, 1536)
+    torch.testing.assert_close(reference._squared(smooth, None)[:, 257:767], padded_first(smooth)[:, 257:767])
+    for height, width, fill in ((8, 3000, None), (3000, 8, 0.5), (400, 400, 0.05)):
+        rgba = torch.zeros(4, height, width)
+        rgba[:, height // 4 : -(height // 4), width // 4 : -(width // 4)] = 1
+        found = reference._squared(rgba, fill)
+        assert found.shape == (4, 1024, 1024)
+        shown = torch.nonzero(found[3] > 0.5)
+        assert (shown.float().mean(0) - 511.5).abs().max() <= 1  # in the middle
+        longer = (shown.amax(0) - shown.amin(0) + 1).max()
+        assert float(longer) / 1024 == pytest.approx(fill or 0.5, abs=0.003)
+    assert max(map(max, sizes)) == 1024
+
+
 def test_its_camera_is_the_convention_s(save):
     cameras = read_reference(save(picture()), camera=ImageCamera(0, 90, 2.0, 40)).cameras(8)
     assert cameras.azimuth.shape == (1, 1) and cameras.resolution == 8

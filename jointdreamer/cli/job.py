@@ -222,11 +222,13 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
     """The config with its prompt found: given, or line `prompt_id` of `prompt_file`.
 
     With a given image the prompt may be empty, and what is in its files is noted, so that a run notices another one.
+    Names of files become texts, those of digits too.
 
     Raises UserError without a prompt, with an empty one, with both, or for a line that is not there.
     """
     if "prompt_file" not in cfg:
         return cfg
+    cfg |= {key: str(cfg[key]) for key in ("prompt_file", "image", "mask") if cfg.get(key) is not None}
     prompt, file, number = cfg["prompt"], cfg.pop("prompt_file"), cfg.pop("prompt_id")
     if file is not None:
         if prompt:
@@ -247,12 +249,18 @@ def with_prompt(cfg: dict[str, Any]) -> dict[str, Any]:
         from jointdreamer.reference import content
 
         cfg["image_sha256"] = content(cfg["image"], cfg["mask"])
-    elif blank:
-        raise UserError('no prompt: say what to make, e.g. prompt="a red robot with a blue hat"')
     elif cfg.get("mask") is not None:
         raise UserError(f"mask={cfg['mask']} without a picture: give it as well, image=FILE")
+    elif blank and not _is_told_picture(cfg["distillation"]["terms"]):  # else the picture is what is missing first
+        raise UserError('no prompt: say what to make, e.g. prompt="a red robot with a blue hat"')
     cfg["prompt"] = "" if blank else str(prompt)
     return cfg
+
+
+def _is_told_picture(terms: Mapping[str, Any]) -> bool:
+    """Whether a term, by its names alone, is told a picture: to know of classes too would take seconds of imports."""
+    given = [one for one in terms.values() if isinstance(one, Mapping)]
+    return any(one.get("kind") == "reference" or one.get("prior") in ("novel_view", "imagedream") for one in given)
 
 
 def folder_of(plain: Mapping[str, Any]) -> str | None:

@@ -45,13 +45,20 @@ def explain(message: str, config_name: str) -> str:
         chosen = word_of(typed, "hydra/launcher") or launcher[1]
         extra = f"pip install -e '.[{LAUNCHER_EXTRAS[launcher[1]]}]'"
         return f"hydra/launcher={chosen} is not installed: {extra}; hydra/launcher=local needs nothing"
-    missing = r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s+(.*?)\s+Config"
+    if page := re.search(r"Could not find '(given_image|schedule)/([^'/]+)/([^']+)'", message):
+        group, models, rest = page.groups()
+        made = [name for name in choices_of("models", [CONF]) if (CONF / group / name / f"{rest}.yaml").is_file()]
+        if made:
+            asked = word_of(typed, "experiment")
+            what = f"experiment={asked}" if asked else f"{group}={models}/{rest}"
+            return f"{what} is made for models={' and '.join(made)}, not for {models}: take one of them"
+    missing = r"Could not find '([^']+)/([^'/]*)'\s+(?:Available options in '[^']*':\s+(.*?)\s+)?Config"
     if choice := re.search(missing, message, re.DOTALL):
         group, name, there = choice.groups()
         if now := renamed(f"{group}/{name}"):
             return f"experiment={group.partition('/')[2]}/{name} is the same run as {now}: take that"
         # Hydra leaves out those that lie in a folder of their own
-        there = " ".join(dict.fromkeys([*there.split(), *choices_of(group, config_folders(typed[1:]))]))
+        there = " ".join(dict.fromkeys([*(there or "").split(), *choices_of(group, config_folders(typed[1:]))]))
         own = ", or your own with --config-dir FOLDER" if group == "energy" else ""
         return f"unknown {group} {name!r}: choose one of {', '.join(there.split())}{own}"
     unknown = re.search(r"Could not override '([\w.]+)'", message) or re.search(r"Key '([\w.]+)' is not in", message)

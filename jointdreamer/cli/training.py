@@ -11,8 +11,8 @@ from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
 from jointdreamer.cli.objective import Objective, check_objective
 from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
-from jointdreamer.distillation.registry import asks_text, check_terms
-from jointdreamer.energies.registry import build_energy, check_energy
+from jointdreamer.distillation.registry import asks_image, asks_text, check_terms, takes_energy
+from jointdreamer.energies.registry import ROLES, build_energy, check_energy
 from jointdreamer.errors import UserError
 from jointdreamer.machine import free_bytes
 from jointdreamer.optim import build_optimizer
@@ -80,13 +80,27 @@ class TrainConfig(RunConfig):
 
 
 def check_image(cfg: dict[str, Any]) -> None:
-    """Refuse an empty prompt that a prior reads, and a background that a given picture cannot be put before."""
-    if not cfg["prompt"].strip() and (asking := asks_text(cfg["distillation"]["terms"], cfg["models"])):
+    """Refuse a given picture that nothing is told of, or that cannot be put before the background; and a picture, or a
+    prompt, that is missing."""
+    terms, models, energy = cfg["distillation"]["terms"], cfg["models"], cfg["energy"]["name"]
+    told = [f"distillation.terms.{name}" for name in asks_image(terms, models)]
+    between = energy if takes_energy(terms) else "none"
+    if between == "imagedream":
+        told.append("energy=imagedream")
+    if cfg["image"] is None and told:
+        raise UserError(f"{told[0]} wants a picture: give one, image=FILE")
+    if not cfg["prompt"].strip() and (asking := asks_text(terms, models)):
         raise UserError(
             f"no prompt, and distillation.terms.{asking[0]} reads one: say what the image shows, prompt=..."
         )
-    if cfg["image"] is not None:
-        ground_of(cfg["background"])
+    if cfg["image"] is None:
+        return
+    if not told and between == "none":  # any other energy takes it, or says that it cannot
+        raise UserError(
+            f"image={cfg['image']}: no term and no energy of this run looks at a picture; take energy=i2i, or "
+            "experiment=image/zero123 or one of its siblings, or leave image out"
+        )
+    ground_of(cfg["background"])
 
 
 def ground_of(background: dict[str, Any]) -> float:
@@ -104,10 +118,13 @@ def reference_of(cfg: dict[str, Any]) -> Reference | None:
     """The given image of a config of train.py, its files read now; None for none. Raises UserError, one line."""
     if cfg["image"] is None:
         return None
-    known = cfg["models"].get("novel_view") or {}
+    known, terms = cfg["models"].get("novel_view") or {}, cfg["distillation"]["terms"]
     fill = known.get("fill") if cfg["image_fill"] == "auto" else cfg["image_fill"]
     camera = ImageCamera(**cfg["image_camera"])
-    warn_of_elevation(camera, known.get("known_elevation_deg"))
+    asked = [one.get("prior") for one in terms.values()]
+    asked += [ROLES.get(cfg["energy"]["name"])] if takes_energy(terms) else []
+    if "novel_view" in asked:
+        warn_of_elevation(camera, known.get("known_elevation_deg"))
     return read_reference(cfg["image"], cfg["mask"], camera, fill)
 
 

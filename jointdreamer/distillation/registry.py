@@ -16,7 +16,7 @@ from jointdreamer.priors.base import Prior
 from jointdreamer.priors.imagedream import ImageDream
 from jointdreamer.priors.novel_view import NovelView
 from jointdreamer.priors.prompts import Prompts
-from jointdreamer.priors.registry import NOVEL_VIEW
+from jointdreamer.priors.registry import NOVEL_VIEW, PRIORS, ROLES
 from jointdreamer.reference import Reference
 
 BASELINES = {  # what a score distillation subtracts
@@ -104,6 +104,33 @@ def asks_text(terms: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
         if any((models.get(role) or {}).get("kind") not in NOVEL_VIEW for role in roles):
             found.append(name)
     return found
+
+
+def asks_image(terms: Mapping[str, Any], models: Mapping[str, Any]) -> list[str]:
+    """The terms that are told a given image, by themselves or by their prior."""
+    found = []
+    for name, given in terms.items():
+        wanted = _wanted(name, given)
+        if "reference" in wanted or ("prior" in wanted and _is_told_image(given.get("prior"), models)):
+            found.append(name)
+    return found
+
+
+def _is_told_image(role: str | None, models: Mapping[str, Any]) -> bool:
+    if role is None or not isinstance(options := models.get(role), Mapping):
+        return False
+    member = member_of(options.get("kind") or ROLES.get(role, role), PRIORS, Prior, f"models.{role}")
+    return isinstance(member, type) and issubclass(member, NovelView | ImageDream)
+
+
+def takes_energy(terms: Mapping[str, Any]) -> bool:
+    """Whether any term asks the energy."""
+    return any("energy" in _wanted(name, given) for name, given in terms.items())
+
+
+def _wanted(name: str, given: Any) -> set[str]:
+    """The options of a term's class."""
+    return parameters_of(options_of(name, given, {})[0], TERMS, Term, f"distillation.terms.{name}")
 
 
 def check_part(part: str, given: Any, family: str) -> None:

@@ -8,6 +8,7 @@ Meshes are drawn by the rasteriser of `scenes.mesh`, in their albedo before whit
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,20 @@ from jointdreamer.cameras import Cameras, orbit_cameras
 from jointdreamer.classifier.views import Damaged, ViewFolder
 from jointdreamer.data.meshes import SUFFIXES, BadMesh, TriangleMesh, load_mesh
 from jointdreamer.data.render_views import FOVY_DEG
-from jointdreamer.errors import UserError
+from jointdreamer.errors import UserError, one_line
 from jointdreamer.evaluation.networks import Clip, resized
 from jointdreamer.evaluation.statistics import mean
 from jointdreamer.evaluation.table import number_cell
 from jointdreamer.formats.surface import linear_to_srgb
 from jointdreamer.images import read_picture
 from jointdreamer.metrics import clip_score, psnr, recall_at, retrieval_ranks, ssim, unit
-from jointdreamer.reading import Unreadable, find
+from jointdreamer.reading import Unreadable, entries, find
 from jointdreamer.scenes.mesh.raster import rasterize
 from jointdreamer.scenes.mesh.scene import MESH_SIZE, to_clip
 
 ORBIT = {"elevation_deg": 15.0, "distance": 3.0, "fovy_deg": 40.0}  # train.py's `output`
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+RECALLS = {"r_precision": 1, "r_at_5": 5}
 FINE = 2  # samples along each side of a pixel
 Row = dict[str, Any]
 
@@ -42,7 +44,7 @@ def find_objects(patterns: Sequence[str], meshes: bool) -> list[Path]:
     """The mesh files, or the folders of pictures, that match; sorted by name. Raises UserError for none."""
     key = "meshes" if meshes else "pictures"
     matches = {path for pattern in patterns for path in find(pattern)}
-    found = [path for path in matches if (path.suffix.lower() in SUFFIXES if meshes else path.is_dir())]
+    found = [one for one in matches if one.is_dir() != meshes and (not meshes or one.suffix.lower() in SUFFIXES)]
     if not found:
         wanted = f"files that end in {', '.join(SUFFIXES)}" if meshes else "a folder of pictures for each object"
         raise UserError(f"{key}={' '.join(patterns)} matches nothing: wanted {wanted}")
@@ -81,7 +83,7 @@ def mesh_views(mesh: TriangleMesh, n_views: int, resolution: int) -> Tensor:
 
 def picture_views(folder: Path, resolution: int) -> Tensor:
     """The pictures in a folder, by their names, before white. Raises UserError for none, or one that is damaged."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    files = [Path(entry.path) for entry in entries(folder) if entry.name.lower().endswith(PICTURES)]
     if not files:
         raise UserError(f"{folder}: no picture in it; wanted files that end in {', '.join(PICTURES)}")
     found = []
@@ -116,11 +118,14 @@ def true_views(truth: ViewFolder, name: str, resolution: int) -> tuple[Tensor, C
 
 
 def load(file: Path) -> TriangleMesh:
-    """Raises UserError for a mesh that cannot be read."""
+    """What of it could not be read is said on stderr. Raises UserError for a mesh that cannot be read."""
     try:
-        return load_mesh(file)
+        mesh = load_mesh(file)
     except BadMesh as error:
         raise UserError(f"{file}: {error}") from error
+    if mesh.notes:
+        print(one_line(f"incomplete {file}: {'; '.join(mesh.notes)}"), file=sys.stderr)
+    return mesh
 
 
 def score(
@@ -131,7 +136,7 @@ def score(
     n_views: int,
     resolution: int,
 ) -> list[Row]:
-    """A row of numbers for each object.
+    """A row of numbers for each object. Among k captions or fewer all are the first k: no recall at k then.
 
     captions: the first is the first file's, and so on; further ones are there to be confused with
     truth: only of meshes
@@ -143,7 +148,8 @@ def score(
             f"captions: {len(captions)} for {len(files)} objects; wanted one a line, in the order of their names "
             f"({files[0].name} first)"
         )
-    texts = None if captions is None else clip.texts(captions)
+    choice = list(dict.fromkeys(captions or ()))  # a caption of two objects is no distractor of either
+    texts = clip.texts(choice) if choice else None
     rows: list[Row] = []
     for number, file in enumerate(files):
         mesh = None if file.is_dir() else load(file)
@@ -151,9 +157,10 @@ def score(
         if texts is not None and captions is not None:
             rgb = picture_views(file, resolution) if mesh is None else mesh_views(mesh, n_views, resolution)
             features = clip.images(rgb)
-            ranks = retrieval_ranks(features, texts, number)
-            row |= {"caption": captions[number], "clip_score": clip_score(features, texts[number])}
-            row |= {"r_precision": recall_at(ranks, 1), "r_at_5": recall_at(ranks, 5)}
+            own = choice.index(captions[number])
+            ranks = retrieval_ranks(features, texts, own)
+            row |= {"caption": captions[number], "clip_score": clip_score(features, texts[own])}
+            row |= {name: recall_at(ranks, k) for name, k in RECALLS.items() if len(choice) > k}
         if truth is not None:
             if mesh is None:
                 raise UserError("truth=FOLDER compares meshes, which can be drawn from its cameras: give meshes=GLOB")

@@ -30,6 +30,7 @@ from torch import Tensor
 from jointdreamer.cameras import Cameras, look_at
 from jointdreamer.cli import main as cli
 from jointdreamer.cli.job import with_prompt
+from jointdreamer.cli.messages import complain
 from jointdreamer.comparison import compare
 from jointdreamer.errors import UserError
 from jointdreamer.evaluation.networks import Clip, toybox_clip
@@ -43,7 +44,7 @@ from jointdreamer.runs.pictures import load_scene, render_views
 from jointdreamer.runs.processes import train_runs
 from jointdreamer.schedules import Plan
 from jointdreamer.toybox import data, raycast
-from jointdreamer.toybox.judge import BACKGROUND, judging_cameras, load_judge, verdict
+from jointdreamer.toybox.judge import BACKGROUND, VIEWS, judging_cameras, load_judge, verdict
 from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import Toy, caption, sample_toy
 
@@ -78,8 +79,8 @@ class Scores:
     ssim_reference: float
     psnr: tuple[float, ...]  # of each novel view
     ssim: tuple[float, ...]
-    clip: float  # mean cosine of the novel views and the true ones
-    janus: bool
+    clip: tuple[float, ...]  # cosine of each novel view and the true one
+    janus: bool  # of the novel views
     resultant_length: float
 
 
@@ -102,6 +103,11 @@ def novel_cameras() -> Cameras:
     elevation, distance, fovy = (x[:, :1].expand(1, NOVEL).clone() for x in (like.elevation, like.distance, like.fovy))
     c2w = look_at(elevation, azimuth, distance)
     return Cameras(c2w, fovy, elevation, azimuth, distance, c2w[..., :3, 3].clone(), like.resolution)
+
+
+def sheet_cameras() -> Cameras:
+    """One rig of every other judging camera, the picture's first."""
+    return judging_cameras().select(torch.arange(0, VIEWS, 2)[None])
 
 
 def angles() -> list[float]:
@@ -159,27 +165,31 @@ def config_of(method: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def score(folder: Path, toy: Toy, clip: Clip, judge: Any) -> tuple[Scores, Tensor]:
-    """A finished run against its toy's true views, and its eight views for the sheet. Raises UserError."""
+    """A finished run against its toy's true views, and its views from `sheet_cameras`. Raises UserError."""
     scene, _ = load_scene(folder)
-    around, novel = judging_cameras(), novel_cameras()
-    turn, seen = (render_views(scene, cameras).rgb[0].clamp(0, 1) for cameras in (around, novel))
-    return scores_of(toy, turn, seen, clip, judge), turn[::2]
+    around, novel = sheet_cameras(), novel_cameras()
+    shown, seen = (render_views(scene, cameras).rgb[0].clamp(0, 1) for cameras in (around, novel))
+    return scores_of(toy, shown[:1], seen, clip, judge), shown
 
 
-def scores_of(toy: Toy, turn: Tensor, novel: Tensor, clip: Clip, judge: Any) -> Scores:
-    """Of the views (16, 3, R, R) from the judging cameras, whose first is the picture's, and from `novel_cameras`."""
-    front, truth = true_views(toy, judging_cameras())[:1], true_views(toy, novel_cameras())
-    cosine = (unit(clip.images(novel)) * unit(clip.images(truth))).sum(1).mean()
-    said = verdict(judge, turn, toy)
+def scores_of(toy: Toy, front: Tensor, novel: Tensor, clip: Clip, judge: Any) -> Scores:
+    """Of the view (1, 3, R, R) from the picture's camera, and those (NOVEL, 3, R, R) from `novel_cameras`.
+
+    The judge is asked about the novel views alone: all stand half a step beside its own azimuths, which turns what it
+    says of every one by the same angle, and Janus and R do not know such a turn.
+    """
+    given, truth = true_views(toy, sheet_cameras())[:1], true_views(toy, novel_cameras())
+    cosine = (unit(clip.images(novel)) * unit(clip.images(truth))).sum(1)
+    said = verdict(judge, novel, toy)
     return Scores(
-        float(psnr(turn[:1], front)), float(ssim(turn[:1], front)),
+        float(psnr(front, given)), float(ssim(front, given)),
         tuple(psnr(novel, truth).tolist()), tuple(ssim(novel, truth).tolist()),
-        float(cosine), said.janus, said.resultant_length,
+        tuple(cosine.tolist()), said.janus, said.resultant_length,
     )  # fmt: skip
 
 
 def markdown(rows: Mapping[str, Sequence[Scores]], settings: ImageSettings) -> str:
-    """The table, and the PSNR by the angle from the picture."""
+    """The table, and PSNR, SSIM and CLIP similarity by the angle from the picture."""
 
     def average(values: Sequence[float], decimals: int) -> str:
         found = mean(values)
@@ -187,8 +197,6 @@ def markdown(rows: Mapping[str, Sequence[Scores]], settings: ImageSettings) -> s
 
     head = ["", "objects", "PSNR, picture", "SSIM, picture", "PSNR, novel", "SSIM, novel", "CLIP", "Janus, %", "R"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    sides = sorted(set(angles()))
-    by_angle = [f"| PSNR at | {' | '.join(f'{angle:g}' for angle in sides)} |", "|" + "---|" * (len(sides) + 1)]
     for name, scores in rows.items():
         janus = rate([one.janus for one in scores])
         cells = [
@@ -197,25 +205,29 @@ def markdown(rows: Mapping[str, Sequence[Scores]], settings: ImageSettings) -> s
             average([one.ssim_reference for one in scores], 3) if name != COPY else "-",
             average([float(np.mean(one.psnr)) for one in scores], 2),
             average([float(np.mean(one.ssim)) for one in scores], 3),
-            average([one.clip for one in scores], 3),
+            average([float(np.mean(one.clip)) for one in scores], 3),
             number_cell(janus and janus.as_dict(), 1),
             average([one.resultant_length for one in scores], 2),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-        means = [np.mean([[p for p, a in zip(one.psnr, angles(), strict=True) if a == side] for one in scores])
-                 for side in sides]  # fmt: skip
-        by_angle.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in means)} |")
+    sides, angle = sorted(set(angles())), np.array(angles())
+    for title, measure, decimals in (("PSNR", "psnr", 1), ("SSIM", "ssim", 3), ("CLIP", "clip", 3)):
+        lines += ["", f"| {title} at | {' | '.join(f'{side:g}' for side in sides)} |", "|" + "---|" * (len(sides) + 1)]
+        for name, scores in rows.items():
+            views = np.array([getattr(one, measure) for one in scores]).mean(0)
+            means = [f"{views[angle == side].mean():.{decimals}f}" for side in sides]
+            lines.append(f"| {name} | {' | '.join(means)} |")
     novel = {name: float(np.mean([one.psnr for one in scores])) for name, scores in rows.items()}
     order = [METHODS[name] for name in METHODS if METHODS[name] in novel]
     best = " > ".join(sorted(order, key=lambda name: -novel[name]))
     note = f"{CLAIM} Here, by the mean PSNR of novel views: {best}."
-    return "\n".join(["### Image to 3D, models=toybox", "", *lines, "", *by_angle, "", note])
+    return "\n".join(["### Image to 3D, models=toybox", "", *lines, "", note])
 
 
 def write_sheet(file: Path, toys: Sequence[Toy], shown: Sequence[Tensor], title: str) -> None:
     """Two rows for each toy, the true views and the run's, from eight azimuths; JPEG."""
-    around = judging_cameras()
-    pictures = [view for toy, run in zip(toys, shown, strict=True) for view in (*true_views(toy, around)[::2], *run)]
+    around = sheet_cameras()
+    pictures = [view for toy, run in zip(toys, shown, strict=True) for view in (*true_views(toy, around), *run)]
     sheet = Image.fromarray(grid([to_uint8(view) for view in pictures], 8))
     page = Image.new("RGB", (sheet.width, sheet.height + 14), "white")
     page.paste(sheet, (0, 14))
@@ -228,27 +240,34 @@ def make_image_table(settings: ImageSettings, train: Callable[..., list[int]] = 
     """Make what is missing, print the table and keep it; the exit status, 1 where a run failed."""
     began = time.monotonic()
     toys = draw_toys(settings.objects, settings.draw)
-    places, missing = {}, []
+    made: dict[tuple[str, int], Path] = {}  # by method and number of the toy
+    missing, failed = [], []
     for number, toy in enumerate(toys):
         picture = settings.out_dir / "image_pictures" / f"toy{settings.draw}_{number:02d}.png"
         write_picture(toy, picture)
         for method in settings.methods:
             words = words_of(method, toy, picture, settings)
             config = config_of(method, words)
-            folder = places[method, number] = folder_for(config)
-            if not is_complete(folder, config, Plan(config["schedule"]).steps, compare):
-                missing.append((f"image/{method}, toy {number}", words))
-    print(f"{len(places)} runs, {len(places) - len(missing)} of them finished", flush=True)
-    failed = train(missing, settings.jobs, 1)
+            made[method, number] = folder = folder_for(config)
+            try:
+                if not is_complete(folder, config, Plan(config["schedule"]).steps, compare):
+                    missing.append(((method, number), words))
+            except UserError as error:  # it was made with other settings
+                complain(error)
+                failed.append((method, number))
+    print(f"{len(made)} runs, {len(made) - len(missing) - len(failed)} of them finished", flush=True)
+    runs = [(f"image/{method}, toy {number}", words) for (method, number), words in missing]
+    failed += [missing[number][0] for number in train(runs, settings.jobs, 1)]
+    made = {key: folder for key, folder in made.items() if key not in failed}
 
     folder = settings.out_dir / "tables" / "toybox"
     clip, judge = toybox_clip().load("cpu"), load_judge()
     rows: dict[str, list[Scores]] = {}
     for method in settings.methods:
         shown: list[Tensor] = []
-        whole = [number for number in range(len(toys)) if (places[method, number] / "result.json").exists()]
+        whole = [number for number in range(len(toys)) if (method, number) in made]
         for number in whole:
-            found, views = score(places[method, number], toys[number], clip, judge)
+            found, views = score(made[method, number], toys[number], clip, judge)
             rows.setdefault(METHODS[method], []).append(found)
             shown.append(views)
         chosen = whole[: settings.sheets]
@@ -258,8 +277,8 @@ def make_image_table(settings: ImageSettings, train: Callable[..., list[int]] = 
     if not rows:
         raise UserError("no run of the table is finished, so there is nothing to score")
     for toy in toys:
-        front = true_views(toy, judging_cameras())[:1].expand(NOVEL, -1, -1, -1)
-        rows.setdefault(COPY, []).append(scores_of(toy, front, front, clip, judge))
+        front = true_views(toy, sheet_cameras())[:1]
+        rows.setdefault(COPY, []).append(scores_of(toy, front, front.expand(NOVEL, -1, -1, -1), clip, judge))
     text = markdown(rows, settings)
     minutes = (time.monotonic() - began) / 60
     text += f"\n\n{len(toys)} toys, draw={settings.draw}, seed 0. {minutes:.1f} minutes for {len(missing)} runs and "

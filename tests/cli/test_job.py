@@ -13,13 +13,14 @@ from jointdreamer.runs.signals import stop_on_signals
 
 
 def cfg(**changes):
-    return {"prompt": None, "prompt_file": None, "prompt_id": None, **changes}
+    return {"prompt": None, "prompt_file": None, "prompt_id": None, "distillation": {"terms": {}}, **changes}
 
 
 def test_a_line_of_a_file_is_the_prompt(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a bear\n\na cat, sitting\n")
-    assert with_prompt(cfg(prompt_file=str(file), prompt_id=1)) == {"prompt": "a cat, sitting"}
+    found = with_prompt(cfg(prompt_file=str(file), prompt_id=1))
+    assert found["prompt"] == "a cat, sitting" and not {"prompt_file", "prompt_id"} & found.keys()
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,10 @@ def test_a_line_of_a_file_is_the_prompt(tmp_path):
         ({"prompt": "a", "prompt_file": "b"}, "both"),
         ({"prompt_file": "/nowhere", "prompt_id": 0}, "cannot be read"),
         ({"prompt_id": 3}, "without a prompt_file"),
+        ({"prompt_file": 5, "prompt_id": 0}, "the prompt file 5 cannot be read"),
+        ({"image": 5, "mask": None}, "image=5: there is no such file"),
+        ({"image": __file__, "mask": 3}, "mask=3: there is no such file"),
+        ({"mask": 3}, "mask=3 without a picture"),
     ],
 )
 def test_a_missing_prompt_costs_one_line(changes, says):

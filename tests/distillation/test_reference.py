@@ -1,5 +1,6 @@
 """The reference view as a term, on a scene whose picture is known."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,17 @@ def test_the_losses_are_mean_squares_before_the_background():
     cameras, plain = scene.asked[-1]
     assert cameras.azimuth.shape == (1, 1) and float(cameras.azimuth.rad2deg()) == pytest.approx(30)
     assert not plain.shading and cameras.resolution == 8
+
+
+@pytest.mark.parametrize(("cover", "mask"), [(0.5, 1.0), (0.8, 0.25), (0.8, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_the_mask_s_loss_may_be_the_cross_entropy(cover, mask):
+    scene, rgba = Flat(), torch.full((4, 8, 8), mask)
+    with torch.no_grad():
+        scene.cover.fill_(cover)
+    found = losses(scene, ReferenceView(Reference(rgba, CAMERA), mask_loss="bce"), now())["mask"]
+    held = min(max(cover, 1e-5), 1 - 1e-5)
+    wanted = -mask * math.log(held) - (1 - mask) * math.log(1 - held)
+    assert float(found) == pytest.approx(wanted, rel=5e-3, abs=1e-6)
 
 
 def test_a_transparent_picture_shows_the_ground():

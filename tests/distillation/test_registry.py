@@ -7,7 +7,7 @@ import torch
 
 from jointdreamer.cameras import Rig
 from jointdreamer.diffusion import NoiseProcess
-from jointdreamer.distillation.registry import build_terms, check_terms
+from jointdreamer.distillation.registry import asks_image, build_terms, check_terms, takes_energy
 from jointdreamer.energies.none import NoEnergy
 from jointdreamer.errors import UserError
 from jointdreamer.priors.prompts import Prompts, TextEmbeddings
@@ -88,3 +88,12 @@ def test_priors_that_share_timesteps_must_have_as_many():
     second.process = NoiseProcess(second.process.alpha[:500], second.process.sigma[:500])
     with pytest.raises(UserError, match="prior of other has 500 timesteps, and the prior that draws them 1000"):
         build()
+
+
+def test_who_is_told_an_image_and_who_asks_the_energy():
+    models: Any = {"text_to_image": {}, "novel_view": {"kind": "wonder3d"}, "imagedream": {}, "own": {"kind": "latent"}}
+    models |= {"theirs": {"kind": "jointdreamer.priors.zero123:StableZero123"}}
+    terms: Any = {role: {"prior": role} for role in models}
+    terms |= {"picture": {"kind": "reference"}, "nobody": {"prior": "nowhere"}}
+    assert asks_image(terms, models) == ["novel_view", "imagedream", "theirs", "picture"]
+    assert takes_energy(terms) and not takes_energy({"picture": {"kind": "reference"}})

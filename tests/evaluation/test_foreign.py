@@ -1,6 +1,7 @@
 """Meshes and pictures of any method: drawn from the sides that they have, scored against captions and true views."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,9 +81,40 @@ def test_pictures_are_a_folder_for_each_object(tmp_path):
     files = foreign.find_objects([str(tmp_path / "*")], meshes=False)
     assert foreign.picture_views(files[0], 8).mean((0, 2, 3)).tolist() == pytest.approx([1, 0, 0])
     rows = foreign.score(files, ["a red robot", "a blue robot", "a cat"], None, toybox_clip().load("cpu"), 1, 64)
-    assert [set(row) for row in rows] == [{"object", "caption", "clip_score", "r_precision", "r_at_5"}] * 2
+    assert [set(row) for row in rows] == [{"object", "caption", "clip_score", "r_precision"}] * 2
     table = foreign.markdown(rows, {"clip_score": "CLIP Score"}, 0.95)
     assert "| all 2 |" in table and "| one |" in table
+
+
+class Colors:
+    """CLIP's place: a picture is its mean colour, a text that of its first word."""
+
+    def images(self, rgb):
+        return rgb.mean((2, 3)).numpy()
+
+    def texts(self, texts):
+        return np.array([{"red": (1, 0, 0), "blue": (0, 0, 1), "green": (0, 1, 0)}[one.split()[0]] for one in texts])
+
+
+def test_objects_may_share_a_caption_and_few_captions_recall_nothing(tmp_path):
+    for name, color in (("one", (255, 0, 0)), ("three", (0, 0, 255)), ("two", (255, 0, 0))):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), color).save(tmp_path / name / "0.png")
+    files, clip = foreign.find_objects([str(tmp_path / "*")], meshes=False), Colors()
+    rows = foreign.score(files, ["red robot", "blue robot", "red robot"], None, clip, 1, 8)  # pyright: ignore
+    assert [row["r_precision"] for row in rows] == [100] * 3 and [row["clip_score"] for row in rows] == [100] * 3
+    rows = foreign.score(files, ["green robot"] * 3, None, clip, 1, 8)  # pyright: ignore
+    assert [set(row) for row in rows] == [{"object", "caption", "clip_score"}] * 3
+    (tmp_path / "folder.glb").mkdir()
+    with pytest.raises(UserError, match="matches nothing"):
+        foreign.find_objects([str(tmp_path / "*")], meshes=True)
+
+
+def test_what_a_mesh_lacks_is_said(boxes, capsys, monkeypatch):
+    mesh = load_mesh(boxes / "a.glb")
+    monkeypatch.setattr(foreign, "load_mesh", lambda file: replace(mesh, notes=("its picture is gone",)))
+    assert foreign.load(boxes / "a.glb").notes
+    assert capsys.readouterr().err == f"incomplete {boxes / 'a.glb'}: its picture is gone\n"
 
 
 def test_what_cannot_be_scored_is_one_line(boxes, tmp_path):
