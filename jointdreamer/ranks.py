@@ -13,6 +13,7 @@ import atexit
 import hashlib
 import io
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from jointdreamer.errors import UserError
 
 JOIN_MINUTES = 5  # for all ranks to come
+STAY_SECONDS = 3  # of the first rank, until the others have asked who says why all end
 WAIT_HOURS = 6  # in a collective, for a rank that makes pictures or a mesh: a dead one is noticed at once
 
 
@@ -256,10 +258,17 @@ def per_rig(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.
 
 
 def may_speak() -> bool:
-    """Whether this process is the one of a run's ranks that says why it ended: the first that asks, once joined."""
+    """Whether this process is the one of a run's ranks that says why it ended: the first that asks, once joined.
+
+    The first rank keeps the count, so it stays for a moment: others may end for the same reason.
+    """
     if _store:
+        joined, until = Ranks.joined or ALONE, time.monotonic() + STAY_SECONDS
         try:
-            return _store[0].add("jointdreamer/said", 1) == 1
+            asked = _store[0].add("jointdreamer/said", 1)
+            while joined.first and _store[0].add("jointdreamer/said", 0) < joined.count and time.monotonic() < until:
+                time.sleep(0.05)
+            return asked == 1
         except RuntimeError:  # who counted is gone
             return True
     return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from jointdreamer import ranks
 from jointdreamer.ranks import ALONE, RankGenerator, Ranks, per_rig, ranks_of, shared
 
 SECONDS = 90  # of a run, at most
@@ -152,6 +154,22 @@ def test_the_ranks_share_all_rigs():
 
 
 # Ends
+
+
+def test_the_first_rank_stays_until_the_others_have_asked_who_speaks(monkeypatch):
+    """The count is gone with it, and both would say why the run ended."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(ranks, "_store", [store])
+    monkeypatch.setattr(Ranks, "joined", Ranks(0, 2))
+    said: list[bool] = []
+    first = threading.Thread(target=lambda: said.append(ranks.may_speak()))
+    first.start()
+    time.sleep(0.2)
+    assert first.is_alive() and not said
+    monkeypatch.setattr(Ranks, "joined", Ranks(1, 2))
+    assert not ranks.may_speak()
+    first.join(5)
+    assert said == [True]
 
 
 def test_a_rank_that_is_killed_ends_all_with_one_line(two, words):

@@ -123,8 +123,8 @@ class Trainer:
                 self._save()
                 with self.averaged():
                     sheet(self.step)
-                steps, losses = zip(*self.curve, strict=True)
-                plot_curves(self.folder / "loss.png", {"loss": {"loss": (steps, losses)}})
+                curve = ([step for step, _ in self.curve], [loss for _, loss in self.curve])
+                plot_curves(self.folder / "loss.png", {"loss": {"loss": curve}})
 
     def averaged(self):
         """A context in which the networks hold their averaged weights."""

@@ -29,8 +29,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, capsys):
 
 def test_reading_a_command_leaves_the_garbage_collector_on(monkeypatch):
     """It is off while train.py imports and loads, and for nobody else: a training of the classifier lasts hours."""
+    monkeypatch.setattr(cli, "_read", None)  # what is read here is no later command's
     for words in (["-m", "runs=x"], ["runs=x"]):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
         cli.read_command("evaluate")
         assert gc.isenabled()
-    monkeypatch.setattr(cli, "_read", None)
