@@ -158,7 +158,7 @@ def test_the_ranks_share_all_rigs():
 
 def test_the_first_rank_stays_until_the_others_have_asked_who_speaks(monkeypatch):
     """The count is gone with it, and both would say why the run ended."""
-    store = torch.distributed.HashStore()
+    store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
     monkeypatch.setattr(ranks, "_store", [store])
     monkeypatch.setattr(Ranks, "joined", Ranks(0, 2))
     said: list[bool] = []
