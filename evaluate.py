@@ -147,9 +147,8 @@ def score_objects(cfg: dict[str, Any]) -> int:
     make_folder(out_dir)
     toybox = cfg["clip"] == "toybox"
     network = toybox_clip() if toybox else clip_files(cfg["clip"] or paper_clip())
-    place = "cuda" if cfg["device"] != "cpu" and cli.cuda_is_available() else "cpu"
     resolution = cfg["resolution"] or (64 if toybox else 256)
-    rows = foreign.score(files, captions, truth, network.load(place), cfg["views"], resolution)
+    rows = foreign.score(files, captions, truth, network.load(settings.device_of(cfg)), cfg["views"], resolution)
     names = {"clip_score": "CLIP Score", "r_precision": "R-Precision", "r_at_5": "R@5", "psnr": "PSNR"}
     table = foreign.markdown(rows, {**names, "ssim": "SSIM", "clip_similarity": "CLIP similarity"}, cfg["confidence"])
     found = {"extractor": network.name, "views": cfg["views"], "resolution": resolution, "objects": rows}

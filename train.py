@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from jointdreamer.cameras import Rig, orbit_cameras, sample_cameras
 from jointdreamer.cli.objective import objective_of
+from jointdreamer.cli.settings import device_of
 from jointdreamer.cli.stages import start_of
 from jointdreamer.cli.training import Every, Output, check_ranks, check_training, ground_of, reference_of
 from jointdreamer.comparison import compare
@@ -115,7 +116,7 @@ def optimise(training: Training, start: int, run: RunFolder, logger: Logger, sto
 def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
     """Make one object as the resolved config says, or go on with it; returns the exit status."""
     check_training(cfg)
-    on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()
+    on_cpu = device_of(cfg) == "cpu"
     ranks = Ranks.join(cuda=not on_cpu)
     check_ranks(ranks, cfg)
     first, path = start_of(cfg), folder_for(cfg)

@@ -37,6 +37,7 @@ from jointdreamer.classifier.prefetch import prefetch
 from jointdreamer.classifier.validate import Best, Validation, save_curves
 from jointdreamer.classifier.views import ViewSource, open_views, read_captions
 from jointdreamer.cli.classifier import Every, Optimisation, check_classifier, interval
+from jointdreamer.cli.settings import device_of
 from jointdreamer.comparison import compare_classifiers
 from jointdreamer.errors import UserError, printable
 from jointdreamer.files import try_folder
@@ -155,7 +156,7 @@ def train(cfg: dict[str, Any]) -> int:
     """Train one classifier as the resolved config says, or go on with it; returns the exit status."""
     cfg = check_classifier(cfg)
     seed_everything(cfg["seed"])
-    on_cpu = cfg["device"] == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins processes there too
+    on_cpu = device_of(cfg) == "cpu"  # told so, accelerate joins processes there too
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=cfg["precision"])
     training = prepare(cfg, accelerator)
     steps, first = training.settings.steps, accelerator.is_main_process

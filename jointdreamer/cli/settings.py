@@ -52,6 +52,11 @@ def check(cfg: dict[str, Any], settings: type) -> None:
         raise UserError("device=cuda: torch sees no CUDA device; leave device out, or install a CUDA build of torch")
 
 
+def device_of(cfg: Mapping[str, Any]) -> Literal["cpu", "cuda"]:
+    """Where a script computes: with CUDA where torch sees a device, unless the config says `device=cpu`."""
+    return "cuda" if cfg["device"] != "cpu" and cli.cuda_is_available() else "cpu"
+
+
 def orbit(output: Mapping[str, Any]) -> dict[str, float]:
     """The evaluation camera of the group `output`, as `orbit_cameras` takes it."""
     return {key: output[key] for key in ("elevation_deg", "distance", "fovy_deg")}

@@ -10,7 +10,7 @@ import torch
 from jointdreamer.arguments import Range, Takes
 from jointdreamer.cameras import Rig
 from jointdreamer.cli.objective import Objective, check_objective
-from jointdreamer.cli.settings import Count, RunConfig, Steps, check, orbit
+from jointdreamer.cli.settings import Count, RunConfig, Steps, check, device_of, orbit
 from jointdreamer.distillation.registry import asks_image, asks_text, check_terms, takes_energy
 from jointdreamer.energies.registry import ROLES, build_energy, check_energy
 from jointdreamer.errors import UserError
@@ -145,8 +145,7 @@ def check_training(cfg: dict[str, Any]) -> None:
     check_terms(**cfg["distillation"])
     check_image(cfg)
     check_prior("text_to_image", cfg["models"])
-    device = "cuda" if cfg["device"] != "cpu" and torch.cuda.is_available() else "cpu"
-    check_t5(with_shared(cfg["models"], cfg["models"]["text_to_image"]), free, device)
+    check_t5(with_shared(cfg["models"], cfg["models"]["text_to_image"]), free, device_of(cfg))
 
 
 def check_ranks(ranks: Ranks, cfg: dict[str, Any]) -> None:
