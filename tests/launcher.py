@@ -29,6 +29,7 @@ import jointdreamer.energies.classifier  # noqa: E402
 import jointdreamer.energies.reconstruction  # noqa: E402
 import jointdreamer.priors.latent  # noqa: E402
 import jointdreamer.runs.pictures  # noqa: E402
+import jointdreamer.scenes.export  # noqa: E402
 import jointdreamer.toybox  # noqa: E402, F401
 import train  # noqa: E402
 import train_classifier  # noqa: E402

@@ -22,7 +22,6 @@ from jointdreamer.runs.pictures import load_scene
 from jointdreamer.runs.records import read_result, wait_for_others
 from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.scenes.base import Scene
-from jointdreamer.scenes.mesh.inside import samples
 
 # What both stages of an object have
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
@@ -69,7 +68,9 @@ class Start:
 
 def surface_of(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A mesh file as `Scene.start_from_mesh` takes it. Raises UserError, one line."""
-    from jointdreamer.data.meshes import BadMesh, load_mesh  # many formats: only where one is asked for
+    # many formats: only where one is asked for
+    from jointdreamer.data.meshes import BadMesh, load_mesh
+    from jointdreamer.scenes.mesh.inside import samples
 
     try:
         mesh = load_mesh(path)

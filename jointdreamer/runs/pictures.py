@@ -30,7 +30,6 @@ from jointdreamer.reading import is_out_of_memory
 from jointdreamer.runs.folder import read_run
 from jointdreamer.runs.versions import current_config, current_parts
 from jointdreamer.scenes.base import Render, Scene
-from jointdreamer.scenes.export import asset, write_mesh
 from jointdreamer.scenes.registry import build_scene
 
 log = logging.getLogger(__name__)
@@ -111,6 +110,8 @@ def save_cameras(folder: Path, cameras: Cameras) -> Path:
 
 def save_mesh(path: Path, scene: Scene, resolution: int, texture: int) -> Path | None:
     """The mesh as GLB; None, with a warning, for a scene that is empty: the rest of the run is still worth having."""
+    from jointdreamer.scenes.export import asset, write_mesh  # its packages take a second to import
+
     try:
         mesh = asset(scene, resolution, texture)
     except UserError as error:
