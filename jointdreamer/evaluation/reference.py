@@ -110,18 +110,13 @@ def toybox_features(
 
     def compute() -> np.ndarray:
         from jointdreamer.cameras import orbit_cameras
-        from jointdreamer.toybox import data, raycast
-        from jointdreamer.toybox.solids import solids
+        from jointdreamer.toybox import data
 
         cameras = orbit_cameras(instruments.n_views, instruments.resolution, **orbit)
-        c2w, fovy = cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy()
-        ground = np.full((instruments.n_views, 3), background)
         found = []
         for toy in toys:
             for shape in range(TRUE_TOYS):
-                packed = raycast.pack(solids(replace(toy, shape_seed=HELD_OUT_SHAPES + shape)))
-                rgba, _, _ = raycast.render(packed, c2w, fovy, instruments.resolution)
-                rgb = data.composite(np.round(rgba * 255).astype(np.uint8), ground)
+                rgb = data.true_views(replace(toy, shape_seed=HELD_OUT_SHAPES + shape), cameras, background)
                 found.append(instruments.fid_images(rgb))
         return np.concatenate(found)
 

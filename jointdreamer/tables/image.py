@@ -43,9 +43,8 @@ from jointdreamer.runs.folder import folder_for, is_complete
 from jointdreamer.runs.pictures import load_scene, render_views
 from jointdreamer.runs.processes import train_runs
 from jointdreamer.schedules import Plan
-from jointdreamer.toybox import data, raycast
+from jointdreamer.toybox import data
 from jointdreamer.toybox.judge import BACKGROUND, VIEWS, judging_cameras, load_judge, verdict
-from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import Toy, caption, sample_toy
 
 METHODS = {"zero123": "Zero-1-to-3", "magic123": "Magic123", "jsd": "JSD, i2i, the picture as reference"}
@@ -118,18 +117,12 @@ def angles() -> list[float]:
 
 def true_views(toy: Toy, cameras: Cameras) -> Tensor:
     """(V, 3, R, R) of the one rig, before the grey that runs are judged on."""
-    rgba = _cast(toy, cameras)
-    return data.composite(np.round(rgba * 255).astype(np.uint8), np.full((len(rgba), 3), BACKGROUND))
-
-
-def _cast(toy: Toy, cameras: Cameras) -> np.ndarray:
-    c2w, fovy = cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy()
-    return raycast.render(raycast.pack(solids(toy)), c2w, fovy, cameras.resolution)[0]
+    return data.true_views(toy, cameras, BACKGROUND)
 
 
 def write_picture(toy: Toy, file: Path) -> None:
     """What a method is given: RGBA from the front, the first of the judging cameras."""
-    rgba = _cast(toy, judging_cameras(PIXELS).select(torch.tensor([[0]])))[0]
+    rgba = data.cast(toy, judging_cameras(PIXELS).select(torch.tensor([[0]])))[0][0]
     with atomic_path(file) as temporary:
         Image.fromarray(np.round(rgba * 255).astype(np.uint8)).save(temporary, format="PNG")
 

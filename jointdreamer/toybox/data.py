@@ -5,7 +5,7 @@ all of them rightly. The rigs (the 3D data) know their cameras, but cover only s
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jointdreamer.cameras import Rig, look_at, mvdream_camera, sample_cameras
+from jointdreamer.cameras import Cameras, Rig, look_at, mvdream_camera, sample_cameras
 from jointdreamer.toybox import raycast
 from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import DIRECTION_WORDS, Toy, caption, direction_word, has_3d_data, sample_toy
@@ -112,6 +112,18 @@ def _render_all(toys, c2w, fovy, azimuth, elevation, progress) -> Pictures:
         list(pool.map(one, range(n)))
     camera = mvdream_camera(c2w).numpy().astype(np.float32)
     return Pictures(rgba, toys, np.asarray(azimuth, np.float32), elevation.numpy().astype(np.float32), camera)
+
+
+def cast(toy: Toy, cameras: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the ray caster sees of a toy from the one rig, as `raycast.render` returns it."""
+    c2w, fovy = cameras.c2w[0].numpy(), cameras.fovy[0].numpy()
+    return raycast.render(raycast.pack(solids(toy)), c2w, fovy, cameras.resolution)
+
+
+def true_views(toy: Toy, cameras: Cameras, background: float | Sequence[float]) -> torch.Tensor:
+    """Rgb (V, 3, R, R) of a toy from the one rig, in steps of 1/255 before `background`, grey or (3,)."""
+    rgba = np.round(cast(toy, cameras)[0] * 255).astype(np.uint8)
+    return composite(rgba, np.full((len(rgba), 3), background))
 
 
 def composite(rgba: np.ndarray, background: np.ndarray) -> torch.Tensor:

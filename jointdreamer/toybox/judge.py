@@ -17,9 +17,8 @@ from torch import Tensor
 from jointdreamer.cameras import Cameras, orbit_cameras
 from jointdreamer.errors import UserError
 from jointdreamer.metrics import is_janus, resultant_length
-from jointdreamer.toybox import data, raycast
+from jointdreamer.toybox import data
 from jointdreamer.toybox.networks import AZIMUTH_BINS, JudgeNet
-from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import ACCESSORIES, COLORS, KINDS, PATTERNS, Toy, sample_toy
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge" / "model.safetensors"
@@ -76,9 +75,7 @@ def _attributes(answers: dict[str, Tensor], toy: Toy) -> float:
 
 def true_views(toy: Toy) -> Tensor:
     """The ray-cast truth (16, 3, 64, 64) from the judging cameras."""
-    cameras = judging_cameras()
-    rgba, _, _ = raycast.render(raycast.pack(solids(toy)), cameras.c2w[0].double().numpy(), cameras.fovy[0].numpy())
-    return data.composite(np.round(rgba * 255).astype(np.uint8), np.full((VIEWS, 3), BACKGROUND))
+    return data.true_views(toy, judging_cameras(), BACKGROUND)
 
 
 def blurred(rgb: Tensor, size: int = 28) -> Tensor:

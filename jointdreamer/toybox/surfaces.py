@@ -15,9 +15,8 @@ from jointdreamer.errors import UserError, one_line
 from jointdreamer.metrics import roughness
 from jointdreamer.runs.pictures import load_scene
 from jointdreamer.terminal import safe_output
-from jointdreamer.toybox import raycast
+from jointdreamer.toybox import data
 from jointdreamer.toybox.judge import judging_cameras
-from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import SECOND, Toy, parse_caption
 
 RESOLUTION = 96
@@ -34,9 +33,7 @@ def of_run(folder: Path) -> tuple[float, str]:
 
 def of_toy(toy: Toy) -> float:
     """The roughness of a true object."""
-    cameras = judging_cameras(RESOLUTION)
-    packed = raycast.pack(solids(toy))
-    rgba, _, normal = raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].numpy(), RESOLUTION)
+    rgba, _, normal = data.cast(toy, judging_cameras(RESOLUTION))
     rgba, normal = torch.from_numpy(rgba), torch.from_numpy(normal)
     return roughness(normal.movedim(-1, 1), rgba[..., 3:].movedim(-1, 1))
 
