@@ -72,6 +72,8 @@ def main(config_name: str, task: Callable[[dict[str, Any]], int]) -> int:
         sys.argv[1:] = complete(sys.argv[1:], cuda_is_available if has_models else None, multirun)
         # --help asks for all groups twice, and Hydra copies the whole config for each folder
         Hydra.list_all_config_groups = cache(Hydra.list_all_config_groups)
+        if not any("hydra.mode" in word for word in sys.argv):  # else it composes all once more to find none
+            Hydra.get_mode = lambda *_, **__: None
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
 
     return _guarded(config_name, job, compose_and_run)
