@@ -1,5 +1,6 @@
 """What a run starts from: `init_from`, another run, an experiment that is made first, or a mesh file."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
@@ -23,6 +24,8 @@ from jointdreamer.runs.records import read_result, wait_for_others
 from jointdreamer.runs.same_config import differing_keys
 from jointdreamer.scenes.base import Scene
 
+log = logging.getLogger(__name__)
+
 # What both stages of an object have
 SHARED = ("prompt", "negative_prompt", "prompts", "seed", "out_dir", "device", "precision", "models", "field")
 SHARED += ("background", "renderer", "memory", "logger", "viewer", "every", "output")
@@ -41,6 +44,7 @@ class Start:
     path: Path  # a run folder, or a mesh file
     config: dict[str, Any] | None = None  # of the run that is to be made, or resumed, first
     field: Mapping[str, Any] | None = None  # of the run that starts here
+    prompt: str = ""  # of that run
 
     def wait(self) -> None:
         """Until no other process makes it: jobs of a sweep, or rows of a table, may share their first stage."""
@@ -63,6 +67,8 @@ class Start:
             raise UserError(
                 f"init_from={self.path}: field.{differing[0]}: wanted the same field, give it as it is there"
             )
+        if self.prompt != config["prompt"]:
+            log.warning("init_from=%s was made for %r, this is %r", self.path, config["prompt"], self.prompt)
         scene.start_from(first.to(next(scene.parameters()).device))
 
 
@@ -94,7 +100,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
     given, experiments = str(cfg["init_from"]), choices_of("experiment", [CONF])
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file() or (path.is_file() and path.suffix.lower() in MESHES):
-        return Start(path, field=cfg["field"])
+        return Start(path, None, cfg["field"], cfg["prompt"])
     if given not in experiments:
         raise UserError(
             f"init_from={given}: no run folder, no mesh ({', '.join(MESHES)}) and no experiment; there are "
@@ -106,7 +112,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
     path = folder_for(first)
     if first["name"] == cfg["name"]:
         raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")
-    return Start(path, first, cfg["field"])
+    return Start(path, first, cfg["field"], cfg["prompt"])
 
 
 def with_shared(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,8 +70,10 @@ def test_the_same_command_again_has_nothing_to_do_even_without_the_first_stage(
 
 
 def test_a_finished_run_is_taken_by_its_folder_and_goes_on_without_it(launcher, tiny_run, two_stages, tmp_path):
-    given = [*MESH[:-2], f"init_from={folder(two_stages, 'smoke')}", "name=other", "field.encoding_lr=1"]  # 2 there
+    start = folder(two_stages, "smoke")
+    given = ["prompt=a cat", *MESH[1:-2], f"init_from={start}", "name=other", "field.encoding_lr=1"]  # 2 there
     assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=1")) == 0, stderr(tmp_path)
+    assert f"init_from={start} was made for 'a bear', this is 'a cat'" in stderr(tmp_path)
     assert launcher.run(tmp_path, tiny_run(*given, "schedule.steps=3")) == 0, stderr(tmp_path)
     assert steps(folder(tmp_path, "other")) == [0, 1, 2]
 
