@@ -15,7 +15,7 @@ from jointdreamer.errors import UserError
 from jointdreamer.project import PACKAGE
 from jointdreamer.weights.checkpoint import advice, cache_folder, file_keys, first_line
 from jointdreamer.weights.download import download_hub_files, download_url, downloaded_url
-from jointdreamer.weights.folders import NETWORKS, WEIGHTS, lacking, refuse_distilled_folder, wanted_files
+from jointdreamer.weights.folders import NETWORKS, WEIGHTS, Distilled, lacking, refuse_distilled_folder, wanted_files
 from jointdreamer.weights.roles import GATED, ROLES, SHA256, Role, about
 
 HUB_ID = r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w.-]+))?"
@@ -205,6 +205,8 @@ def _from_network(source: str | Path, file: str | None, wanted: list[str], tried
 
     try:
         return _from_hub(*hub, file, wanted) if hub else download_url(str(source), cache_folder())
+    except Distilled:
+        raise
     except Exception as error:  # the hub's client lets the errors of its HTTP library through, whatever that is
         if hub and type(error).__name__ == "GatedRepoError":
             not_accepted = f"gated: this account has not accepted the licence on https://huggingface.co/{hub[0]}"
@@ -224,7 +226,11 @@ def _from_hub(repo: str, revision: str | None, file: str | None, wanted: list[st
     if file:
         download_hub_files(repo, [file], revision, checksums)
         return Path(hf_hub_download(repo, file, **version))
-    patterns = wanted_files([one.rfilename for one in info.siblings or ()], wanted)
+    there = [one.rfilename for one in info.siblings or ()]
+    for name in (name for name in NETWORKS if name in there and not {*NETWORKS}.isdisjoint(wanted)):
+        config = Path(hf_hub_download(repo, name, **version))  # before gigabytes that are of no use
+        refuse_distilled_folder(config.parents[1], wanted)
+    patterns = wanted_files(there, wanted)
     download_hub_files(repo, [name for name in patterns if name.endswith(WEIGHTS)], revision, checksums)
     return Path(snapshot_download(repo, allow_patterns=patterns, **version))
 

@@ -58,11 +58,15 @@ def lacking(folder: Path, needs: Sequence[str]) -> list[str]:
     return [str(part) for part in parts if not any(file.suffix in WEIGHTS for file in part.glob("*.*"))]
 
 
+class Distilled(UserError):
+    """A network that is distilled for one guidance: no other source of a list stands in for it."""
+
+
 def refuse_distilled(config: Mapping[str, Any], where: Any) -> None:
-    """Raise UserError, one line, for a network that is told its guidance (FLUX, latent consistency models): it was
+    """Raise Distilled, one line, for a network that is told its guidance (FLUX, latent consistency models): it was
     distilled into one prediction, which has no direction to guide."""
     if mark := next((key for key in DISTILLED if config.get(key)), None):
-        raise UserError(
+        raise Distilled(
             f"{where}: {mark}: this model is distilled for one guidance, so it has no prediction without the text to "
             "guide from, which score distillation needs: take a base model, models=sd21, models=sdxl or models=sd35"
         )

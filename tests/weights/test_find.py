@@ -87,8 +87,24 @@ def test_online_one_probe_then_the_wanted_folders_only(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo, timeout: about)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: str(touch(tmp_path / name)))
     assert find_weights("org/repo", "model", needs=("unet/config.json", "vae/config.json")) == tmp_path
     assert asked["allow_patterns"] == files[:2]
+
+
+def test_a_distilled_network_of_the_hub_is_refused_by_its_config_before_its_weights_are_downloaded(
+    tmp_path, monkeypatch
+):
+    files = ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json"]
+    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    config = configured(tmp_path, "transformer", guidance_embeds=True) / files[0]
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda self, repo, timeout: about)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo, name: asked.append(name) or str(config))
+    with pytest.raises(UserError, match=r"transformer/config\.json: guidance_embeds: this model is distilled") as error:
+        find_weights(["org/flux", "org/other"], "text_to_image", needs=("unet/config.json", "vae/config.json"))
+    assert asked == files[:1] and "\n" not in str(error.value)
 
 
 def test_a_failing_probe_is_one_line_without_a_download(monkeypatch):
