@@ -4,7 +4,8 @@ Makes every object that is missing (16 prompts x 2 seeds x energies, each a run 
 them from 16 azimuths, says what it saw of each, and prints the table. OUT/table_ENERGY.png shows the objects from eight
 azimuths, one seed beside the other, and OUT/table3.png those of the first seed from four, one energy beside the other.
 The same command again goes on where it was.
-Costs and further measures: `python -m jointdreamer.tables table3`.
+The runs are those of `python -m jointdreamer.tables table3 out_dir=OUT`, which adds costs and further measures; the
+other tables read them too.
 """
 
 import argparse
@@ -82,9 +83,15 @@ def main() -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     jobs = [(p, s, e) for s in range(args.seeds) for p in range(len(prompts)) for e in args.energies]
-    common = ["models=toybox", f"prompt_file={args.prompts}", f"out_dir={args.out}", *args.overrides]
+    words = {word.partition("=")[0]: word for word in args.overrides}
+    name = words.pop("name", "").removeprefix("name=")
+    names = {energy: name or f"table3/{energy}" for energy in args.energies}
+    common = ["models=toybox", f"prompt_file={args.prompts}", f"out_dir={args.out}", *words.values()]
     runs = [
-        (f"{energy} prompt {number} seed {seed}", [f"prompt_id={number}", f"seed={seed}", f"energy={energy}", *common])
+        (
+            f"{energy} prompt {number} seed {seed}",
+            [f"prompt_id={number}", f"seed={seed}", f"energy={energy}", f"name={names[energy]}", *common],
+        )
         for number, seed, energy in jobs
     ]
     try:
@@ -96,9 +103,8 @@ def main() -> int:
     rows: dict[str, list[Verdict]] = {energy: [] for energy in args.energies}
     seen: dict[tuple[str, int, int], Tensor] = {}
     judge, cameras = load_judge(), judging_cameras()
-    name = next((word.removeprefix("name=") for word in args.overrides if word.startswith("name=")), None)
     for number, seed, energy in jobs:
-        folder = run_path(args.out, name or energy, prompts[number], seed)
+        folder = run_path(args.out, names[energy], prompts[number], seed)
         try:
             scene, _ = load_scene(folder)
         except UserError as error:

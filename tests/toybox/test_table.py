@@ -2,9 +2,11 @@ import signal
 import sys
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from jointdreamer.cli.main import composed
 from jointdreamer.toybox import table
 from jointdreamer.toybox.table import PROMPT_SEED, PROMPTS, TUNING_SEED, draw_prompts
 from jointdreamer.toybox.world import FIRST, SECOND, is_held_out_combination, parse_caption
@@ -47,9 +49,16 @@ def test_missing_objects_are_made_by_train_py_and_an_interrupt_is_one_line(monke
     assert (len(runs), parallel, threads) == (5, 3, 1)
     assert runs[2] == (
         "mvs prompt 2 seed 0",
-        ["prompt_id=2", "seed=0", "energy=mvs", "models=toybox", f"prompt_file={PROMPTS}", f"out_dir={tmp_path}",
-         "schedule=smoke"],
+        ["prompt_id=2", "seed=0", "energy=mvs", "name=table3/mvs", "models=toybox", f"prompt_file={PROMPTS}",
+         f"out_dir={tmp_path}", "schedule=smoke"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("energy", ["none", "cls", "i2i", "mvs"])
+def test_its_runs_are_those_of_the_papers_tables(energy):
+    common = ["prompt=a bear", "models=toybox"]
+    ours = composed("config", [f"energy={energy}", f"name=table3/{energy}", *common], "toybox")
+    assert ours == composed("config", [f"experiment=table3/{energy}", *common], "toybox")
 
 
 def test_a_sheet_shows_each_object_from_evenly_spaced_sides_and_leaves_room_for_the_missing(tmp_path):
