@@ -16,7 +16,8 @@ from jointdreamer.scenes.background import SphericalBackground
 from jointdreamer.scenes.nerf.field import HashGridField
 from jointdreamer.scenes.nerf.scene import NeRF
 from jointdreamer.scenes.nerf.volume import VolumeRenderer
-from jointdreamer.toybox import data
+from jointdreamer.toybox import data, raycast
+from jointdreamer.toybox.solids import solids
 from jointdreamer.toybox.world import SHIPPED_WORDS, Toy, Words, sample_toy
 
 MOMENTS = (45, 75, 120)  # steps: mush, blurred, nearly sharp
@@ -49,10 +50,11 @@ def _fit_and_look(toy: Toy, generator: torch.Generator) -> tuple[np.ndarray, ...
     black = SphericalBackground(random_probability=1.0, random_grey_range=(0.0, 0.0), eval_color=(0.0, 0.0, 0.0))
     scene = NeRF(field, black, VolumeRenderer(n_samples=96))
     optimizer = build_optimizer(scene.parameter_groups(), scene.lr_scale)
-    looks = []
+    packed, looks = raycast.pack(solids(toy)), []
     for step in range(1, MOMENTS[-1] + 1):
         cameras = sample_cameras(data.RIG, data.RESOLUTION // 2, generator)
-        truth = torch.from_numpy(data.cast(toy, cameras)[0])
+        rgba, _, _ = raycast.render(packed, cameras.c2w[0].double().numpy(), cameras.fovy[0].double().numpy(), 32)
+        truth = torch.from_numpy(rgba)
         scene.before_step(step - 1, generator)
         render = scene.render(cameras, generator=generator, normals=False)
         true_rgb, alpha = (truth[..., :3] * truth[..., 3:]).movedim(-1, 1), truth[..., 3]
