@@ -44,7 +44,7 @@ from jointdreamer.runs.pictures import load_scene, render_views
 from jointdreamer.runs.processes import train_runs
 from jointdreamer.schedules import Plan
 from jointdreamer.toybox import data
-from jointdreamer.toybox.judge import BACKGROUND, VIEWS, judging_cameras, load_judge, verdict
+from jointdreamer.toybox.judge import VIEWS, judging_cameras, load_judge, true_views, verdict
 from jointdreamer.toybox.world import Toy, caption, sample_toy
 
 METHODS = {"zero123": "Zero-1-to-3", "magic123": "Magic123", "jsd": "JSD, i2i, the picture as reference"}
@@ -113,11 +113,6 @@ def angles() -> list[float]:
     """How far each novel view is from the picture's, degrees from 0 to 180."""
     degrees = torch.rad2deg(novel_cameras().azimuth[0])
     return [round(float(min(x, 360 - x)), 2) for x in degrees]
-
-
-def true_views(toy: Toy, cameras: Cameras) -> Tensor:
-    """(V, 3, R, R) of the one rig, before the grey that runs are judged on."""
-    return data.true_views(toy, cameras, BACKGROUND)
 
 
 def write_picture(toy: Toy, file: Path) -> None:

@@ -73,9 +73,9 @@ def _attributes(answers: dict[str, Tensor], toy: Toy) -> float:
     return sum(right) / len(right)
 
 
-def true_views(toy: Toy) -> Tensor:
-    """The ray-cast truth (16, 3, 64, 64) from the judging cameras."""
-    return data.true_views(toy, judging_cameras(), BACKGROUND)
+def true_views(toy: Toy, cameras: Cameras | None = None) -> Tensor:
+    """The ray-cast truth (V, 3, R, R) from the one rig, by default the judging cameras, before the judge's grey."""
+    return data.true_views(toy, judging_cameras() if cameras is None else cameras, BACKGROUND)
 
 
 def blurred(rgb: Tensor, size: int = 28) -> Tensor:

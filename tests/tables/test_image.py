@@ -21,12 +21,11 @@ from jointdreamer.tables.image import (
     novel_cameras,
     scores_of,
     sheet_cameras,
-    true_views,
     words_of,
     write_picture,
     write_sheet,
 )
-from jointdreamer.toybox.judge import judging_cameras, load_judge
+from jointdreamer.toybox.judge import judging_cameras, load_judge, true_views
 from jointdreamer.toybox.world import HELD_OUT_SHAPES, caption, is_held_out_combination
 
 
