@@ -42,9 +42,8 @@ class Start:
     """Where a run's object comes from."""
 
     path: Path  # a run folder, or a mesh file
+    second: Mapping[str, Any]  # the config of the run that starts here
     config: dict[str, Any] | None = None  # of the run that is to be made, or resumed, first
-    field: Mapping[str, Any] | None = None  # of the run that starts here
-    prompt: str = ""  # of that run
 
     def wait(self) -> None:
         """Until no other process makes it: jobs of a sweep, or rows of a table, may share their first stage."""
@@ -62,13 +61,13 @@ class Start:
         if read_result(self.path) is None:
             raise UserError(f"init_from={self.path}: that run is not finished; give its command again first")
         first, config = load_scene(self.path)
-        other = differing_keys(config.get("field"), self.field)
+        other = differing_keys(config.get("field"), self.second["field"])
         if differing := [said for key, said in other.items() if key.rpartition(".")[2] not in (*HOW, "encoding_lr")]:
             raise UserError(
                 f"init_from={self.path}: field.{differing[0]}: wanted the same field, give it as it is there"
             )
-        if self.prompt != config["prompt"]:
-            log.warning("init_from=%s was made for %r, this is %r", self.path, config["prompt"], self.prompt)
+        if (prompt := self.second["prompt"]) != config["prompt"]:
+            log.warning("init_from=%s was made for %r, this is %r", self.path, config["prompt"], prompt)
         scene.start_from(first.to(next(scene.parameters()).device))
 
 
@@ -100,7 +99,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
     given, experiments = str(cfg["init_from"]), choices_of("experiment", [CONF])
     path = Path(given).expanduser()
     if (path / "config.yaml").is_file() or (path.is_file() and path.suffix.lower() in MESHES):
-        return Start(path, None, cfg["field"], cfg["prompt"])
+        return Start(path, cfg)
     if given not in experiments:
         raise UserError(
             f"init_from={given}: no run folder, no mesh ({', '.join(MESHES)}) and no experiment; there are "
@@ -112,7 +111,7 @@ def start_of(cfg: Mapping[str, Any]) -> Start | None:
     path = folder_for(first)
     if first["name"] == cfg["name"]:
         raise UserError(f"init_from={given} is this very run: give name=... for a folder of its own")
-    return Start(path, first, cfg["field"], cfg["prompt"])
+    return Start(path, cfg, first)
 
 
 def with_shared(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
