@@ -70,7 +70,6 @@ def find_weights(
             raise UserError(_not_a_folder(one, known.title if known else role, needs, []))
         found = _from_network(one, file, wanted, tried[str(one)], download)
         if found is not None:
-            refuse_distilled_folder(found, wanted)
             return found
     raise UserError(_not_found(role, known, file, tried, hint))
 
