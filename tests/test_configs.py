@@ -1,5 +1,7 @@
 """The real conf/: everything composes, and says what the code that reads it can take."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,29 @@ from jointdreamer.schedules import Plan
 from jointdreamer.toybox.table import PROMPT_SEED, draw_prompts
 
 
-def config(*overrides) -> Any:
+@cache
+def composed(*overrides: str) -> Any:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         # `name` is filled by Hydra's runtime, which `compose` does not have
-        composed = compose("config", [*overrides, "name=test"], return_hydra_config=False)
-    return OmegaConf.to_container(composed, resolve=True)
+        cfg = compose("config", [*overrides, "name=test"], return_hydra_config=False)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def config(*overrides: str) -> Any:
+    return deepcopy(composed(*overrides))
 
 
 def names(group):
     return sorted(path.relative_to(CONF / group).with_suffix("").as_posix() for path in (CONF / group).rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("models", names("models"))
-@pytest.mark.parametrize("schedule", names("schedule"))
-def test_every_schedule_parses_with_every_model(models, schedule):
-    cfg = config(f"models={models}", f"schedule={schedule}")
+OWN_SCHEDULES = [(models, None) for models in names("models")]  # schedule: ${models}
+SCHEDULES = [(models, schedule) for models in ("sd21", "toybox") for schedule in names("schedule")]
+
+
+@pytest.mark.parametrize(("models", "schedule"), [*OWN_SCHEDULES, *SCHEDULES])
+def test_every_schedule_parses_and_every_model_has_one(models, schedule):
+    cfg = config(f"models={models}", *([f"schedule={schedule}"] if schedule else []))
     assert cfg["models"]["name"] == models
     plan = Plan(cfg["schedule"]).check()
     assert set(vars(plan.at(0).lr)) == {"geometry", "appearance", "background"}
