@@ -133,9 +133,10 @@ def test_what_cannot_be_is_one_line(launcher, tiny_run, bear, tmp_path):
         ([*zero, "image=5"], ["image=5", "no such file"]),
         (["prompt=a red robot", "mask=text.png"], ["mask=text.png", "image=FILE"]),
         (["experiment=image/jsd", f"image={bear}"], ["no prompt", "terms.jsd"]),
-        (["prompt=a red robot", f"image={bear}"], ["must be one grey", "experiment=image/zero123"]),
-        ([*zero, "energy=mvs", "prompt=a red robot", f"image={bear}"], ["energy=i2i"]),
-        ([*zero, "energy=random", f"image={bear}"], ["RandomEnergy takes no image", "energy=i2i"]),
+        (["prompt=a red robot", "energy=i2i", f"image={bear}"], ["must be one grey", "experiment=image/zero123"]),
+        (["prompt=a red robot", f"image={bear}"], ["energy=mvs takes no picture", "experiment=image/zero123"]),
+        ([*zero, "energy=cls", "models.classifier.source=nowhere", f"image={bear}"], ["energy=cls takes no picture"]),
+        ([*zero, "energy=random", f"image={bear}"], ["energy=random takes no picture", "energy=i2i"]),
         ([*zero, f"image={bear}", "image_camera.distance=0"], ["image_camera.distance=0"]),
     ):
         assert launcher.run(tmp_path, tiny_run(*more)) == 2, more

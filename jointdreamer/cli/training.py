@@ -12,7 +12,7 @@ from jointdreamer.cameras import Rig
 from jointdreamer.cli.objective import Objective, check_objective
 from jointdreamer.cli.settings import Count, RunConfig, Steps, check, device_of, orbit
 from jointdreamer.distillation.registry import asks_image, asks_text, check_terms, takes_energy
-from jointdreamer.energies.registry import ROLES, build_energy, check_energy
+from jointdreamer.energies.registry import ROLES, WITHOUT_IMAGE, build_energy, check_energy
 from jointdreamer.errors import UserError
 from jointdreamer.machine import free_bytes
 from jointdreamer.optim import build_optimizer
@@ -95,7 +95,12 @@ def check_image(cfg: dict[str, Any]) -> None:
         )
     if cfg["image"] is None:
         return
-    if not told and between == "none":  # any other energy takes it, or says that it cannot
+    if between in WITHOUT_IMAGE:  # one of your own says it itself, once it is built
+        raise UserError(
+            f"image={cfg['image']}: energy={between} takes no picture; energy=i2i does, energy=none leaves it to the "
+            "terms, and experiment=image/zero123 and its siblings choose all of it"
+        )
+    if not told and between == "none":
         raise UserError(
             f"image={cfg['image']}: no term and no energy of this run looks at a picture; take energy=i2i, or "
             "experiment=image/zero123 or one of its siblings, or leave image out"

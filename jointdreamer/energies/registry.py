@@ -23,6 +23,7 @@ ROLES = {
     "i2i": "novel_view",
     "cls": "classifier",
 }  # short name -> its model among `models`
+WITHOUT_IMAGE = ("mvs", "cls", "random")  # short names of those that no given image can be told
 
 
 def energy_function(name: str) -> Callable[..., Any]:
