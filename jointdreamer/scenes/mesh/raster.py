@@ -262,12 +262,15 @@ class Rasterize(torch.autograd.Function):
         barycentric, depth, triangle = operations.rasterize(clip, faces, resolution)
         ctx.operations = operations
         ctx.mark_non_differentiable(depth, triangle)
+        ctx.set_materialize_grads(False)  # of depth and triangle: zeros of the pictures' size
         ctx.save_for_backward(clip, faces, barycentric, triangle)
         return barycentric, depth, triangle
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx, *grads: Tensor | None):
+        if grads[0] is None:
+            return None, None, None, None
         return ctx.operations.rasterize_backward(*ctx.saved_tensors, grads[0].contiguous()), None, None, None
 
 
