@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jointdreamer.priors.registry import build_prior
+
 IMAGE = "models.text_to_image.image_size=16"
 
 
@@ -65,6 +67,20 @@ def test_other_methods(launcher, words, tmp_path, tiny_classifier_folder, models
     more = [*more, f"models.classifier.source={tiny_classifier_folder}", "models.classifier.image_size=16"]
     assert launcher.run(tmp_path, words(models, *more)) == 0, (tmp_path / "stderr").read_text()
     assert len(rows(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("prior", "shape"), [("flow", [16, 16, 16]), ("pixel", [3, 32, 32])])
+def test_the_toybox_s_own_with_its_energy(launcher, tmp_path, prior, shape):
+    """The shipped weights; the multi-view model's latents are not the pixel model's."""
+    line = [f"prior=toybox_{prior}", "prompt=a green bear", "device=cpu", "energy=mvs", "schedule.steps=3"]
+    line += ["schedule.energy_weight=1", "schedule.resolution=12", "field.encoding.log2_table_size=8"]
+    line += ["every.log=1", "every.view=0", "output.views=0", "output.texture=0", "output.mesh_resolution=16"]
+    assert launcher.run(tmp_path, line) == 0, (tmp_path / "stderr").read_text()
+    assert len(rows(tmp_path)) == 3 and all(row["coherence"] != 0 for row in rows(tmp_path))
+    (config,) = tmp_path.rglob("config.yaml")
+    models = yaml.safe_load(config.read_text())["models"]
+    assert models["text_to_image"]["kind"] == prior
+    assert list(build_prior("text_to_image", models, "cpu").latent_shape) == shape
 
 
 @pytest.mark.gpu

@@ -161,9 +161,8 @@ def read_image_words(words: Sequence[str]) -> Any:
 
 def resolve(row: Row, settings: Settings) -> dict[str, Any]:
     """The config of a row's runs, as train.py gets it. Raises UserError for a word that train.py does not take."""
-    models = row.models or settings.models
-    words = [f"models={models}", f"experiment={row.on(settings.models)}", *row.settings(settings.models)]
-    return cli.composed("config", [*words, *settings.words], models)
+    models = settings.models
+    return cli.composed("config", [*row.overrides(models), *settings.words], row.models_on(models))
 
 
 def make_table(settings: Settings, train: Callable[..., list[int]] = train_runs) -> int:

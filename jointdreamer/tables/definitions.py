@@ -17,17 +17,24 @@ class Row:
     run_name: str | None = None  # the name of its runs, where that is not the experiment's
     toybox: str | None = None  # the experiment that is the same on the toybox
     toybox_words: tuple[str, ...] = ()  # further settings there
-    models: str | None = None  # its own, where they are not the table's; such a method is not built on the toybox
+    models: str | None = None  # its own, where they are not the table's; on the toybox it is `toybox` then
 
     def on(self, models: str) -> str:
         """The experiment to run for these models; "" for a method that is not built."""
-        if models == "toybox" and self.models:
-            return ""
-        return (self.toybox if models == "toybox" else None) or self.experiment or ""
+        if models != "toybox":
+            return self.experiment or ""
+        return self.toybox or ("" if self.models else self.experiment) or ""
 
-    def settings(self, models: str) -> tuple[str, ...]:
-        """Further settings of the experiment for these models."""
-        return self.words + (self.toybox_words if models == "toybox" else ())
+    def models_on(self, models: str) -> str:
+        """The models that its runs are of, in a table of these models."""
+        return models if models == "toybox" else self.models or models
+
+    def overrides(self, models: str) -> tuple[str, ...]:
+        """The words of train.py, for these models, that are the method."""
+        words = self.words
+        if models == "toybox":
+            words = (*(() if self.toybox else words), *self.toybox_words)
+        return (f"models={self.models_on(models)}", f"experiment={self.on(models)}", *words)
 
     def name(self, models: str) -> str:
         """The `name` of its runs."""
@@ -128,6 +135,7 @@ def tables(weights: Sequence[str] = (), methods: Sequence[str] = tuple(METHODS))
                     "dreamfusion/if",
                     _paper(TABLE1, "20.1", "27.7", "18.2"),
                     words=("schedule.steps=5000",),
+                    toybox="table1/dreamfusion_pixel",
                     models="if",
                 ),
                 Row("ProlificDreamer", "table1/prolificdreamer", _paper(TABLE1, "25.0", "18.7", "16.2")),
@@ -136,8 +144,9 @@ def tables(weights: Sequence[str] = (), methods: Sequence[str] = tuple(METHODS))
                 Row("JointDreamer", "table3/mvs", _paper(TABLE1, "27.7", "88.5", "42.1")),
             ),
             ("CLIP Score", "R-Precision", HELD_OUT, "words right", "users prefer, %"),
-            "Paper: 153 captions of COCO, 20 views, 5,000 iterations at 64x64. DreamFusion distils DeepFloyd IF, "
-            "SDS the same prior as the others. Its Magic3D is shown in pictures only.",
+            "Paper: 153 captions of COCO, 20 views, 5,000 iterations at 64x64. DreamFusion distils DeepFloyd IF "
+            "(the toybox: its own model over pixels), SDS the same prior as the others. Its Magic3D is shown in "
+            "pictures only.",
         ),
         "table2": Table(
             "Table 2: what each part adds",

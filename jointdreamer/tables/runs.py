@@ -52,12 +52,7 @@ def plan_jobs(
                 continue
             for row in (row for row in table.rows if row.on(models)):
                 name = row.name(models)
-                own = [
-                    f"models={row.models or models}",
-                    f"experiment={row.on(models)}",
-                    *row.settings(models),
-                    f"prompt_file={prompt_file}",
-                ]
+                own = [*row.overrides(models), f"prompt_file={prompt_file}"]
                 own += [f"prompt_id={number}", f"seed={seed}", f"out_dir={out_dir}", *words]
                 jobs.append(Job(row, name, number, prompt, seed, run_path(out_dir, name, prompt, seed), tuple(own)))
     return jobs

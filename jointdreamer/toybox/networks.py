@@ -247,7 +247,7 @@ def build_flow_scheduler() -> Any:
 
 def build_pixel_unet() -> Any:
     """Over 32x32 RGB; attention at 16x16 and 8x8."""
-    return _unet(PIXEL_SIZE, 3, 3, (48, 80, 96))
+    return _unet(PIXEL_SIZE, 3, 3, (48, 64, 64))
 
 
 def build_pixel_scheduler() -> Any:

@@ -50,8 +50,8 @@ DEFAULT_STEPS = {
     "novel-view": 9000,
     "clip": 3000,
     "judge": 4000,
-    "flow": 12000,
-    "pixel": 12000,
+    "flow": 6000,
+    "pixel": 2000,
     "coordinates": 6000,
 }
 

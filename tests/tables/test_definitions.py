@@ -8,7 +8,7 @@ from jointdreamer.cli import main as cli
 from jointdreamer.energies.registry import ENERGIES
 from jointdreamer.project import CONF
 from jointdreamer.tables.__main__ import Settings, resolve
-from jointdreamer.tables.definitions import MEASURES, METHODS, TABLE3_SDS, tables
+from jointdreamer.tables.definitions import MEASURES, METHODS, TABLE3_SDS, Row, tables
 from jointdreamer.tables.runs import plan_jobs
 
 TABLES = tables(("0.1", "3"))
@@ -38,17 +38,24 @@ def test_what_is_shared_on_the_toybox_is_the_same():
     assert composed("table2/jointdreamer", "sd21") != composed("table3/mvs", "sd21")
 
 
-def test_a_method_of_other_models_is_a_row_of_real_ones_alone():
-    """DreamFusion's prior is in pixels: SD 2.1's other methods stand beside it, the toybox has none."""
+def test_dreamfusion_has_models_of_its_own_beside_sd_2_1_and_its_own_prior_on_the_toybox():
     row = ROWS["table1", "DreamFusion (IF)"]
-    assert row.on("toybox") == "" and row.on("sd21") == "dreamfusion/if"
+    assert row.on("toybox") == "table1/dreamfusion_pixel" and row.on("sd21") == "dreamfusion/if"
     plan = {models: plan_jobs(TABLES["table1"], models, ["a bear"], Path("p.txt"), [0], Path("runs")) for models in
             ("toybox", "sd21")}  # fmt: skip
-    assert len(plan["sd21"]) == len(plan["toybox"]) + 1
-    [job] = [job for job in plan["sd21"] if job.row is row]
-    assert job.words[:3] == ("models=if", "experiment=dreamfusion/if", "schedule.steps=5000")
+    jobs = {models: next(job for job in all_jobs if job.row is row) for models, all_jobs in plan.items()}
+    assert jobs["sd21"].words[:3] == ("models=if", "experiment=dreamfusion/if", "schedule.steps=5000")
+    assert jobs["toybox"].words[:3] == ("models=toybox", "experiment=table1/dreamfusion_pixel", "prompt_file=p.txt")
     cfg = resolve(row, Settings("table1", models="sd21"))
     assert cfg["models"]["name"] == "if" and cfg["schedule"]["steps"] == 5000 and cfg["schedule"]["resolution"] == 64
+    cfg = resolve(row, Settings("table1", models="toybox"))
+    assert cfg["models"]["name"] == "toybox" and cfg["models"]["text_to_image"]["kind"] == "pixel"
+    assert cfg["schedule"] == resolve(ROWS["table1", "SDS"], Settings("table1", models="toybox"))["schedule"]
+
+
+def test_a_method_of_other_models_without_a_toybox_experiment_is_a_row_of_real_ones_alone():
+    row = Row("only with IF", "dreamfusion/if", models="if")
+    assert (row.on("toybox"), row.on("sd21")) == ("", "dreamfusion/if")
 
 
 def test_table_3_has_the_energies_of_the_paper():

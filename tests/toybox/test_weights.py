@@ -8,11 +8,10 @@ import torch
 
 from jointdreamer.cameras import orbit_cameras
 from jointdreamer.priors.coordinates import CoordinateDiffusion
-from jointdreamer.priors.prompts import Prompts
 from jointdreamer.toybox import networks
 from jointdreamer.toybox.recipes.coordinates import toy_maps
 from jointdreamer.toybox.recipes.shipped import FAMILY, WEIGHTS, save_part, save_tokenizer
-from jointdreamer.toybox.retrieval import sample, words_seen
+from jointdreamer.toybox.retrieval import draw, draw_each, load_flow, load_pixel, sample, words_seen
 from jointdreamer.toybox.world import parse_caption
 from jointdreamer.weights.parts import load_tokenizer, part_keys
 
@@ -35,6 +34,15 @@ def test_stock_diffusers_samples_the_shipped_folder():
     captions = ["a red robot", "a blue penguin", "a green bear", "an orange ghost"]
     torch.manual_seed(0)
     rgb = sample(captions, steps=12, guidance_scale=5.0, seed=0)
+    assert rgb.shape == (4, 3, 64, 64)
+    seen = words_seen(rgb, captions)
+    assert seen["color"] >= 0.75 and seen["kind"] >= 0.5
+
+
+@pytest.mark.parametrize("load", [load_flow, load_pixel])
+def test_the_flow_and_the_pixel_model_draw_what_they_are_told(load):
+    captions = ["a red robot", "a blue penguin", "a green bear", "an orange ghost"]
+    rgb = draw_each(load("float32"), captions, steps=12, guidance_scale=5.0, seed=0)
     assert rgb.shape == (4, 3, 64, 64)
     seen = words_seen(rgb, captions)
     assert seen["color"] >= 0.75 and seen["kind"] >= 0.5
@@ -101,17 +109,7 @@ def test_the_coordinate_model_draws_where_a_toy_is_from_each_camera():
     options = {"x0_limit": 5.0, "scale": networks.COORDINATE_SCALE, "text": FAMILY, "dtype": "float32"}
     prior = CoordinateDiffusion.build(WEIGHTS / "coordinates", **options)
     cameras = orbit_cameras(4, networks.COORDINATE_SIZE, distance=2.61)
-    words = prior.embed(Prompts(text))
-    conditions = [words.at(cameras), words.nothing(cameras)]
-    x = torch.randn(1, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    times = torch.linspace(999, 0, 13).long()
-    for now, after in zip(times[:-1], times[1:], strict=True):
-        noise = prior.guidance.noise(
-            prior.process, x, now[None], *prior.predict(x, now[None], conditions, cameras), guidance_scale=3.0
-        )
-        alpha_t, sigma_t = prior.process.at(after[None])
-        x = alpha_t * prior.process.x0(noise, x, now[None]) + sigma_t * noise
-    got = prior.decode(x)[0]
+    got = draw(prior, text, cameras, steps=12, guidance_scale=4.0, generator=torch.Generator().manual_seed(0))
     toy = parse_caption(text)
     assert toy is not None
     (true,) = toy_maps([toy], cameras)

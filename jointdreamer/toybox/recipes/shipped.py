@@ -51,6 +51,9 @@ SHIPPED = {
     ("novel-view", "tower"): ("novel_view/image_encoder", ""),
     ("novel-view", "projection"): ("novel_view/clip_camera_projection", "proj."),
     ("coordinates", "unet"): ("coordinates/unet", ""),
+    ("flow", "unet"): ("flow/transformer", ""),
+    ("flow", "text"): ("flow/text_encoder", ""),
+    ("pixel", "unet"): ("pixel/unet", ""),
     ("clip", "clip"): ("clip", ""),
     ("judge", "judge"): ("judge", ""),
 }
