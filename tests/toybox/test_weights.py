@@ -62,11 +62,13 @@ def test_stock_diffusers_samples_the_folder_without_being_told_anything():
 
 def test_every_transformers_reads_the_shipped_text_parts():
     """Releases before 5.6 look for `text_model.` before the names, those before 5 for vocab.json and merges.txt."""
-    keys = part_keys(FAMILY / "text_encoder")
-    assert keys and all(key.startswith("text_model.") for key in keys)
-    for folder in (FAMILY / "tokenizer", WEIGHTS / "clip"):
+    encoders = [FAMILY / "text_encoder", WEIGHTS / "flow" / "text_encoder", WEIGHTS / "pixel" / "text_encoder"]
+    for encoder in encoders:
+        keys = set(part_keys(encoder)) - {"text_projection.weight"}
+        assert keys and all(key.startswith("text_model.") for key in keys), encoder
+    for folder in (*(encoder.parent / "tokenizer" for encoder in encoders), WEIGHTS / "clip"):
         assert {"tokenizer.json", "vocab.json", "merges.txt"} <= {path.name for path in folder.iterdir()}
-    for part in (FAMILY / "text_encoder", WEIGHTS / "clip", WEIGHTS / "novel_view" / "image_encoder"):
+    for part in (*encoders, WEIGHTS / "clip", WEIGHTS / "novel_view" / "image_encoder"):
         assert json.loads((part / "config.json").read_text())["dtype"] == "float32"
 
 
