@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -80,7 +81,8 @@ def test_the_toybox_s_own_with_its_energy(launcher, tmp_path, prior, shape):
     (config,) = tmp_path.rglob("config.yaml")
     models = yaml.safe_load(config.read_text())["models"]
     assert models["text_to_image"]["kind"] == prior
-    assert list(build_prior("text_to_image", models, "cpu").latent_shape) == shape
+    latent_shape: Any = build_prior("text_to_image", models, "cpu").latent_shape
+    assert list(latent_shape) == shape
 
 
 @pytest.mark.gpu
