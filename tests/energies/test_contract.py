@@ -9,7 +9,9 @@ from jointdreamer.cameras import Cameras, Rig, sample_cameras
 from jointdreamer.diffusion import Noised, add_noise, noise_from_x0
 from jointdreamer.distillation.joint import energy_gradient, views_of
 from jointdreamer.energies.none import NoEnergy
+from jointdreamer.energies.random import RandomEnergy
 from jointdreamer.energies.registry import ENERGIES, build_energy
+from jointdreamer.errors import UserError
 from jointdreamer.priors.condition import Condition
 from jointdreamer.priors.latent import LatentDiffusion
 from jointdreamer.priors.prompts import Prompts, TextPair
@@ -104,3 +106,8 @@ def test_rigs_are_independent(energy, scene, monkeypatch):
 
 def test_nothing_of_an_energy_is_trained(energy):
     assert not any(p.requires_grad for p in energy.parameters())
+
+
+def test_an_energy_without_an_image_says_so():
+    with pytest.raises(UserError, match="RandomEnergy takes no image: energy=i2i does"):
+        RandomEnergy().give_reference(torch.rand(3, 16, 16), 0.0, 0.0, 2.0)
