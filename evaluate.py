@@ -29,6 +29,7 @@ from jointdreamer.evaluation.runs import find_runs, same_models
 from jointdreamer.evaluation.statistics import METHOD
 from jointdreamer.evaluation.table import markdown, runs_csv
 from jointdreamer.files import to_json, write_text
+from jointdreamer.kernels.waiting import spinning_while_alone
 from jointdreamer.priors.prompts import read_prompts
 from jointdreamer.project import CONF
 from jointdreamer.reading import Unreadable, find, read_json, read_yaml
@@ -71,7 +72,8 @@ def evaluate(cfg: dict[str, Any]) -> int:
         runs, other, compared = summary.comparable_runs(candidates, given, group_by)
         # first: it can be a mistake, the rest takes long
         reference, against = pick_reference(cfg, runs, instruments, kept)
-        looked = measure_all(runs, instruments, None if reference is None else reference.shape[1])
+        with spinning_while_alone():
+            looked = measure_all(runs, instruments, None if reference is None else reference.shape[1])
         measured = [one for one in looked if not isinstance(one, UserError)]
         if len(measured) == len(runs):
             break

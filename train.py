@@ -30,6 +30,7 @@ from jointdreamer.distillation.base import Term, TrainedBeside, merged_groups, m
 from jointdreamer.distillation.registry import build_terms, loss_names
 from jointdreamer.energies.registry import build_energy
 from jointdreamer.errors import printable
+from jointdreamer.kernels.waiting import spinning_while_alone
 from jointdreamer.machine import peak_memory_gb
 from jointdreamer.optim import ScheduledAdamW, build_optimizer
 from jointdreamer.priors.prompts import Prompts
@@ -162,7 +163,7 @@ def train(cfg: dict[str, Any], optimise: Callable[..., bool] = optimise) -> int:
             logger.begin(start, config=cfg, **cfg["logger"])
             seen = training.terms if training and ranks.first else None
             shown = open_viewer(cfg["viewer"], run.path, scene, seen, **output.orbit)
-            with stop_on_signals(ranks) as stop, shown as viewer:
+            with stop_on_signals(ranks) as stop, shown as viewer, spinning_while_alone():
                 gc.enable()
                 if training is not None and not optimise(replace(training, viewer=viewer), start, run, logger, stop):
                     done = f"{run.newest_checkpoint} of {plan.steps} steps"

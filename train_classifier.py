@@ -41,6 +41,7 @@ from jointdreamer.cli.settings import device_of
 from jointdreamer.comparison import compare_classifiers
 from jointdreamer.errors import UserError, printable
 from jointdreamer.files import try_folder
+from jointdreamer.kernels.waiting import spinning_while_alone
 from jointdreamer.machine import peak_memory_gb
 from jointdreamer.optim import ScheduledAdamW
 from jointdreamer.priors.registry import build_prior
@@ -183,6 +184,7 @@ def train(cfg: dict[str, Any]) -> int:
             records.logger.message(f"{run.path}: {describe(training)}")
             run.write_command(cli.typed_command())
             run.write_environment(weights=weights, device=str(accelerator.device), processes=accelerator.num_processes)
+        stack.enter_context(spinning_while_alone())
         stop = stack.enter_context(stop_on_signals())
         if not optimise(training, start, records, stop):
             if records is not None:

@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from statistics import median
@@ -20,26 +21,30 @@ from benchmarks.command import options, positive, run, table
 from jointdreamer.errors import UserError
 
 POLICIES = {
-    "passive": {"OMP_WAIT_POLICY": "passive"},  # ours: jointdreamer/__init__.py
+    "spinning while alone": {},  # ours: jointdreamer/kernels/waiting.py
+    "passive": {"OMP_WAIT_POLICY": "passive"},
     "spin 3,000 times": {"GOMP_SPINCOUNT": "3000"},
     "spin 30,000 times": {"GOMP_SPINCOUNT": "30000"},
     "spin 300,000 times": {"GOMP_SPINCOUNT": "300000"},  # libgomp's default
 }
+QUIET = 2.5  # seconds before a turn: whoever watches what others do looks back one
 STEP = """
 import sys, time, torch
 from diffusers import UNet2DConditionModel
 from jointdreamer.evaluation.networks import TOYBOX
+from jointdreamer.kernels.waiting import spinning_while_alone
 threads, repeats, views = map(int, sys.argv[1:])
 torch.set_num_threads(threads)
 unet = UNet2DConditionModel.from_pretrained(TOYBOX / "text_to_image" / "unet", torch_dtype=torch.float32)
 x = torch.randn(views, unet.config.in_channels, 16, 16, requires_grad=True)
 text = torch.randn(views, 77, unet.config.cross_attention_dim)
-for line in sys.stdin:
-    for repeat in range(repeats + 2):
-        began = time.perf_counter()
-        unet(x, 500, text)[0].sum().backward()
-        if repeat > 1:
-            print(time.perf_counter() - began, flush=True)
+with spinning_while_alone():
+    for line in sys.stdin:
+        for repeat in range(repeats + 2):
+            began = time.perf_counter()
+            unet(x, 500, text)[0].sum().backward()
+            if repeat > 1:
+                print(time.perf_counter() - began, flush=True)
 """
 
 
@@ -80,6 +85,7 @@ def worker(policy: dict[str, str], args: argparse.Namespace, views: int) -> Iter
 def turn(process: subprocess.Popen, repeats: int) -> list[float]:
     """Seconds of each repeat. Raises UserError if the process ended."""
     assert process.stdin is not None and process.stdout is not None
+    time.sleep(QUIET)
     process.stdin.write("\n")
     process.stdin.flush()
     lines = [process.stdout.readline() for _ in range(repeats)]

@@ -1,7 +1,8 @@
-"""What memory the machine has: held by this process, still free, and the most so far."""
+"""What the machine has: memory held by this process, still free, and the most so far; what others use of its cores."""
 
 import os
 import sys
+from collections.abc import Collection
 from math import inf
 from pathlib import Path
 
@@ -58,6 +59,22 @@ def _read(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def others_seconds(cores: Collection[int]) -> float | None:
+    """Seconds, since some moment and over these cores, in which others than this process had one of them.
+
+    None where the kernel does not say (no /proc).
+    """
+    own = os.times()
+    busy, names = 0, {f"cpu{core}" for core in cores}
+    for line in _read("/proc/stat").splitlines():
+        name, *ticks = line.split()
+        if name in names and len(ticks) >= 7:
+            names.remove(name)
+            user, nice, system, _, _, irq, soft_irq = map(int, ticks[:7])
+            busy += user + nice + system + irq + soft_irq
+    return None if names else busy / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 def peak_memory_gb() -> float:

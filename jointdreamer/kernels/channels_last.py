@@ -27,21 +27,26 @@ def channels_last_on_cpu(network: Any) -> Any:
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = ChannelsLastGroupNorm
-        elif type(module).__name__ == "ResnetBlock2D" and module.time_emb_proj is None and is_plain(module):
+        elif type(module).__name__ == "ResnetBlock2D" and is_plain(module):
             module.forward = partial(residual_block, module)
     return network.to(memory_format=torch.channels_last)
 
 
 def is_plain(block: Any) -> bool:
-    """Whether a residual block of diffusers is norm, silu, convolution, twice, and nothing else."""
+    """Whether a residual block of diffusers is norm, silu, convolution, twice, perhaps told the time between."""
     extras = (block.upsample, block.downsample, block.dropout.p or None)
-    return isinstance(block.nonlinearity, nn.SiLU) and extras == (None, None, None) and block.output_scale_factor == 1
+    plain = isinstance(block.nonlinearity, nn.SiLU) and extras == (None, None, None) and block.output_scale_factor == 1
+    time = block.time_emb_proj is None or (block.time_embedding_norm == "default" and not block.skip_time_act)
+    return plain and time
 
 
-def residual_block(block: Any, input_tensor: Tensor, temb: None = None) -> Tensor:  # diffusers' names
-    """The forward of a residual block of an autoencoder, which knows no time."""
+def residual_block(block: Any, input_tensor: Tensor, temb: Tensor | None = None) -> Tensor:  # diffusers' names
+    """The forward of a residual block; an autoencoder's knows no time."""
     x = input_tensor
-    hidden = block.conv2(norm_silu(block.norm2, block.conv1(norm_silu(block.norm1, x))))
+    hidden = block.conv1(norm_silu(block.norm1, x))
+    if temb is not None and block.time_emb_proj is not None:
+        hidden = hidden + block.time_emb_proj(F.silu(temb))[:, :, None, None]
+    hidden = block.conv2(norm_silu(block.norm2, hidden))
     return hidden + (x if block.conv_shortcut is None else block.conv_shortcut(x))
 
 
@@ -49,7 +54,7 @@ def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """silu(norm(x)), in one pass for what the kernels take."""
     if not takes(x) or (torch.is_grad_enabled() and norm.weight.requires_grad):
         return F.silu(norm(x))
-    return NormSilu.apply(x, norm)
+    return GroupNorm.apply(x, norm, True)
 
 
 def takes(x: Tensor) -> bool:
@@ -79,14 +84,14 @@ def parameters(norm: nn.GroupNorm) -> tuple[Any, Any]:
     return weight, bias
 
 
-class NormSilu(torch.autograd.Function):
-    """silu(norm(x)) for what `takes` says; differentiable once, in x."""
+class GroupNorm(torch.autograd.Function):
+    """norm(x), perhaps with silu after it, for what `takes` says; differentiable once, in x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    def forward(ctx, x: Tensor, norm: nn.GroupNorm, silu: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.parameters = parameters(norm)
-        out, ctx.stats = group_norm(x.detach(), *ctx.parameters, norm.num_groups, norm.eps, silu=True)
+        ctx.parameters, ctx.silu = parameters(norm), silu
+        out, ctx.stats = group_norm(x.detach(), *ctx.parameters, norm.num_groups, norm.eps, silu)
         return out
 
     @staticmethod
@@ -95,16 +100,15 @@ class NormSilu(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         grad_x = torch.empty_like(x)
         grad = rows(grad.to(x.dtype)).contiguous()
-        kernel = norm_kernels.compiled(norm_kernels.norm_silu_backward)
-        kernel(numbers(rows(x)), numbers(grad), ctx.stats, *ctx.parameters, numbers(rows(grad_x)))
-        return grad_x, None
+        kernel = norm_kernels.compiled(norm_kernels.group_norm_backward)
+        kernel(numbers(rows(x)), numbers(grad), ctx.stats, *ctx.parameters, ctx.silu, numbers(rows(grad_x)))
+        return grad_x, None, None
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
-    """nn.GroupNorm with a fast way through for images that `takes` knows, without a graph."""
+    """nn.GroupNorm with a fast way through for images that `takes` knows, where it is frozen."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
-        tracked = torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad)
-        if tracked or not takes(input):
+        if not takes(input) or (torch.is_grad_enabled() and self.weight.requires_grad):
             return super().forward(input)
-        return group_norm(input.detach(), *parameters(self), self.num_groups, self.eps, silu=False)[0]
+        return GroupNorm.apply(input, self, False)

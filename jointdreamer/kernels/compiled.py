@@ -1,26 +1,22 @@
 """Numba kernels on the CPU: compiled once and kept on disk, and run on as many threads as torch uses.
 
 A kernel does a share of the work, `kernel(first, last, *arguments)` for the items first to last - 1 of a range, and
-lets go of the interpreter meanwhile. The shares go to torch's own threads, those of the OpenMP library that it brings:
-where they spin while they wait (OMP_WAIT_POLICY), a thread of ours that is woken beside them gets no core until they
-sleep. Numba's parallel loops compile for three times as long, which a user waits for at the
-first step, and abort the process where two threads call them at once.
+lets go of the interpreter meanwhile; the shares go to torch's own threads. Numba's parallel loops compile for three
+times as long, which a user waits for at the first step, and abort the process where two threads call them at once.
 """
 
 import contextlib
-import ctypes
-import functools
 import itertools
 import logging
-import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from threading import Thread, main_thread
 from typing import Any
 
 import numba
 import torch
 from numba.core.caching import FunctionCache
+
+from jointdreamer.kernels.threads import on_threads
 
 log = logging.getLogger(__name__)
 
@@ -85,39 +81,6 @@ def in_shares(kernel: Any, n: int, *arguments: Any, per_thread: int = 1) -> None
         raise raised[0]
     if len(done) < shares:  # Ctrl-C in the moment before `try`, where nobody can catch it
         raise KeyboardInterrupt
-
-
-def on_threads(work: Callable[[Any], None], threads: int) -> None:
-    """Call work(None), which goes on until nothing is left to do, on this thread and on others beside it."""
-    openmp = openmp_parallel()
-    if openmp is not None:
-        openmp(BODY(work), None, threads, 0)
-        return
-    others = [pool(threads - 1).submit(work, None) for _ in range(threads - 1)]
-    work(None)
-    for other in others:
-        if not other.cancel():  # cancelled: it has not begun, and nothing is left
-            other.result()
-
-
-BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-@functools.cache
-def openmp_parallel() -> Any:
-    """What a compiler calls for `#pragma omp parallel`, in torch's OpenMP library; None where it has no such function.
-
-    Each thread that calls it has helpers of its own: calls from two at once do not meet.
-    """
-    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None) if sys.platform == "linux" else None
-    if found is not None:
-        found.argtypes, found.restype = (BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
-    return found
-
-
-@functools.cache
-def pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "kernel")
 
 
 def array(n_dimensions: int, dtype: Any = numba.float32) -> Any:

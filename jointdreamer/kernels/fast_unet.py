@@ -133,7 +133,7 @@ class FastUNet:
 
         # While one half of x stands for both, the second half of `time` is not looked at; it is the same
         rigs = len(sample) // max(views_of(attention) for attention in self.attentions)
-        guided = rigs % 2 == 0 and halves_are_equal(sample, timestep, class_labels)
+        guided = rigs % 2 == 0 and halves_are_equal(sample, time)
         x = self.conv_in(
             (sample[: len(sample) // 2] if guided else sample).contiguous(memory_format=torch.channels_last)
         )
@@ -167,10 +167,9 @@ def views_of(attention: Any) -> int:
     return getattr(attention.processor, "n_views", 1)
 
 
-def halves_are_equal(*inputs: Any) -> bool:
-    """Whether each of the inputs, or what is a tensor of them, has the same rows twice."""
-    rows = [x for x in inputs if isinstance(x, Tensor) and x.ndim]
-    return all(len(x) % 2 == 0 and torch.equal(*x.chunk(2)) for x in rows)
+def halves_are_equal(*inputs: Tensor) -> bool:
+    """Whether each of the inputs has the same rows twice."""
+    return all(torch.equal(*x.chunk(2)) for x in inputs)
 
 
 def twice(x: Tensor) -> Tensor:
@@ -179,17 +178,31 @@ def twice(x: Tensor) -> Tensor:
 
 
 class Linear:
-    """Linear layers (or 1 x 1 convolutions) that have one input, as one product over rows (M, n_in)."""
+    """Linear layers (or 1 x 1 convolutions) that have one input, as one product over rows (M, n_in).
+
+    Forward hooks of theirs are called; they may add to what comes out.
+    """
 
     def __init__(self, *layers: Any):
+        self.layers, self.sizes = layers, [len(layer.weight) for layer in layers]
         weight = torch.cat([layer.weight.flatten(1) for layer in layers])
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
         self.weight = pointwise._reorder_linear_weight(weight.contiguous(), None)
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         if plus is None:
-            return pointwise._linear_pointwise(x, self.weight, self.bias, *PLAIN)
-        return pointwise._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
+            out = pointwise._linear_pointwise(x, self.weight, self.bias, *PLAIN)
+        else:
+            out = pointwise._linear_pointwise.binary(x, plus, self.weight, self.bias, "add")
+        if any(layer._forward_hooks for layer in self.layers):
+            self.call_hooks(x, out)
+        return out
+
+    def call_hooks(self, x: Tensor, out: Tensor) -> None:
+        for layer, part in zip(self.layers, out.split(self.sizes, dim=-1), strict=True):
+            for hook in layer._forward_hooks.values():
+                if (more := hook(layer, (x,), part)) is not None:
+                    part.copy_(more)
 
 
 class Conv:

@@ -125,10 +125,11 @@ def group_norm(x, shift_by, first, weight, bias, groups, eps, silu, stats, out):
                     out[i, p, c] = rounded(load(x[i, p, c]) * scale[c] + shift[c], out)
 
 
-def norm_silu_backward(x, grad, stats, weight, bias, grad_x):
-    """The gradient of silu(group_norm(x)) with respect to x, from that of the output; x, grad, grad_x (N, pixels, C).
+def group_norm_backward(x, grad, stats, weight, bias, silu, grad_x):
+    """The gradient of what `group_norm` makes of x, in x, from that of the output; x, grad, grad_x (N, pixels, C).
 
-    With u = weight dL/dz and xhat = (x - mean) rstd it is rstd (u - mean(u) - xhat mean(u xhat)), means over a group.
+    With u = weight dL/dz and xhat = (x - mean) rstd it is rstd (u - mean(u) - xhat mean(u xhat)), means over a group;
+    z is what silu takes, dL/dz the output's gradient where there is none.
     """
     n, pixels, channels = x.shape
     groups = stats.shape[1]
@@ -141,15 +142,22 @@ def norm_silu_backward(x, grad, stats, weight, bias, grad_x):
             scale[c], shift[c] = rstd * weight[c], bias[c] - mean * rstd * weight[c]
         total[:] = 0
         product[:] = 0
-        for p in range(pixels):
-            for c in range(channels):
-                value = load(x[i, p, c])
-                z = value * scale[c] + shift[c]
-                sigmoid = ONE / (ONE + exp(-z))
-                of_z = load(grad[i, p, c]) * sigmoid * (ONE + z * (ONE - sigmoid))
-                total[c] += of_z
-                product[c] += of_z * value
-                grad_x[i, p, c] = rounded(of_z, grad_x)
+        if silu:
+            for p in range(pixels):
+                for c in range(channels):
+                    value = load(x[i, p, c])
+                    z = value * scale[c] + shift[c]
+                    sigmoid = ONE / (ONE + exp(-z))
+                    of_z = load(grad[i, p, c]) * sigmoid * (ONE + z * (ONE - sigmoid))
+                    total[c] += of_z
+                    product[c] += of_z * value
+                    grad_x[i, p, c] = rounded(of_z, grad_x)
+        else:
+            for p in range(pixels):
+                for c in range(channels):
+                    total[c] += load(grad[i, p, c])
+                    product[c] += load(grad[i, p, c]) * load(x[i, p, c])
+                    grad_x[i, p, c] = grad[i, p, c]
         for group in range(groups):
             start, stop = group * per_group, (group + 1) * per_group
             mean, rstd = np.float64(stats[i, group, 0]), np.float64(stats[i, group, 1])
@@ -205,5 +213,5 @@ def signatures(dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]]]:
         (compiled(group_norm), (images, rows, int64, *parameters, int64, float64, boolean, array(3), images)),
         (compiled(layer_norm), (rows, *parameters, float64, rows)),
         (compiled(gated_gelu), (rows, rows)),
-        (compiled(norm_silu_backward), (images, images, array(3), *parameters, images)),
+        (compiled(group_norm_backward), (images, images, array(3), *parameters, boolean, images)),
     ]

@@ -167,11 +167,10 @@ class RectifiedFlow(LatentDiffusion):
         t: Tensor,  # (B,)
         conditions: Sequence[Condition],
         cameras: Cameras | None,
-        forward: Callable[..., Any] | None = None,
     ) -> Tensor:
         k, v = len(conditions), x_t.shape[1]
         timestep = self.process.sigma.to(t.device)[t] * len(self.process)
-        return (forward or self.unet)(
+        return self.unet(
             hidden_states=torch.cat([x_t] * k).flatten(0, 1).to(self.unet.dtype),
             timestep=timestep.repeat_interleave(v).repeat(k),
             encoder_hidden_states=self.text(conditions),

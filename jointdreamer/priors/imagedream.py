@@ -254,7 +254,6 @@ class ImageDream(MultiViewDiffusion):
         t: Tensor,  # (B,)
         conditions: Sequence[Condition],
         cameras: Cameras | None,
-        forward: Any = None,
     ) -> Tensor:
         if cameras is None:
             raise UserError("a multi-view prior must be told where the views stand")
@@ -274,7 +273,7 @@ class ImageDream(MultiViewDiffusion):
             if isinstance(processor, MultiViewAttnProcessor):
                 processor.n_views = frames
         words = torch.cat([words, tokens[:, None].expand(-1, frames, -1, -1)], 2)
-        out = (forward or self.unet)(
+        out = self.unet(
             rows.flatten(0, 1),
             t.repeat_interleave(frames).repeat(k),
             encoder_hidden_states=words.flatten(0, 1),

@@ -1,6 +1,6 @@
 """What priors whose network is diffusers' and is told a text have in common, over latents or pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,11 +69,10 @@ class NetworkPrior(Prior):
         t: Tensor,  # (B,)
         conditions: Sequence[Condition],
         cameras: Cameras | None,
-        forward: Callable[..., Any] | None = None,  # instead of the network's own
     ) -> Tensor:
         """What the network itself answers under K conditions: rows (K B V, C, h, w), in its precision."""
         k, v = len(conditions), x_t.shape[1]
-        return (forward or self.unet)(
+        return self.unet(
             self.beside(torch.cat([x_t] * k).flatten(0, 1), conditions).to(self.unet.dtype),
             t.repeat_interleave(v).repeat(k),
             encoder_hidden_states=self.text(conditions),

@@ -138,15 +138,8 @@ class PixelDiffusion(NetworkPrior):
     def decode(self, latents: Tensor) -> Tensor:
         return latents / 2 + 0.5
 
-    def network(
-        self,
-        x_t: Tensor,  # (B, V, 3, h, w)
-        t: Tensor,  # (B,)
-        conditions: Sequence[Condition],
-        cameras: Cameras | None,
-        forward: Callable[..., Any] | None = None,
-    ) -> Tensor:
-        return super().network(x_t, t, conditions, cameras, forward)[:, :3]
+    def network(self, x_t: Tensor, t: Tensor, conditions: Sequence[Condition], cameras: Cameras | None) -> Tensor:
+        return super().network(x_t, t, conditions, cameras)[:, :3]
 
 
 def embed_prompts(folder: Path, dtype: torch.dtype, device: torch.device, prompts: Prompts) -> TextEmbeddings:

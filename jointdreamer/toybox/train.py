@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from jointdreamer.errors import UserError, one_line
 from jointdreamer.files import atomic_path
 from jointdreamer.images import plot_curves
+from jointdreamer.kernels.waiting import spinning_while_alone
 from jointdreamer.schedules import warm_up_and_cosine
 from jointdreamer.terminal import safe_output
 from jointdreamer.toybox.muon import Muon
@@ -233,7 +234,8 @@ def run(args: argparse.Namespace) -> int:
     trainer = Trainer(args.folder / args.model, recipe.networks, recipe.lr, args.steps or DEFAULT_STEPS[args.model])
     if not args.install:
         trainer.folder.mkdir(parents=True, exist_ok=True)
-        trainer.run(recipe.loss, recipe.sheet, every=max(1, min(250, trainer.steps // 4)))
+        with spinning_while_alone():
+            trainer.run(recipe.loss, recipe.sheet, every=max(1, min(250, trainer.steps // 4)))
     with trainer.averaged():
         where = recipe.install() if args.install else recipe.save(trainer.folder / "model")
     facts = {"model": args.model, "step": trainer.step, "images": trainer.step * recipe.batch, "saved": str(where)}

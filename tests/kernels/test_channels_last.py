@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from jointdreamer.kernels.channels_last import ChannelsLastGroupNorm, channels_last_on_cpu, norm_silu
+from tests.conftest import _unet
 
 HALF, FULL = torch.bfloat16, torch.float32
 PRECISION = {HALF: 2**-8, FULL: 1e-5}  # bfloat16 keeps 8 bits
@@ -85,16 +86,35 @@ def test_an_autoencoder_turned_is_as_exact_forward_and_backward(tiny_sd_folder, 
 
 
 @both_dtypes
-def test_norm_and_silu_have_the_gradient_of_float64(dtype):
+@pytest.mark.parametrize("silu", [True, False])
+def test_its_gradient_is_that_of_float64(dtype, silu):
     layer = norm(4, 24, dtype)
     x = (2 * torch.randn(2, 24, 5, 3) + 1).to(dtype).to(memory_format=torch.channels_last)
     weights = torch.randn(2, 24, 5, 3)
     ours, exact = x.clone().requires_grad_(), x.double().requires_grad_()
-    y = norm_silu(layer, ours)
+    y = norm_silu(layer, ours) if silu else layer(ours)
+    assert type(y.grad_fn).__name__ == "GroupNormBackward"
     (y.float() * weights).sum().backward()
-    normal = nn.functional.group_norm(exact, 4, layer.weight.double(), layer.bias.double(), layer.eps)
-    wanted = nn.functional.silu(normal)
+    wanted = nn.functional.group_norm(exact, 4, layer.weight.double(), layer.bias.double(), layer.eps)
+    wanted = nn.functional.silu(wanted) if silu else wanted
     (wanted * weights.to(dtype)).sum().backward()
     torch.testing.assert_close(y.double(), wanted, rtol=PRECISION[dtype], atol=1e-5)
     assert ours.grad is not None and exact.grad is not None
     assert (ours.grad.double() - exact.grad).abs().max() < 2 * PRECISION[dtype] * exact.grad.abs().max()
+
+
+@both_dtypes
+def test_a_unet_turned_is_as_exact_forward_and_backward(dtype):
+    exact = _unet().requires_grad_(False)
+    plain = copy.deepcopy(exact).to(dtype)
+    ours = channels_last_on_cpu(copy.deepcopy(plain))
+    images, weights, text = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
+    answers = []
+    for unet in (exact, plain, ours):
+        x = images.clone().requires_grad_()
+        out = unet(x.to(unet.dtype), torch.tensor([5, 700]), text.to(unet.dtype))[0].float()
+        (out * weights).sum().backward()
+        answers.append((out.detach(), x.grad))
+    for wanted, half, found in zip(*answers, strict=True):
+        most = 1.2 * (half - wanted).norm() + 1e-5 * wanted.norm()
+        assert (found - wanted).norm() <= most < 0.05 * wanted.norm()

@@ -14,6 +14,7 @@ from numba.core import caching, config
 from numba.core.caching import IndexDataCacheFile
 
 from jointdreamer.kernels import compiled
+from jointdreamer.kernels import threads as torch_threads
 from jointdreamer.kernels.compiled import array, cached_njit, compile_in_background, in_shares
 
 
@@ -73,8 +74,8 @@ def test_without_a_folder_for_it_nothing_is_kept(monkeypatch):
 def threads(request, monkeypatch):
     """torch.set_num_threads, with torch's OpenMP library and as where it has none that we know."""
     if request.param == "ours":
-        monkeypatch.setattr(compiled, "openmp_parallel", lambda: None)
-    elif compiled.openmp_parallel() is None:
+        monkeypatch.setattr(torch_threads, "openmp_parallel", lambda: None)
+    elif torch_threads.openmp_parallel() is None:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here")
     yield torch.set_num_threads
     torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def threads(request, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="torch brings another library there")
 @pytest.mark.skipif("OpenMP" not in torch.__config__.parallel_info(), reason="torch without OpenMP")
 def test_torch_brings_the_threads():
-    assert compiled.openmp_parallel() is not None
+    assert torch_threads.openmp_parallel() is not None
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])

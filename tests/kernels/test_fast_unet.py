@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jointdreamer.distillation.lora import CameraLoRA
 from jointdreamer.kernels.fast_unet import FastUNet, knows, speed_up
 from jointdreamer.priors.multi_view_unet import set_views
 from jointdreamer.priors.wonder3d import build_unet
@@ -145,3 +146,25 @@ def test_transformer_blocks_of_another_kind_are_left_alone():
     """Wonder3D's attention between domains is none that `FastUNet` knows."""
     made = build_unet({**dict(_unet().config), "class_embed_type": None})
     assert knows(_unet()) and not knows(made) and not speed_up(made)
+
+
+@torch.no_grad()
+def test_what_hooks_add_to_linear_layers_is_there(dtype):
+    """A LoRA's: to every projection of an attention, and for each row another camera beside its time."""
+    exact, plain, fast = both(_unet(), dtype)
+    x, t, text, rows = torch.randn(2, 4, 8, 8), torch.tensor([5, 400]), torch.randn(2, 7, 16), torch.randn(2, 16)
+    x[1], t[1], text[1] = x[0], t[0], text[0]  # of two rows that are equal one would stand for both
+    answers = {}
+    for unet in (exact, plain, fast):
+        torch.manual_seed(0)
+        lora = CameraLoRA(unet, 3)
+        for p in lora.parameters():
+            p.copy_(0.3 * torch.randn_like(p))
+        given = x.to(unet.dtype), t, text.to(unet.dtype)
+        off = unet(*given).sample
+        with lora.on(rows):
+            answers[unet] = unet(*given).sample
+        assert error(answers[unet], off) > 0.05
+        assert error(answers[unet][1], answers[unet][0]) > 0.01  # the camera counts
+        assert torch.equal(unet(*given).sample, off)
+    assert error(answers[fast], answers[exact]) < limit(answers[plain], answers[exact]) < 0.05

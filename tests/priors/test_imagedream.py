@@ -85,7 +85,7 @@ def test_the_picture_changes_the_prediction_with_the_text_alone(prior):
     assert not torch.allclose(cond, other, atol=1e-4) and torch.equal(uncond, same)
 
 
-def test_the_fifth_view_is_seen_by_the_others_and_has_no_camera(prior):
+def test_the_fifth_view_is_seen_by_the_others_and_has_no_camera(prior, monkeypatch):
     cameras, x_t = orbit_cameras(4, 8), noise()
     seen = {}
 
@@ -95,7 +95,8 @@ def test_the_fifth_view_is_seen_by_the_others_and_has_no_camera(prior):
 
     text = prior.embed(Prompts("a red robot"))
     conditions = [text.at(cameras), text.nothing(cameras)]
-    out = prior.network(x_t, torch.tensor([10]), conditions, cameras, network)
+    monkeypatch.setattr(prior.unet, "forward", network)
+    out = prior.network(x_t, torch.tensor([10]), conditions, cameras)
     rows, camera = seen["rows"].unflatten(0, (2, 5)), seen["camera"].unflatten(0, (2, 5))
     assert torch.equal(rows[0, 4], prior.picture[0]) and not rows[1, 4].any()
     assert torch.equal(rows[:, :4], torch.cat([x_t, x_t])) and torch.equal(out, torch.cat([x_t, x_t]).flatten(0, 1))
