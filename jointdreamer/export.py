@@ -134,6 +134,7 @@ def export(run: Path, place: Path, settings: Settings) -> None:
 
     import torch
 
+    from jointdreamer.kernels.waiting import spinning_while_alone
     from jointdreamer.runs.pictures import load_scene
     from jointdreamer.scenes.export import asset, write_mesh
 
@@ -142,7 +143,8 @@ def export(run: Path, place: Path, settings: Settings) -> None:
     colors = f"a texture of {settings.texture} px" if settings.texture else "colours at the vertices"
     print(printable(f"{run}: {settings.resolution}^3 points, {colors}"), file=sys.stderr)
     scene = scene.to("cuda" if torch.cuda.is_available() else "cpu")
-    mesh = asset(scene, settings.resolution, settings.texture)
+    with spinning_while_alone():
+        mesh = asset(scene, settings.resolution, settings.texture)
     try:
         (place / RECORD).unlink(missing_ok=True)
         for suffix in settings.formats:

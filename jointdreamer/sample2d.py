@@ -55,6 +55,7 @@ def sample(cfg: dict[str, Any]) -> int:
     from jointdreamer.cli.training import check_training
     from jointdreamer.energies.registry import build_energy
     from jointdreamer.images import contact_sheet, write_png
+    from jointdreamer.kernels.waiting import spinning_while_alone
     from jointdreamer.priors.prompts import Prompts
     from jointdreamer.priors.registry import build_prior
     from jointdreamer.runs.checkpoint import seed_everything
@@ -78,9 +79,10 @@ def sample(cfg: dict[str, Any]) -> int:
     cameras = orbit_cameras(rig.n_views, prior.image_size, **orbit(cfg["output"])).to(device)
     noise = noise_like(torch.empty(1, rig.n_views, *prior.latent_shape, device=device), generator)
     rows = {}
-    for name, weight in (("each on its own", 0.0), (f"energy={cfg['energy']['name']}", now.energy_weight)):
-        now.energy_weight = weight
-        rows[name] = prior.decode(sample_views(term, noise, cameras, now, generator))[0].clamp(0, 1)
+    with spinning_while_alone():
+        for name, weight in (("each on its own", 0.0), (f"energy={cfg['energy']['name']}", now.energy_weight)):
+            now.energy_weight = weight
+            rows[name] = prior.decode(sample_views(term, noise, cameras, now, generator))[0].clamp(0, 1)
     write_png(path, contact_sheet(rows, torch.rad2deg(cameras.azimuth[0]).tolist()))
     print(f"rows: {', '.join(rows)}\n{printable(path)}")
     return 0

@@ -52,14 +52,13 @@ def residual_block(block: Any, input_tensor: Tensor, temb: Tensor | None = None)
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """silu(norm(x)), in one pass for what the kernels take."""
-    if not takes(x) or (torch.is_grad_enabled() and norm.weight.requires_grad):
-        return F.silu(norm(x))
-    return GroupNorm.apply(x, norm, True)
+    return GroupNorm.apply(x, norm, True) if takes(x, norm) else F.silu(norm(x))
 
 
-def takes(x: Tensor) -> bool:
-    """Whether these are images of DTYPES on the CPU in channels-last layout."""
-    return x.ndim == 4 and x.dtype in DTYPES and not x.is_cuda and rows(x).is_contiguous()
+def takes(x: Tensor, norm: nn.GroupNorm) -> bool:
+    """Whether these are images of DTYPES on the CPU in channels-last layout, and the norm is not trained on them."""
+    images = x.ndim == 4 and x.dtype in DTYPES and not x.is_cuda and rows(x).is_contiguous()
+    return images and not (torch.is_grad_enabled() and norm.weight.requires_grad)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -106,9 +105,7 @@ class GroupNorm(torch.autograd.Function):
 
 
 class ChannelsLastGroupNorm(nn.GroupNorm):
-    """nn.GroupNorm with a fast way through for images that `takes` knows, where it is frozen."""
+    """nn.GroupNorm with a fast way through for what `takes` says."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
-        if not takes(input) or (torch.is_grad_enabled() and self.weight.requires_grad):
-            return super().forward(input)
-        return GroupNorm.apply(input, self, False)
+        return GroupNorm.apply(input, self, False) if takes(input, self) else super().forward(input)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
 
 import torch
 
@@ -71,13 +70,9 @@ class SleepingTeam:
         self._leader.start()
 
     def _lead(self, threads: int) -> None:
-        on_threads(_nothing, threads)  # from now on its threads wait for more
+        on_threads(lambda _: None, threads)  # from now on its threads wait for more
         self._end.wait()
 
     def end(self) -> None:
         self._end.set()
         self._leader.join()
-
-
-def _nothing(_: Any) -> None:
-    pass

@@ -20,7 +20,7 @@ def place(network: Any, device: str | torch.device) -> Any:
 
 
 def place_unet(unet: Any, device: str | torch.device, compile: bool = False) -> Any:
-    """A UNet that is only ever called without a graph, on the device; on a CPU `fast_unet` may take it over.
+    """A frozen UNet on the device; on a CPU `fast_unet` may take over its calls without a graph.
 
     compile: whether torch.compile makes kernels of it at its first call, minutes once for each shape that it sees; on
         CUDA with graphs, since its shapes never change. Everything else about it stays as it is.

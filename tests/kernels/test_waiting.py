@@ -19,7 +19,8 @@ def others(monkeypatch):
     """Two threads on two cores, of which others use as much as `others.share` says; the teams that were made."""
 
     class Others:
-        share, teams = 0.0, []
+        def __init__(self):
+            self.share, self.teams = 0.0, []
 
         def made(self, threads):
             self.teams.append([threads, "there"])
@@ -43,7 +44,6 @@ def others(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(waiting, "others_seconds", lambda _: (time.monotonic() - began) * found.share)
     monkeypatch.setattr(waiting, "SleepingTeam", found.made)
-    found.teams = []
     return found
 
 
