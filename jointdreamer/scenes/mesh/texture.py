@@ -3,6 +3,7 @@
 UV coordinates have v up and row 0 of a picture is v = 1, its top, as in OBJ and USD (glTF counts v downwards).
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,9 @@ def unwrap(surface: trimesh.Trimesh, size: int) -> tuple[np.ndarray, np.ndarray,
     points, normals = (np.asarray(of, np.float32) for of in (surface.vertices, surface.vertex_normals))
     corners = np.asarray(surface.faces)
     atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
+    # never freed (6 MB for 20,000 faces): its destructor wakes its threads without their lock, and one that is about to
+    # wait then is never woken, so that the destructor waits for ever, with the interpreter's lock
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(atlas))
     packing.resolution, packing.padding, packing.bilinear = size, PADDING, True
     pieces = _pieces(points[corners].mean(1))
     used = [np.unique(corners[piece], return_inverse=True) for piece in pieces]

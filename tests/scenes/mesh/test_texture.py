@@ -1,11 +1,13 @@
 """Texture maps of surfaces whose albedo is a known function of the place; an arrow says which way is up."""
 
+import gc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+import xatlas
 from PIL import Image
 from trimesh.visual import ColorVisuals
 
@@ -130,6 +132,27 @@ def test_slivers_without_area_have_the_colour_of_their_place():
     assert np.array_equal(mesh.vertices[mesh.faces], thin.faces)
     wanted = 255 * smooth(torch.tensor(points[middle]), None).numpy()
     assert np.abs(looked_up(mesh, mesh.uv[mesh.faces[-1]]) - wanted).max() < 10
+
+
+def test_xatlas_s_destructor_is_never_run(monkeypatch):
+    """It hung a run, once: it joins threads that it may have failed to wake."""
+    freed, real = [], xatlas.Atlas
+
+    class Atlas:
+        def __init__(self):
+            self.atlas = real()
+            self.add_mesh, self.generate = self.atlas.add_mesh, self.atlas.generate
+
+        def __getitem__(self, number):
+            return self.atlas[number]
+
+        def __del__(self):
+            freed.append(self)
+
+    monkeypatch.setattr(xatlas, "Atlas", Atlas)
+    unwrap(trimesh.creation.icosphere(1), 64)
+    gc.collect()
+    assert not freed
 
 
 @pytest.mark.parametrize("size", [8, -1, 9000])
